@@ -1,0 +1,134 @@
+"""Where two views of one image show the same point: the only file that knows coordinates.
+
+Coordinates are absolute pixels of the original image, continuous, x before y; the centre of the top-left pixel is
+(0.5, 0.5). A *view box* ``(x0, y0, x1, y1)`` holds the original-image coordinates of a view's left, top, right and
+bottom edges, so a horizontally flipped view has ``x0 > x1``. Everything else follows from two such boxes.
+
+Shape shorthand: N images, C channels, h,w feature cells, S side of the sampling grid.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+__all__ = ["view_box", "overlap_boxes", "grid_points", "to_grid_sample", "overlap_grids", "sample"]
+
+
+def view_box(transforms, height: int, width: int, view_height: int, view_width: int) -> np.ndarray:
+    """Derive a view's box from the transforms that made it.
+
+    Args:
+        transforms: any object with ``apply_coords`` ((K, 2) points of the original image to the view's pixels), such as
+            detectron2's ``TransformList``.
+        height, width: size of the original image, in pixels.
+        view_height, view_width: size of the view, in pixels.
+
+    Returns:
+        (4,) float64 view box.
+
+    Raises:
+        ValueError: the transforms rotate, shear or warp: no box can describe the view.
+    """
+    corners = np.array([[0.0, 0.0], [width, 0.0], [0.0, height], [width, height], [width / 2, height / 2]])
+    points = np.asarray(transforms.apply_coords(corners.copy()), dtype=np.float64)
+    offset = points[0]
+    scale = (points[3] - points[0]) / (width, height)
+    if not np.all(scale) or not np.allclose(points, corners * scale + offset, atol=1e-3):
+        raise ValueError(
+            f"a view must be an axis-aligned rectangle of its image; {transforms} rotates, shears or warps it"
+        )
+    first = -offset / scale
+    last = ((view_width, view_height) - offset) / scale
+    return np.concatenate([first, last])
+
+
+def overlap_boxes(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Intersect view boxes.
+
+    Args:
+        boxes1, boxes2: (N, 4) view boxes of the same images.
+
+    Returns:
+        (N, 4) boxes of the intersections, unflipped (``x0 <= x1``; empty ones have zero area), and (N,) their share of
+        the area of view 2, in [0, 1].
+    """
+    low1, high1 = _unflip(boxes1)
+    low2, high2 = _unflip(boxes2)
+    low = torch.maximum(low1, low2)
+    high = torch.maximum(torch.minimum(high1, high2), low)
+    fraction = (high - low).prod(dim=1) / (high2 - low2).prod(dim=1)
+    return torch.cat([low, high], dim=1), fraction
+
+
+def _unflip(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])
+
+
+def grid_points(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the centres of ``size`` x ``size`` equal cells of each box.
+
+    Args:
+        boxes: (N, 4) boxes in original-image pixels; a flipped box gives points from its left view edge to its right.
+        size: S.
+
+    Returns:
+        (N, S, S, 2) points as (x, y), rows first.
+    """
+    centres = (torch.arange(size, device=boxes.device, dtype=boxes.dtype) + 0.5) / size
+    x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * centres  # (N, S)
+    y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * centres  # (N, S)
+    return torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
+
+
+def to_grid_sample(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Turn original-image points into sampling coordinates of a view.
+
+    Args:
+        points: (N, S, S, 2) points as (x, y) in original-image pixels.
+        boxes: (N, 4) boxes of the view.
+
+    Returns:
+        (N, S, S, 2) coordinates for ``grid_sample(align_corners=False)``: -1 and 1 are the view's edges.
+    """
+    first = boxes[:, None, None, :2]
+    last = boxes[:, None, None, 2:]
+    return (points - first) / (last - first) * 2 - 1
+
+
+def overlap_grids(
+    boxes1: torch.Tensor, boxes2: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return where both views show the same S x S points of their overlap.
+
+    The points follow the orientation of view 1, so that two identical views get the identity grid. An image whose views
+    do not overlap gets each view's own identity grid: finite numbers that ``valid`` tells to leave out.
+
+    Args:
+        boxes1, boxes2: (N, 4) view boxes of the same images.
+        size: S.
+
+    Returns:
+        Two (N, S, S, 2) grids for :func:`sample`, and (N,) bool: whether the views overlap at all.
+
+    Source: DenseSiam, "GridSample" (project page); coordinates as in methods that sign the box by the flip (PixPro).
+    """
+    overlap, fraction = overlap_boxes(boxes1, boxes2)
+    valid = fraction > 0
+    flip1 = (boxes1[:, 0] > boxes1[:, 2])[:, None]
+    overlap = torch.where(flip1, overlap[:, [2, 1, 0, 3]], overlap)
+    points1 = grid_points(torch.where(valid[:, None], overlap, boxes1), size)
+    points2 = grid_points(torch.where(valid[:, None], overlap, boxes2), size)
+    return to_grid_sample(points1, boxes1), to_grid_sample(points2, boxes2), valid
+
+
+def sample(features: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Interpolate features at grid points, bilinearly; outside the map its border counts.
+
+    Args:
+        features: (N, C, h, w).
+        grid: (N, S, S, 2) from :func:`overlap_grids`.
+
+    Returns:
+        (N, C, S, S) float32: half precision would move points by up to 4 % of a cell of an 80 x 80 map.
+    """
+    return F.grid_sample(features.float(), grid.float(), padding_mode="border", align_corners=False)

@@ -1,0 +1,61 @@
+"""Projectors and predictors: stacks of 1x1 convolutions, for points (N, C, S, S) and for vectors (N, C, M, 1)."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+__all__ = ["ProjectorPredictor", "conv_mlp"]
+
+
+def conv_mlp(
+    in_dim: int,
+    dims: Sequence[int],
+    *,
+    norm: Callable[[int], nn.Module],
+    bias_last: bool,
+    last_norm_affine: bool | None,
+) -> nn.Sequential:
+    """Build hidden layers (convolution without bias, norm, ReLU) and a last convolution.
+
+    Args:
+        in_dim: input channels.
+        dims: output channels of each convolution; the last one has no ReLU.
+        norm: makes a norm layer from a number of channels.
+        bias_last: whether the last convolution has a bias.
+        last_norm_affine: None: nothing follows the last convolution; otherwise a norm does, with (True) or without
+            (False) learned scale and shift.
+
+    Returns:
+        A module mapping (N, in_dim, h, w) to (N, dims[-1], h, w).
+    """
+    layers: list[nn.Module] = []
+    for dim in dims[:-1]:
+        layers += [nn.Conv2d(in_dim, dim, 1, bias=False), norm(dim), nn.ReLU(inplace=True)]
+        in_dim = dim
+    layers.append(nn.Conv2d(in_dim, dims[-1], 1, bias=bias_last))
+    if last_norm_affine is not None:
+        last = norm(dims[-1])
+        if not last_norm_affine:
+            last.requires_grad_(False)  # scale stays 1 and shift 0, as without affine parameters
+        layers.append(last)
+    return nn.Sequential(*layers)
+
+
+class ProjectorPredictor(nn.Module):
+    """The two heads of one siamese comparison: ``z = projector(f)``, ``p = predictor(z)``."""
+
+    def __init__(self, in_dim: int, proj_dims: Sequence[int], pred_dim: int, norm: Callable[[int], nn.Module]):
+        """Build both.
+
+        Args:
+            in_dim: channels of f.
+            proj_dims: widths of the projector; the last is D. It ends in a norm without affine parameters.
+            pred_dim: hidden width of the predictor, D -> pred_dim -> D. It ends in a plain convolution.
+            norm: makes a norm layer from a number of channels.
+
+        Source: SimSiam, Sec. 3 (arXiv 2011.10566).
+        """
+        super().__init__()
+        dim = proj_dims[-1]
+        self.projector = conv_mlp(in_dim, proj_dims, norm=norm, bias_last=False, last_norm_affine=False)
+        self.predictor = conv_mlp(dim, [pred_dim, dim], norm=norm, bias_last=True, last_norm_affine=None)

@@ -1,0 +1,36 @@
+"""The segmentation loss that makes its own labels. Shape shorthand: N images, K clusters, h,w cells."""
+
+import torch
+from torch.nn import functional as F
+
+from densesiam_d2.layers.distributed import mean_over_images
+
+__all__ = ["pseudo_label_loss"]
+
+
+def pseudo_label_loss(logits: torch.Tensor, *, rebalance: bool, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the cross-entropy of logits against their own argmax, weighted by how frequent each label is.
+
+    The weight of a pixel is the share of its label among the valid pixels of this process's batch: frequency, not its
+    inverse, and the mean is not divided by the weights. So large clusters are favoured, and the loss is about 1/K of
+    the plain one when clusters are balanced.
+
+    Args:
+        logits: (N, K, h, w).
+        rebalance: weigh by frequency; otherwise every pixel counts 1.
+        valid: (N,) bool, the images that count; all when None.
+
+    Returns:
+        Scalar >= 0; 0 when no image is valid.
+
+    Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam ("rebalance").
+    """
+    logits = logits.float()
+    labels = logits.detach().argmax(dim=1)  # (N, h, w)
+    loss = F.cross_entropy(logits, labels, reduction="none")  # (N, h, w)
+    if rebalance:
+        counted = labels if valid is None else labels[valid]
+        counts = torch.bincount(counted.flatten(), minlength=logits.shape[1])
+        frequency = counts / counts.sum().clamp(min=1)  # (K,)
+        loss = loss * frequency[labels]
+    return mean_over_images(loss.flatten(1).mean(dim=1), valid)

@@ -1,0 +1,55 @@
+"""RegionSim: pool a view into regions by soft masks, and compare the regions of two views.
+
+Shape shorthand: N images, C feature channels, M regions, D embedding, S side of the grid. Regions travel as
+(N, C, M, 1) maps, so that the same 1x1-convolution heads serve points and regions.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from densesiam_d2.layers.distributed import mean_over_images
+
+__all__ = ["pool_regions", "region_infonce"]
+
+
+def pool_regions(features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Sum features under soft masks.
+
+    Args:
+        features: (N, C, S, S).
+        logits: (N, M, S, S); each point is shared among the M regions by a softmax.
+
+    Returns:
+        (N, C, M, 1) region embeddings: sums over the points, not means.
+
+    Source: DenseSiam, "region embeddings" (features times dense predictions);
+    densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam for softmax and sum.
+    """
+    masks = logits.float().softmax(dim=1).flatten(2)  # (N, M, S*S)
+    return torch.einsum("ncs,nms->ncm", features.float().flatten(2), masks).unsqueeze(-1)  # (N, C, M, 1)
+
+
+def region_infonce(
+    p: torch.Tensor, z: torch.Tensor, temperature: float, valid: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Tell each region of one view from the other regions of the same image in the other view.
+
+    Positives share the channel index; the M - 1 other regions of the image are the negatives. Gradients flow into both
+    arguments: detach ``z`` to stop them.
+
+    Args:
+        p: (N, D, M, 1) region predictions of one view.
+        z: (N, D, M, 1) region projections of the other view.
+        temperature: divides the cosine similarities.
+        valid: (N,) bool, the images that count; all when None.
+
+    Returns:
+        Scalar >= 0; log M when all regions look alike.
+
+    Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
+    """
+    p = F.normalize(p.float().squeeze(-1), dim=1)  # (N, D, M)
+    z = F.normalize(z.float().squeeze(-1), dim=1)  # (N, D, M)
+    logits = torch.einsum("ndi,ndj->nij", p, z) / temperature  # (N, M, M)
+    loss = -logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2)  # (N, M)
+    return mean_over_images(loss.mean(dim=1), valid)

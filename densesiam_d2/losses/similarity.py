@@ -1,0 +1,47 @@
+"""How alike two views are: negative cosine and soft cross-entropy, each with a stop-gradient on the target.
+
+Shape shorthand: N images, D embedding channels or K cluster logits, and any positions behind them (S x S points, or
+M regions x 1).
+"""
+
+import torch
+from torch.nn import functional as F
+
+from densesiam_d2.layers.distributed import mean_over_images
+
+__all__ = ["negative_cosine", "soft_cross_entropy"]
+
+
+def negative_cosine(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the mean of -cos(p, stop-gradient z) over images and positions.
+
+    Args:
+        p: (N, D, ...) predictions.
+        z: (N, D, ...) projections of the other view at the same points; no gradient flows into them.
+        valid: (N,) bool, the images that count; all when None.
+
+    Returns:
+        Scalar in [-1, 1]; 0 when no image is valid.
+
+    Source: SimSiam, Eq. 1 (arXiv 2011.10566), applied to points (DenseSiam, "PixSim").
+    """
+    cosine = F.cosine_similarity(p.float(), z.detach().float(), dim=1)  # (N, ...)
+    return mean_over_images(-cosine.flatten(1).mean(dim=1), valid)
+
+
+def soft_cross_entropy(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the mean cross-entropy of softmax(p) against stop-gradient softmax(z) over images and positions.
+
+    Args:
+        p: (N, K, ...) predicted logits.
+        z: (N, K, ...) target logits of the other view; no gradient flows into them.
+        valid: (N,) bool, the images that count; all when None.
+
+    Returns:
+        Scalar, at least the mean entropy of softmax(z); 0 when no image is valid.
+
+    Source: ZwwWayne/DenseSiam, densesiam/models/architectures/densesiam.py (no temperature).
+    """
+    target = z.detach().float().softmax(dim=1)
+    cross_entropy = -(target * p.float().log_softmax(dim=1)).sum(dim=1)  # (N, ...)
+    return mean_over_images(cross_entropy.flatten(1).mean(dim=1), valid)

@@ -1,0 +1,110 @@
+"""Geometry against numbers derived by hand. Runs without detectron2."""
+
+import numpy as np
+import pytest
+import torch
+
+from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids, sample, to_grid_sample, view_box
+
+
+class Affine:
+    """x' = sx * x + kx * y + tx, and so for y: what apply_coords of a list of transforms amounts to."""
+
+    def __init__(self, sx, tx, sy, ty, shear=0.0):
+        self.sx, self.tx, self.sy, self.ty, self.shear = sx, tx, sy, ty, shear
+
+    def apply_coords(self, coords):
+        x, y = coords[:, 0], coords[:, 1]
+        return np.stack([self.sx * x + self.shear * y + self.tx, self.sy * y + self.ty], axis=1)
+
+
+def test_view_box_of_crop_and_resize():
+    # Crop x from 20 to 60, y from 10 to 30 of a 100 x 80 image, resized to 20 x 40 (width x height):
+    # x' = (x - 20) * 20 / 40, y' = (y - 10) * 40 / 20.
+    transform = Affine(0.5, -10, 2, -20)
+    assert view_box(transform, 80, 100, 40, 20) == pytest.approx([20, 10, 60, 30])
+
+
+def test_view_box_of_flip_has_x0_above_x1():
+    # The same crop, flipped: x' = 20 - (x - 20) / 2.
+    assert view_box(Affine(-0.5, 30, 2, -20), 80, 100, 40, 20) == pytest.approx([60, 10, 20, 30])
+
+
+def test_view_box_refuses_shear():
+    with pytest.raises(ValueError, match="axis-aligned"):
+        view_box(Affine(1, 0, 1, 0, shear=0.3), 10, 10, 10, 10)
+
+
+def test_overlap_boxes_by_hand():
+    # View 1 spans x 0..10, y 0..10; view 2 (flipped) spans x 6..16, y 5..25. They share x 6..10, y 5..10: 20 of 200.
+    boxes1 = torch.tensor([[0.0, 0, 10, 10], [0, 0, 4, 4]])
+    boxes2 = torch.tensor([[16.0, 5, 6, 25], [4, 0, 8, 4]])  # the second pair touches in a line
+    overlap, fraction = overlap_boxes(boxes1, boxes2)
+    assert overlap[0].tolist() == [6, 5, 10, 10]
+    assert fraction.tolist() == pytest.approx([0.1, 0.0])
+
+
+def test_grid_points_are_cell_centres():
+    # x from 10 to 110 in 3 cells: centres 10 + 100/6, 10 + 300/6, 10 + 500/6.
+    points = grid_points(torch.tensor([[10.0, 0, 110, 6]]), 3)
+    assert points[0, 0, :, 0].tolist() == pytest.approx([26.6667, 60, 93.3333], abs=1e-3)
+    assert points[0, :, 0, 1].tolist() == [1, 3, 5]
+
+
+def test_to_grid_sample_by_hand():
+    # In a view from x = 10 to 30, x = 15 lies at a quarter: -0.5; flipped, at three quarters: +0.5.
+    points = torch.tensor([[[[15.0, 4.0]]]])
+    assert to_grid_sample(points, torch.tensor([[10.0, 0, 30, 8]])).flatten().tolist() == [-0.5, 0]
+    assert to_grid_sample(points, torch.tensor([[30.0, 0, 10, 8]])).flatten().tolist() == [0.5, 0]
+
+
+def test_identical_views_get_the_identity_grid():
+    box = torch.tensor([[30.0, 2, 10, 18]])  # flipped
+    grid1, grid2, valid = overlap_grids(box, box, 4)
+    features = torch.randn(1, 3, 4, 4)
+    assert valid.all()
+    assert torch.allclose(sample(features, grid1), features, atol=1e-6)
+    assert torch.allclose(sample(features, grid2), features, atol=1e-6)
+
+
+def test_views_without_overlap_are_marked_and_stay_finite():
+    boxes1 = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10]])
+    boxes2 = torch.tensor([[10.0, 0, 20, 10], [5, 5, 15, 15]])
+    grid1, grid2, valid = overlap_grids(boxes1, boxes2, 7)
+    assert valid.tolist() == [False, True]
+    assert torch.isfinite(grid1).all() and torch.isfinite(grid2).all()
+
+
+def _paint(box: torch.Tensor, size: int) -> torch.Tensor:
+    """Draw a view whose pixels hold their own original-image coordinates: (1, 2, size, size)."""
+    return grid_points(box[None], size).permute(0, 3, 1, 2)
+
+
+def test_painted_coordinates_agree_in_both_views():
+    """1,000 random pairs of boxes, half of them flipped: both views sampled at the grids read the same coordinates.
+
+    Bilinear interpolation is exact for a linear ramp except within half a view pixel of the border, where the border
+    value counts: there each view may be off by half its own pixel, in opposite directions.
+    """
+    generator = np.random.default_rng(0)
+    checked = 0
+    for _ in range(1000):
+        boxes = []
+        for _ in range(2):
+            x0, y0 = generator.uniform(0, 300, 2)
+            w, h = generator.uniform(20, 300, 2)
+            box = [x0, y0, x0 + w, y0 + h]
+            if generator.random() < 0.5:
+                box[0], box[2] = box[2], box[0]
+            boxes.append(torch.tensor([box], dtype=torch.float64))
+        grid1, grid2, valid = overlap_grids(*boxes, 7)
+        if not valid.all():
+            continue
+        read1 = sample(_paint(boxes[0][0], 56), grid1)
+        read2 = sample(_paint(boxes[1][0], 56), grid2)
+        half_pixels = sum((box[:, 2:] - box[:, :2]).abs() / 56 for box in boxes) / 2  # (1, 2)
+        assert ((read1 - read2).abs() <= half_pixels[:, :, None, None] + 1e-2).all()
+        inside = (grid1.abs().amax(-1) < 1 - 1 / 56) & (grid2.abs().amax(-1) < 1 - 1 / 56)
+        checked += int(inside.sum())
+        assert ((read1 - read2).abs().amax(dim=1)[inside] < 1e-2).all()
+    assert checked > 10_000
