@@ -1,0 +1,141 @@
+"""Values that cannot work, found before anything is built."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.config import CfgNode
+
+__all__ = ["check_config"]
+
+
+def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: v in names, "one of " + ", ".join(names)
+
+
+def _all_of(check: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    return lambda v: (length is None or len(v) == length) and len(v) > 0 and all(check(x) for x in v)
+
+
+def _is_range(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high
+
+
+def _positive(v: float) -> bool:
+    return v > 0
+
+
+def _not_negative(v: float) -> bool:
+    return v >= 0
+
+
+def _probability(v: float) -> bool:
+    return 0 <= v <= 1
+
+
+_PROBABILITY = (_probability, "in [0, 1]")
+_PROBABILITY_PAIR = (_all_of(_probability, 2), "two numbers in [0, 1], one per view")
+_POSITIVE = (_positive, "> 0")
+_NOT_NEGATIVE = (_not_negative, ">= 0")
+_WIDTHS = (_all_of(lambda v: isinstance(v, int) and v > 0), "a list of widths > 0")
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "INPUT.SSL.VIEW_SIZE": _POSITIVE,
+    "INPUT.SSL.PRE_CROP": _NOT_NEGATIVE,
+    "INPUT.SSL.VIEWS": (_all_of(lambda v: v in ("crop", "full"), 2), 'two of "crop", "full"'),
+    "INPUT.SSL.CROP_SCALE": (lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1, "[low, high] with 0 < low <= high <= 1"),
+    "INPUT.SSL.CROP_SCALE_OF": _one_of("area", "side"),
+    "INPUT.SSL.CROP_ASPECT": (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "[low, high] with 0 < low <= high"),
+    "INPUT.SSL.MIN_OVERLAP": _PROBABILITY,
+    "INPUT.SSL.INTERPOLATION": _one_of("bilinear", "bicubic"),
+    "INPUT.SSL.FLIP_PROB": _PROBABILITY,
+    "INPUT.SSL.JITTER": (lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5, "four numbers >= 0, the last <= 0.5"),
+    "INPUT.SSL.JITTER_PROB": _PROBABILITY,
+    "INPUT.SSL.GRAYSCALE_PROB": _PROBABILITY,
+    "INPUT.SSL.BLUR_PROB": _PROBABILITY_PAIR,
+    "INPUT.SSL.BLUR_SIGMA": (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "[low, high] with 0 < low <= high"),
+    "INPUT.SSL.SOLARIZE_PROB": _PROBABILITY_PAIR,
+    "MODEL.DENSESIAM.PROJ_DIMS": _WIDTHS,
+    "MODEL.DENSESIAM.PRED_DIM": _POSITIVE,
+    "MODEL.DENSESIAM.GRID_SIZE": _POSITIVE,
+    "MODEL.DENSESIAM.GRID_POSITION": _one_of("output", "feature"),
+    "MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.DENSESIAM.REGION.LOSS": _one_of("infonce", "cosine"),
+    "MODEL.DENSESIAM.REGION.TEMPERATURE": _POSITIVE,
+    "MODEL.DENSESIAM.REGION.LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.DENSESIAM.REGION.START": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "MODEL.DENSESIAM.REGION.PROJ_DIMS": _WIDTHS,
+    "MODEL.DENSESIAM.REGION.PRED_DIM": _POSITIVE,
+    "MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.DENSESIAM.IMAGE.PROJ_DIMS": _WIDTHS,
+    "MODEL.DENSESIAM.IMAGE.PRED_DIM": _POSITIVE,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": _POSITIVE,
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES": (lambda v: v == 0 or v > 1, "0 (none) or > 1"),
+    "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.NUM_PROJ_CONVS": _NOT_NEGATIVE,
+    "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SIMILARITY_WEIGHT": _NOT_NEGATIVE,
+    "SOLVER.AMP.PRECISION": _one_of("fp16", "bf16"),
+    "SOLVER.BASE_LR": (lambda v: _positive(v) and math.isfinite(v), "> 0"),
+    "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
+    "SOLVER.IMS_PER_BATCH": _POSITIVE,
+    "SOLVER.MAX_ITER": _POSITIVE,
+    "SOLVER.CHECKPOINT_PERIOD": _POSITIVE,
+    "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,
+    "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
+    "TEST.SEM_SEG_MATCHING": _one_of("none", "hungarian"),
+    "TEST.CENTER_CROP_SIZE": _NOT_NEGATIVE,
+    "TEST.SLIDE_WINDOW": _NOT_NEGATIVE,
+    "TEST.SLIDE_STRIDE": _NOT_NEGATIVE,
+}
+
+
+def check_config(cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False) -> None:
+    """Raise one error that lists every impossible value with its key.
+
+    Args:
+        cfg: a merged config.
+        world_size: number of processes that will train.
+        eval_only: leave out what only training needs.
+
+    Raises:
+        ValueError: at least one value cannot work.
+    """
+    problems = []
+    for key, (check, text) in RULES.items():
+        value = cfg
+        for name in key.split("."):
+            value = value[name]
+        if not check(value):
+            problems.append(f"{key} is {value!r}; it must be {text}")
+    problems += _combinations(cfg) + ([] if eval_only else _training(cfg, world_size))
+    if problems:
+        raise ValueError("the config cannot work:\n  " + "\n  ".join(problems))
+
+
+def _combinations(cfg: CfgNode) -> list[str]:
+    problems = []
+    test, head = cfg.TEST, cfg.MODEL.SEM_SEG_HEAD
+    if cfg.MODEL.META_ARCHITECTURE == "DenseSiam":
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            problems.append("TEST.PRECISE_BN.ENABLED is True; pretraining keeps its own batch statistics: set False")
+        if cfg.MODEL.DENSESIAM.SEM_SEG_ON and head.NAME != "PseudoLabelSemSegHead":
+            problems.append(f"MODEL.SEM_SEG_HEAD.NAME is {head.NAME!r}; SEM_SEG_ON needs 'PseudoLabelSemSegHead'")
+    if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
+        problems.append(f"TEST.SLIDE_STRIDE is {test.SLIDE_STRIDE}; it must be 1 to SLIDE_WINDOW, {test.SLIDE_WINDOW}")
+    if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
+        problems.append(f"SOLVER.BASE_LR_END is {cfg.SOLVER.BASE_LR_END}, above BASE_LR {cfg.SOLVER.BASE_LR}")
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.PRECISION != "bf16":
+        problems.append("SOLVER.AMP.PRECISION is 'fp16'; the CPU has only 'bf16'")
+    return problems
+
+
+def _training(cfg: CfgNode, world_size: int) -> list[str]:
+    problems = []
+    batch, world = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
+    if batch % world:
+        below, above = batch // world * world, (batch // world + 1) * world
+        nearest = f"{below} or {above}" if below else f"{above}"
+        problems.append(f"SOLVER.IMS_PER_BATCH is {batch}; {world} processes need a multiple, such as {nearest}")
+    if not cfg.DATASETS.TRAIN:
+        problems.append("DATASETS.TRAIN is empty; name a data set, such as \"('folder:/data/mine',)\"")
+    return problems

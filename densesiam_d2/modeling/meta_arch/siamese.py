@@ -1,0 +1,156 @@
+"""What every two-view method shares: batches to tensors, the encoder, time, metrics. No loss and no order of steps."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import Backbone, build_backbone
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["SiameseMetaArch"]
+
+METRIC_PERIOD = 20  # iterations
+
+
+class SiameseMetaArch(nn.Module):
+    """Base of pretraining methods that look at two views of each image.
+
+    A method subclasses it, tells its own story in ``forward`` and returns ``{"loss_*": scalar}`` in training.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_feature: str,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        zero_init_residual: bool = False,
+    ):
+        """Store the encoder and the input statistics.
+
+        Args:
+            backbone: any backbone of detectron2's registry.
+            in_feature: name of the backbone output that the method sees.
+            pixel_mean, pixel_std: per channel, in the order of ``INPUT.FORMAT`` and the range of the images.
+            zero_init_residual: start the last norm of each residual branch at 0.
+
+        Raises:
+            ValueError: the backbone has no such output.
+        """
+        super().__init__()
+        if in_feature not in backbone.output_shape():
+            raise ValueError(f"MODEL.SSL.IN_FEATURE {in_feature!r} is not among {sorted(backbone.output_shape())}")
+        self.backbone = backbone
+        self.in_feature = in_feature
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        # Share of training done, in [0, 1]; set before each step by densesiam_d2.engine.ProgressHook.
+        self.progress: float | None = None
+        if zero_init_residual:
+            _zero_init_residual(backbone)
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            "backbone": build_backbone(cfg),
+            "in_feature": cfg.MODEL.SSL.IN_FEATURE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "zero_init_residual": cfg.MODEL.SSL.ZERO_INIT_RESIDUAL,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def preprocess_views(self, batched_inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Move a batch to the device and normalise it there.
+
+        Args:
+            batched_inputs: the dict of ``collate_views``, or a list of what ``TwoViewDatasetMapper`` returns.
+
+        Returns:
+            Two (N, 3, H, W) views in channels-last memory order, and their two (N, 4) view boxes.
+        """
+        if isinstance(batched_inputs, list):
+            batched_inputs = {k: torch.stack([x[k] for x in batched_inputs]) for k in ("views", "view_boxes")}
+        views = batched_inputs["views"].to(self.device, non_blocking=True)  # (N, 2, 3, H, W)
+        boxes = batched_inputs["view_boxes"].to(self.device, non_blocking=True)  # (N, 2, 4)
+        x1, x2 = (
+            ((view - self.pixel_mean) / self.pixel_std).contiguous(memory_format=torch.channels_last)
+            for view in views.unbind(dim=1)
+        )
+        return x1, x2, boxes[:, 0], boxes[:, 1]
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's feature map of a view: (N, 3, H, W) to (N, C, h, w)."""
+        return self.backbone(x)[self.in_feature]
+
+    def weight_from(self, start: float, weight: float) -> float:
+        """Return ``weight`` once the share ``start`` of training is done, and 0 before.
+
+        Raises:
+            RuntimeError: the schedule needs the time and nobody set it.
+        """
+        if start <= 0:
+            return weight
+        if self.progress is None:
+            raise RuntimeError(
+                "a loss of this model starts in mid-training and the model does not know the time: "
+                "register densesiam_d2.engine.ProgressHook() on the trainer"
+            )
+        return weight if self.progress >= start else 0.0
+
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Return the encoder's features of whole images, for probing.
+
+        Args:
+            batched_inputs: dicts with "image", (3, H, W) in the range and order of training.
+
+        Returns:
+            Per image a dict with "features", (C, h, w).
+        """
+        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        return [{"features": self.encode(image[None])[0]} for image in images]
+
+    @staticmethod
+    def metrics_due() -> bool:
+        """Tell whether this iteration logs ``ssl/*`` metrics: every 20th does, for each one waits for the device."""
+        return get_event_storage().iter % METRIC_PERIOD == 0
+
+    def log_metrics(self, z: torch.Tensor, overlap: torch.Tensor, **metrics: torch.Tensor) -> None:
+        """Write ``ssl/*`` metrics to the event storage.
+
+        ``ssl/z_std`` is the standard deviation of L2-normalised embeddings over images and points, averaged over
+        channels. ``ssl/z_std_ideal`` is 1/sqrt(D), its value for directions spread evenly; far below it, the
+        embeddings have collapsed.
+
+        Args:
+            z: (N, D, ...) embeddings.
+            overlap: (N,) share of view 2 that view 1 shows.
+            metrics: further scalars, by name without the prefix.
+
+        Source: SimSiam, Fig. 2 (arXiv 2011.10566).
+        """
+        z = F.normalize(z.detach().float(), dim=1).transpose(0, 1).flatten(1)  # (D, N * positions)
+        get_event_storage().put_scalars(
+            smoothing_hint=False,
+            **{
+                "ssl/z_std": float(z.std(dim=1).mean()),
+                "ssl/z_std_ideal": z.shape[0] ** -0.5,
+                "ssl/overlap": float(overlap.mean()),
+                "ssl/no_overlap": float((overlap <= 0).float().mean()),
+                **{f"ssl/{name}": float(value) for name, value in metrics.items()},
+            },
+        )
+
+
+def _zero_init_residual(backbone: nn.Module) -> None:
+    for block in backbone.modules():
+        last = {BottleneckBlock: "conv3", BasicBlock: "conv2"}.get(type(block))
+        norm = getattr(block, last).norm if last else None
+        if isinstance(getattr(norm, "weight", None), nn.Parameter):
+            nn.init.zeros_(norm.weight)

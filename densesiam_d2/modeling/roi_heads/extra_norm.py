@@ -1,0 +1,25 @@
+"""The box head of C4 detectors with a norm behind res5."""
+
+from detectron2.config import CfgNode
+from detectron2.layers import get_norm
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+from torch import nn
+
+__all__ = ["Res5ROIHeadsExtraNorm"]
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    """``Res5ROIHeads`` with one norm of type MODEL.RESNETS.NORM after res5.
+
+    The norm fixes the scale of res5's output, which an unfrozen, self-supervised backbone leaves arbitrary. It is part
+    of the head: pretrained weights do not fill it.
+
+    Source: MoCo's detection transfer (facebookresearch/moco, ``detection/train_net.py``); our own implementation.
+    """
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
+        res5, out_channels = super()._build_res5_block(cfg)
+        res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, out_channels))
+        return res5, out_channels

@@ -1,0 +1,222 @@
+"""The segmentation head that labels its own pixels: a top-down decoder and one or two cluster classifiers.
+
+Shape shorthand: N images, C decoder channels, K clusters, h,w cells at the finest stride, H,W input pixels.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import nn
+from torch.nn import functional as F
+
+from densesiam_d2.layers import conv_mlp
+from densesiam_d2.losses import pseudo_label_loss
+from densesiam_d2.modeling.sem_seg.loss import masked_cross_entropy
+
+__all__ = ["ClusterClassifier", "PseudoLabelSemSegHead", "TopDownDecoder"]
+
+
+class TopDownDecoder(nn.Module):
+    """Sum backbone features into one map at the finest stride; an FPN without norm, smoothing or outputs in between.
+
+    Source: densesiam/models/architectures/picie.py in ZwwWayne/DenseSiam ("FPNDecoder").
+    """
+
+    def __init__(self, input_shape: dict[str, ShapeSpec], conv_dim: int):
+        """Make one 1x1 convolution, with bias, per feature.
+
+        Args:
+            input_shape: channels and stride of each feature.
+            conv_dim: C, channels of every lateral convolution and of the output.
+        """
+        super().__init__()
+        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride, reverse=True)  # coarse first
+        self.lateral = nn.ModuleDict({k: nn.Conv2d(input_shape[k].channels, conv_dim, 1) for k in self.in_features})
+
+    def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return (N, C, h, w), the size of the finest feature."""
+        x = None
+        for name in self.in_features:
+            lateral = self.lateral[name](features[name])
+            if x is not None:
+                lateral = lateral + F.interpolate(x, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            x = lateral
+        return x
+
+
+class ClusterClassifier(nn.Module):
+    """Projector onto K cluster logits, and the predictor that training puts behind it.
+
+    Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
+    """
+
+    def __init__(self, in_dim: int, num_classes: int, *, num_convs: int, norm: Callable[[int], nn.Module]):
+        """Build both.
+
+        Args:
+            in_dim: C, channels of the decoder's output, and of all hidden layers.
+            num_classes: K.
+            num_convs: convolution-norm-ReLU blocks of the projector before its last convolution.
+            norm: makes a norm layer from a number of channels.
+        """
+        super().__init__()
+        # The norm after the last convolution has no learned scale: logits keep unit variance, clusters cannot fade.
+        self.projector = conv_mlp(
+            in_dim, [in_dim] * num_convs + [num_classes], norm=norm, bias_last=True, last_norm_affine=False
+        )
+        self.predictor = conv_mlp(num_classes, [in_dim, num_classes], norm=norm, bias_last=True, last_norm_affine=None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits z (N, K, h, w) of decoded features (N, C, h, w); the predictor is not applied."""
+        return self.projector(x)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class PseudoLabelSemSegHead(nn.Module):
+    """Cluster pixels without labels, or classify them with labels.
+
+    Under ``SemanticSegmentor`` it computes its own loss: pseudo labels without targets, cross-entropy with targets.
+    ``DenseSiam`` calls :meth:`decode` and the classifiers, and adds the similarity of two views.
+
+    Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        num_classes: int,
+        conv_dim: int,
+        common_stride: int,
+        norm: Callable[[int], nn.Module],
+        num_proj_convs: int = 2,
+        aux_classes: int = 0,
+        rebalance: bool = True,
+        similarity_weight: float = 1.0,
+        loss_weight: float = 1.0,
+        ignore_value: int = 255,
+    ):
+        """Build the decoder and the classifiers.
+
+        Args:
+            input_shape: channels and stride of the backbone features to use.
+            num_classes: K, clusters of the main classifier.
+            conv_dim: C, channels of the decoder and of the hidden layers.
+            common_stride: stride of the finest feature, by which logits are upsampled to input pixels.
+            norm: makes a norm layer from a number of channels.
+            num_proj_convs: hidden blocks of each projector.
+            aux_classes: clusters of the auxiliary classifier; 0 = none.
+            rebalance: see :func:`densesiam_d2.losses.pseudo_label_loss`.
+            similarity_weight: total weight that :meth:`similarity_weights` shares out.
+            loss_weight: weight of ``loss_sem_seg``.
+            ignore_value: label of the pixels that do not count, when there are labels.
+
+        Raises:
+            ValueError: IN_FEATURES empty, or the finest of them not at COMMON_STRIDE.
+        """
+        super().__init__()
+        strides = {name: shape.stride for name, shape in input_shape.items()}
+        if not strides or min(strides.values()) != common_stride:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {common_stride}, but the strides of the MODEL.SEM_SEG_HEAD."
+                f"IN_FEATURES that the backbone has are {strides}: set it to the smallest"
+            )
+        self.num_classes = num_classes
+        self.aux_classes = aux_classes
+        self.common_stride = common_stride
+        self.rebalance = rebalance
+        self.similarity_weight = similarity_weight
+        self.loss_weight = loss_weight
+        self.ignore_value = ignore_value
+
+        self.decoder = TopDownDecoder(input_shape, conv_dim)
+        self.classifier = ClusterClassifier(conv_dim, num_classes, num_convs=num_proj_convs, norm=norm)
+        self.aux_classifier = (
+            ClusterClassifier(conv_dim, aux_classes, num_convs=num_proj_convs, norm=norm) if aux_classes else None
+        )
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        """Read ``MODEL.SEM_SEG_HEAD``; see the constructor for what it raises."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        missing = [name for name in head.IN_FEATURES if name not in input_shape]
+        if missing:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone only gives {sorted(input_shape)}"
+            )
+        widths = (head.CONVS_DIM, head.NUM_CLASSES, head.PSEUDO_LABEL.AUX_CLASSES)
+        if head.NORM == "GN" and any(width % 32 for width in widths):
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NORM 'GN' needs widths divisible by 32, but CONVS_DIM, NUM_CLASSES and "
+                f"PSEUDO_LABEL.AUX_CLASSES are {widths}: use 'SyncBN' or 'BN'"
+            )
+        return {
+            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "num_classes": head.NUM_CLASSES,
+            "conv_dim": head.CONVS_DIM,
+            "common_stride": head.COMMON_STRIDE,
+            "norm": lambda channels: get_norm(head.NORM, channels) or nn.Identity(),
+            "num_proj_convs": head.PSEUDO_LABEL.NUM_PROJ_CONVS,
+            "aux_classes": head.PSEUDO_LABEL.AUX_CLASSES,
+            "rebalance": head.PSEUDO_LABEL.REBALANCE,
+            "similarity_weight": head.PSEUDO_LABEL.SIMILARITY_WEIGHT,
+            "loss_weight": head.LOSS_WEIGHT,
+            "ignore_value": head.IGNORE_VALUE,
+        }
+
+    def forward(
+        self, features: dict[str, torch.Tensor], targets: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Return what detectron2 asks of a semantic segmentation head.
+
+        Args:
+            features: name -> (N, C_i, h_i, w_i).
+            targets: (N, H, W) labels; None in inference, and in training without labels.
+
+        Returns:
+            In training, (None, {"loss_sem_seg": weighted scalar}). In inference, (logits (N, K, H, W), {}).
+        """
+        z = self.layers(features)
+        if self.training:
+            return None, self.losses(z, targets)
+        # Channels last: detectron2's later resize and the argmax of the evaluator run several times faster on CPU.
+        return self._upsample(z.contiguous(memory_format=torch.channels_last)), {}
+
+    def decode(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the decoded features (N, C, h, w) that both classifiers take."""
+        return self.decoder(features)
+
+    def layers(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the main classifier's logits z (N, K, h, w)."""
+        return self.classifier(self.decode(features))
+
+    def losses(self, z: torch.Tensor, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Return ``loss_sem_seg`` of logits z (N, K, h, w), with targets (N, H, W) or with pseudo labels."""
+        if targets is None:
+            loss = pseudo_label_loss(z, rebalance=self.rebalance)
+        else:
+            loss = masked_cross_entropy(self._upsample(z.float()), targets, self.ignore_value)
+        # Predictors and the auxiliary classifier play no part here; DDP wants every parameter in the graph.
+        idle = [self.classifier.predictor] + ([self.aux_classifier] if self.aux_classifier else [])
+        idle_sum = sum(p.sum() for module in idle for p in module.parameters() if p.requires_grad)
+        return {"loss_sem_seg": self.loss_weight * loss + 0.0 * idle_sum}
+
+    def similarity_weights(self) -> tuple[float, float]:
+        """Return the weights of the soft cross-entropy between views, for the main and the auxiliary classifier.
+
+        A cross-entropy over K clusters is of the order of log K; each weight is proportional to the other classifier's
+        log K, so that both terms weigh the same: 0.5955 and 0.4045 for 27 and 128 clusters. Without an auxiliary
+        classifier its weight is 0.
+        """
+        if not self.aux_classes:
+            return self.similarity_weight, 0.0
+        main, aux = math.log(self.num_classes), math.log(self.aux_classes)
+        return self.similarity_weight * aux / (aux + main), self.similarity_weight * main / (aux + main)
+
+    def _upsample(self, logits: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False)
