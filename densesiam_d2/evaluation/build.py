@@ -1,0 +1,71 @@
+"""The evaluator of a dataset, from the dataset's own metadata."""
+
+from collections.abc import Callable
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+
+from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
+from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
+from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
+
+__all__ = ["build_evaluator"]
+
+# Meta-architectures that predict semantic maps: where a dataset has both kinds of labels, the model decides.
+_SEMANTIC_META_ARCHITECTURES = ("SemanticSegmentor", "SlidingSemanticSegmentor", "DenseSiam")
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
+    """Return the evaluator for a dataset, chosen by its metadata ``evaluator_type``.
+
+    Args:
+        cfg: the run's config; ``TEST.SEM_SEG_MATCHING`` and ``MODEL.META_ARCHITECTURE`` are read.
+        dataset_name: a registered dataset.
+        output_dir: where the evaluator may write its predictions; None writes none.
+
+    Raises:
+        ValueError: the dataset has no evaluator, or a key has an unknown value.
+    """
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type not in _BUILDERS:
+        raise ValueError(
+            f"dataset {dataset_name}: evaluator_type {evaluator_type} is unknown; known are {', '.join(_BUILDERS)}. "
+            "Set it by MetadataCatalog.get(name).evaluator_type, or leave the dataset out of DATASETS.TEST"
+        )
+    return _BUILDERS[evaluator_type](cfg, dataset_name, output_dir)
+
+
+def _build_coco(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
+    return COCOEvaluator(dataset_name, output_dir=output_dir)
+
+
+def _build_pascal_voc(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
+    return PascalVOCDetectionEvaluator(dataset_name)
+
+
+def _build_cityscapes_instance(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
+    return CityscapesInstanceEvaluator(dataset_name)
+
+
+def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
+    evaluators = {"none": SemSegConfusionEvaluator, "hungarian": HungarianSemSegEvaluator}
+    matching = cfg.TEST.SEM_SEG_MATCHING
+    if matching not in evaluators:
+        raise ValueError(f"TEST.SEM_SEG_MATCHING {matching} is unknown; known are {', '.join(evaluators)}")
+    return evaluators[matching](dataset_name, output_dir=output_dir)
+
+
+def _build_scenes(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
+    semantic = cfg.MODEL.META_ARCHITECTURE in _SEMANTIC_META_ARCHITECTURES
+    return (_build_sem_seg if semantic else _build_coco)(cfg, dataset_name, output_dir)
+
+
+_BUILDERS: dict[str, Callable[[CfgNode, str, str | None], DatasetEvaluator]] = {
+    "coco": _build_coco,
+    "pascal_voc": _build_pascal_voc,
+    "cityscapes_instance": _build_cityscapes_instance,
+    "cityscapes_sem_seg": _build_sem_seg,
+    "sem_seg": _build_sem_seg,
+    "scenes": _build_scenes,
+}

@@ -1,0 +1,205 @@
+"""Semantic segmentation by one confusion matrix over the whole dataset.
+
+Shape shorthand: K classes, P channels of the prediction, H,W pixels.
+"""
+
+import json
+import logging
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from PIL import Image
+
+from densesiam_d2.evaluation.confusion import confusion_matrix, scores
+
+__all__ = ["SemSegConfusionEvaluator", "predicted_labels", "read_labels"]
+
+logger = logging.getLogger(__name__)
+
+
+def read_labels(path: str | Path, label_map: np.ndarray | None = None) -> np.ndarray:
+    """Read a label image.
+
+    Args:
+        path: an image whose pixels are ids, grey or with a palette.
+        label_map: (256,) new id of each raw id; None leaves them.
+
+    Returns:
+        (H, W) ids: uint8 where the file or label_map allows it.
+
+    Raises:
+        ValueError: the image has colour channels, or ids that label_map does not cover.
+    """
+    with Image.open(path) as image:
+        labels = np.asarray(image)
+    if labels.ndim != 2:
+        raise ValueError(f"{path}: a label image holds one id per pixel, this one has mode {image.mode}")
+    if label_map is None:
+        return labels
+    if labels.dtype == np.uint8 and label_map.dtype == np.uint8:
+        return cv2.LUT(labels, label_map)
+    if labels.size and not 0 <= labels.min() <= labels.max() < len(label_map):
+        raise ValueError(
+            f"{path}: ids {labels.min()} to {labels.max()}, but label_map covers 0 to {len(label_map) - 1}"
+        )
+    return label_map[labels]
+
+
+def predicted_labels(logits: torch.Tensor) -> np.ndarray:
+    """Return the argmax over channels.
+
+    Args:
+        logits: (P, H, W), best stored channels last: the search then runs over neighbouring memory.
+
+    Returns:
+        (H, W) ids, uint8 if P <= 256.
+    """
+    labels = logits.permute(1, 2, 0).max(dim=-1).indices if logits.stride(0) == 1 else logits.max(dim=0).indices
+    return labels.to(torch.uint8 if len(logits) <= 256 else torch.int64).cpu().numpy()
+
+
+class SemSegConfusionEvaluator(DatasetEvaluator):
+    """Scores of a semantic segmentation: mIoU, pACC, mACC and the IoU of each class.
+
+    Every image is counted once, in whichever process sees it; :meth:`evaluate` adds the matrices of all processes. An
+    image's labels are the input's "sem_seg_target", where the mapper provides it (labels of a crop), or else the
+    dataset's "sem_seg_file_name", through the metadata's ``label_map`` if there is one.
+    """
+
+    def __init__(self, dataset_name: str, *, distributed: bool = True, output_dir: str | None = None):
+        """Read what the metadata says.
+
+        Args:
+            dataset_name: a registered dataset with ``stuff_classes`` and ``ignore_label`` in its metadata.
+            distributed: add up the counts of all processes; otherwise only this one's count.
+            output_dir: folder for ``sem_seg_evaluation.json`` (scores and matrix), if any.
+
+        Raises:
+            ValueError: the metadata lacks one of the two, or two classes share a name.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        for key in ("stuff_classes", "ignore_label"):
+            if not hasattr(metadata, key):
+                raise ValueError(
+                    f"dataset '{dataset_name}': its metadata has no '{key}', needed to score segmentations"
+                )
+        self._class_names = list(metadata.stuff_classes)
+        twins = sorted({name for name in self._class_names if self._class_names.count(name) > 1})
+        if twins:
+            raise ValueError(f"dataset '{dataset_name}': more than one class is called {twins}; scores go by name")
+        self._dataset_name = dataset_name
+        self._metadata = metadata
+        self._num_classes = len(self._class_names)
+        self._ignore_label = metadata.ignore_label
+        self._label_map = _compact(metadata.get("label_map"))
+        self._distributed = distributed
+        self._output_dir = Path(output_dir) if output_dir else None
+        self._label_files = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all counts."""
+        self._matrix = np.zeros((self._num_classes, self._num_classes), np.int64)
+        self._num_images = 0
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Count one batch.
+
+        Args:
+            inputs: the model's inputs, with "file_name" and perhaps "sem_seg_target" (H, W).
+            outputs: the model's outputs, with "sem_seg" (P, H, W).
+
+        Raises:
+            ValueError: labels and prediction do not fit each other or the metadata; the message names the file.
+        """
+        for x, output in zip(inputs, outputs, strict=True):
+            logits = output["sem_seg"]
+            self._make_room(len(logits))
+            self._matrix[:, : len(logits)] += confusion_matrix(
+                self._target(x),
+                predicted_labels(logits),
+                self._num_classes,
+                len(logits),
+                self._ignore_label,
+                name=x.get("file_name", "image without file_name"),
+            )
+            self._num_images += 1
+
+    def evaluate(self) -> OrderedDict:
+        """Return {"sem_seg": scores in percent} in the main process, {} in the others.
+
+        Raises:
+            ValueError: no image was processed.
+        """
+        parts = [(self._matrix, self._num_images)]
+        if self._distributed:
+            comm.synchronize()
+            parts = comm.gather(parts[0])
+            if not comm.is_main_process():
+                return OrderedDict()
+        num_images = sum(count for _, count in parts)
+        if not num_images:
+            raise ValueError(f"dataset '{self._dataset_name}': no image was evaluated")
+        width = max(matrix.shape[1] for matrix, _ in parts)  # a process without images knows no clusters
+        matrix = sum(np.pad(m, ((0, 0), (0, width - m.shape[1]))) for m, _ in parts)
+        results, details = self._score(matrix)
+        if self._output_dir:
+            record = {"sem_seg": results, "num_images": num_images, **details, "confusion": matrix.tolist()}
+            self._write(record)
+        headline = {name: value for name, value in results.items() if not name.startswith("IoU-")}
+        logger.info("%s, %d images: %s", self._dataset_name, num_images, json.dumps(_rounded(headline)))
+        return OrderedDict({"sem_seg": results})
+
+    def _score(self, matrix: np.ndarray) -> tuple[dict[str, float], dict]:
+        """Return the scores of the summed matrix (K, P), and what else belongs into the file."""
+        return self._named(scores(matrix)), {"classes": self._class_names}
+
+    def _named(self, result: dict) -> dict[str, float]:
+        """Return scores with one entry per class instead of the array "IoU"."""
+        named = {name: value for name, value in result.items() if name != "IoU"}
+        return named | {f"IoU-{k}": float(v) for k, v in zip(self._class_names, result["IoU"], strict=True)}
+
+    def _make_room(self, num_predicted: int) -> None:
+        """Check the prediction's number of channels."""
+        if num_predicted != self._num_classes:
+            raise ValueError(
+                f"the model predicts {num_predicted} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES), dataset "
+                f"'{self._dataset_name}' has {self._num_classes}; clusters need TEST.SEM_SEG_MATCHING 'hungarian'"
+            )
+
+    def _target(self, x: dict) -> np.ndarray:
+        """Return the labels (H, W) of one input."""
+        if "sem_seg_target" in x:
+            target = x["sem_seg_target"].cpu().numpy()
+            small = not target.size or 0 <= target.min() <= target.max() <= 255
+            return target.astype(np.uint8) if small else target
+        if self._label_files is None:
+            records = DatasetCatalog.get(self._dataset_name)
+            self._label_files = {r["file_name"]: r["sem_seg_file_name"] for r in records if "sem_seg_file_name" in r}
+        if x["file_name"] not in self._label_files:
+            raise ValueError(f"{x['file_name']}: dataset '{self._dataset_name}' has no 'sem_seg_file_name' for it")
+        return read_labels(self._label_files[x["file_name"]], self._label_map)
+
+    def _write(self, record: dict) -> None:
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        record["sem_seg"] = {k: None if math.isnan(v) else v for k, v in record["sem_seg"].items()}  # JSON has no nan
+        (self._output_dir / "sem_seg_evaluation.json").write_text(json.dumps(record))
+
+
+def _compact(label_map) -> np.ndarray | None:
+    """Return a label map as uint8 where its ids allow it (the fast path), else as int64."""
+    if label_map is None:
+        return None
+    label_map = np.asarray(label_map, np.int64)
+    return label_map.astype(np.uint8) if 0 <= label_map.min() <= label_map.max() <= 255 else label_map
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in values.items()}

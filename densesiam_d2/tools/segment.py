@@ -1,0 +1,269 @@
+"""Segment a folder of images.
+
+    python -m densesiam_d2.tools.segment --config-file F --weights W --input I --output O
+
+Writes, for every image below I and under the same relative name,
+
+- ``labels/*.png``: the id of each pixel (8 bit; 16 bit for more than 256 ids), at the image's size,
+- ``overlays/*.jpg``: the image with the ids in colour over it,
+
+and once ``legend.png`` and ``classes.json`` (name, colour and share of each id).
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from matplotlib.colors import hsv_to_rgb
+from torch import nn
+
+from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
+from densesiam_d2.engine.setup import load_config, replace_sync_bn
+
+__all__ = ["Segmentor", "colorize", "draw_legend", "main", "overlay", "palette", "segment_folder"]
+
+
+def palette(num: int) -> np.ndarray:
+    """Return (num, 3) uint8 RGB colours; colour i is the same for every num, and ids nearby differ in hue and value."""
+    i = np.arange(num)
+    hue = (i * 0.618034) % 1  # steps of the golden ratio never come back close to a recent hue
+    saturation = np.array([0.8, 0.5, 1.0])[i % 3]
+    value = np.array([0.9, 1.0, 0.6, 0.8])[i % 4]
+    return np.rint(255 * hsv_to_rgb(np.stack([hue, saturation, value], axis=-1))).astype(np.uint8)
+
+
+def colorize(labels: np.ndarray, num: int, colors: np.ndarray | None = None) -> np.ndarray:
+    """Return the colour of each label.
+
+    Args:
+        labels: (H, W) ids.
+        num: number of ids; pixels with another one (such as an ignore label) become black.
+        colors: (num, 3) uint8 RGB; :func:`palette` if None.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    colors = palette(num) if colors is None else colors
+    table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])
+    return table[np.where((labels >= 0) & (labels < num), labels, num)]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.5, colors: np.ndarray | None = None) -> np.ndarray:
+    """Return an image with its labels in colour over it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) ids.
+        alpha: weight of the colours, in [0, 1].
+        colors: (num, 3) uint8 RGB; :func:`palette` if None.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    num = int(labels.max()) + 1 if colors is None else len(colors)
+    return cv2.addWeighted(image, 1 - alpha, colorize(labels, num, colors), alpha, 0)
+
+
+def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Draw the ids that occur, most frequent first.
+
+    Args:
+        names: what to call each id.
+        colors: (num, 3) uint8 RGB.
+        shares: (num,) share of all pixels.
+
+    Returns:
+        (rows * 28 + 8, 420, 3) uint8 RGB.
+    """
+    used = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
+    canvas = np.full((28 * len(used) + 8, 420, 3), 255, np.uint8)
+    for row, i in enumerate(used):
+        y = 28 * row + 6
+        cv2.rectangle(canvas, (8, y), (40, y + 22), [int(c) for c in colors[i]], cv2.FILLED)
+        text = {"fontFace": cv2.FONT_HERSHEY_SIMPLEX, "fontScale": 0.5, "color": (0, 0, 0), "lineType": cv2.LINE_AA}
+        cv2.putText(canvas, f"{i}  {names[i]}", (50, y + 16), **text)
+        cv2.putText(canvas, f"{100 * shares[i]:5.1f} %", (345, y + 16), **text)
+    return canvas
+
+
+class Segmentor:
+    """A trained segmentation model, applied to one image at a time."""
+
+    def __init__(self, cfg: CfgNode):
+        """Build the model and fill it from ``cfg.MODEL.WEIGHTS``.
+
+        The short side of an image becomes ``TEST.CENTER_CROP_SIZE``, as in evaluation but without the crop, or else
+        ``INPUT.MIN_SIZE_TEST``.
+
+        Raises:
+            FileNotFoundError: there are no such weights.
+            ValueError: they do not fill the model, or it does not segment.
+        """
+        self.model = build_model(cfg).eval()
+        head = getattr(self.model, "sem_seg_head", None)
+        if head is None:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, as configured, has no sem_seg_head"
+            )
+        _fill(self.model, cfg.MODEL.WEIGHTS)
+        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self.resize = T.ResizeShortestEdge(
+            cfg.TEST.CENTER_CROP_SIZE or cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        )
+        self.bgr = cfg.INPUT.FORMAT == "BGR"
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return the ids (H, W) of an image (H, W, 3), uint8 RGB: uint8, or uint16 for more than 256 ids."""
+        height, width = image.shape[:2]
+        resized = self.resize.get_transform(image).apply_image(image)
+        if self.bgr:
+            resized = resized[:, :, ::-1]
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        logits = self.model([{"image": tensor, "height": height, "width": width}])[0]["sem_seg"]
+        return logits.max(dim=0).indices.cpu().numpy().astype(np.uint8 if self.num_classes <= 256 else np.uint16)
+
+
+def _fill(model: nn.Module, weights: str) -> None:
+    """Load a training checkpoint; what it has besides (projectors, optimizer) is left out."""
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"--weights {weights}: no such file")
+    checkpoint = torch.load(weights, map_location="cpu", weights_only=True)
+    state = checkpoint.get("model", checkpoint)
+    wanted = model.state_dict()
+    for name in wanted.keys() & state.keys():
+        have, want = tuple(state[name].shape), tuple(wanted[name].shape)
+        if have != want:
+            raise ValueError(f"{weights}: {name} is {have}, but {want} by the config: give the one it was trained with")
+    missing = model.load_state_dict(state, strict=False).missing_keys
+    if missing:
+        raise ValueError(
+            f"{weights} leaves {len(missing)} tensors of the model unfilled, {', '.join(missing[:3])}, ...: "
+            "give the config that it was trained with"
+        )
+
+
+def _images(folder: Path, skipped: dict[str, str]) -> Iterator[tuple[Path, np.ndarray]]:
+    """Yield relative path and pixels of every image below a folder; note the other files in ``skipped``."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            skipped[str(name)] = f"ending {path.suffix or 'missing'}"
+            continue
+        try:
+            image = read_image(path)
+        except ValueError as error:
+            skipped[str(name)] = str(error)
+            continue
+        yield name, image
+
+
+def segment_folder(
+    segmentor: Segmentor, source: Path, output: Path, names: list[str], colors: np.ndarray, alpha: float = 0.5
+) -> dict:
+    """Segment every image below a folder and write the files that the module's docstring lists.
+
+    Args:
+        segmentor: the model.
+        source: folder with images, searched recursively.
+        output: folder to write to, outside source.
+        names: what to call each id.
+        colors: (num, 3) uint8 RGB.
+        alpha: weight of the colours in the overlays.
+
+    Returns:
+        "images" (count), "skipped" (file name -> reason) and "seconds_per_image" (network and argmax).
+
+    Raises:
+        FileNotFoundError: source is missing or has no readable image.
+        ValueError: output lies in source.
+    """
+    if not source.is_dir():
+        raise FileNotFoundError(f"--input {source}: no such folder")
+    if output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--output {output} lies in --input {source}: the next run would segment its results")
+    skipped, written, seconds = {}, set(), 0.0
+    pixels = np.zeros(len(names), np.int64)
+    for name, image in _images(source, skipped):
+        start = time.perf_counter()
+        labels = segmentor(image)
+        seconds += time.perf_counter() - start
+        pixels += np.bincount(labels.ravel(), minlength=len(names))
+        stem = name.with_suffix("")
+        if stem in written:  # a.jpg and a.png
+            stem = name
+        written.add(stem)
+        _write(output / "labels" / f"{stem}.png", labels)
+        _write(output / "overlays" / f"{stem}.jpg", overlay(image, labels, alpha, colors)[:, :, ::-1])
+    if not written:
+        raise FileNotFoundError(f"--input {source}: no readable image in it; {len(skipped)} other files")
+    shares = pixels / pixels.sum()
+    _write(output / "legend.png", draw_legend(names, colors, shares)[:, :, ::-1])
+    classes = [
+        {"id": i, "name": name, "color": color, "share": float(share)}
+        for i, (name, color, share) in enumerate(zip(names, colors.tolist(), shares, strict=True))
+    ]
+    (output / "classes.json").write_text(json.dumps(classes, indent=1))
+    return {"images": len(written), "skipped": skipped, "seconds_per_image": seconds / len(written)}
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f"{path}: could not be written")
+
+
+def _names_and_colors(cfg: CfgNode, matching: str | None) -> tuple[list[str], np.ndarray]:
+    """Return name and RGB colour of each id: the dataset's if ids are its classes, else clusters."""
+    num = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    names, colors = [f"cluster {i}" for i in range(num)], palette(num)
+    if matching:
+        matched = json.loads(Path(matching).read_text()).get("cluster_to_class")
+        if matched is None or len(matched) != num:
+            raise ValueError(f"--matching {matching}: no 'cluster_to_class' of {num} clusters in it")
+        return [f"{name} = {matched[i] or 'no class'}" for i, name in enumerate(names)], colors
+    if cfg.TEST.SEM_SEG_MATCHING == "none" and cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        if len(metadata.get("stuff_classes", [])) == num:
+            names = list(metadata.stuff_classes)
+            colors = np.array(metadata.get("stuff_colors", colors), np.uint8)
+    return names, colors
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="the yaml that the checkpoint was trained with")
+    parser.add_argument("--weights", required=True, help="segmentation checkpoint, such as model_final.pth")
+    parser.add_argument("--input", required=True, type=Path, help="folder with images")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--alpha", type=float, default=0.5, help="weight of the colours in the overlays, 0 to 1")
+    parser.add_argument("--matching", help="sem_seg_evaluation.json of a Hungarian evaluation, to name the clusters")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
+    args = parser.parse_args(argv)
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        cfg.MODEL.WEIGHTS = args.weights
+        replace_sync_bn(cfg)
+        names, colors = _names_and_colors(cfg, args.matching)
+        report = segment_folder(Segmentor(cfg), args.input, args.output, names, colors, args.alpha)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{report['images']} images, {report['seconds_per_image']:.3f} s each, results in {args.output}")
+    for reason, count in Counter(report["skipped"].values()).items():
+        print(f"skipped {count}: {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+
+from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.evaluation.build import build_evaluator
+from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
+from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
+from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
+
+NAME = "test_build_evaluator"
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    return cfg
+
+
+@pytest.fixture
+def metadata(tmp_path):
+    annotations = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(annotations))
+    (tmp_path / "Annotations").mkdir()
+    yield MetadataCatalog.get(NAME).set(
+        json_file=str(tmp_path / "instances.json"),
+        dirname=str(tmp_path),
+        split="test",
+        year=2007,
+        gt_dir=str(tmp_path),
+        thing_classes=["a"],
+        stuff_classes=["a", "b"],
+        ignore_label=255,
+    )
+    MetadataCatalog.remove(NAME)
+
+
+@pytest.mark.parametrize(
+    "evaluator_type, meta_architecture, matching, expected",
+    [
+        ("coco", "GeneralizedRCNN", "none", COCOEvaluator),
+        ("pascal_voc", "GeneralizedRCNN", "none", PascalVOCDetectionEvaluator),
+        ("cityscapes_instance", "GeneralizedRCNN", "none", CityscapesInstanceEvaluator),
+        ("cityscapes_sem_seg", "SlidingSemanticSegmentor", "none", SemSegConfusionEvaluator),
+        ("sem_seg", "SemanticSegmentor", "none", SemSegConfusionEvaluator),
+        ("sem_seg", "DenseSiam", "hungarian", HungarianSemSegEvaluator),
+        ("cityscapes_sem_seg", "DenseSiam", "hungarian", HungarianSemSegEvaluator),
+        ("scenes", "GeneralizedRCNN", "hungarian", COCOEvaluator),
+        ("scenes", "SemanticSegmentor", "none", SemSegConfusionEvaluator),
+        ("scenes", "SlidingSemanticSegmentor", "none", SemSegConfusionEvaluator),
+        ("scenes", "DenseSiam", "hungarian", HungarianSemSegEvaluator),
+    ],
+)
+def test_evaluator_by_type(cfg, metadata, tmp_path, evaluator_type, meta_architecture, matching, expected):
+    metadata.evaluator_type = evaluator_type
+    cfg.MODEL.META_ARCHITECTURE = meta_architecture
+    cfg.TEST.SEM_SEG_MATCHING = matching
+    assert type(build_evaluator(cfg, NAME, str(tmp_path))) is expected
+
+
+def test_user_mistakes_are_named(cfg, metadata):
+    with pytest.raises(
+        ValueError, match=rf"dataset {NAME}: evaluator_type None is unknown; known are coco, pascal_voc"
+    ):
+        build_evaluator(cfg, NAME)
+    metadata.evaluator_type = "sem_seg"
+    cfg.TEST.SEM_SEG_MATCHING = "greedy"
+    with pytest.raises(ValueError, match=r"TEST\.SEM_SEG_MATCHING greedy is unknown; known are none, hungarian"):
+        build_evaluator(cfg, NAME)

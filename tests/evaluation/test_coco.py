@@ -1,0 +1,56 @@
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures.masks import polygons_to_bitmask
+
+from tests.data_trees import real_data
+
+NAME = "test_coco128"
+
+
+@pytest.fixture(scope="module")
+def dataset_dicts():
+    root = real_data("coco128")
+    register_coco_instances(NAME, {}, str(root / "instances.json"), str(root / "images"))
+    yield DatasetCatalog.get(NAME)
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def predicted(d, shift=0.0):
+    boxes = [BoxMode.convert(a["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for a in d["annotations"]]
+    boxes = torch.tensor(boxes).reshape(-1, 4)
+    masks = [polygons_to_bitmask(a["segmentation"], d["height"], d["width"]) for a in d["annotations"]]
+    return Instances(
+        (d["height"], d["width"]),
+        pred_boxes=Boxes(boxes + shift * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)),
+        pred_masks=[torch.from_numpy(mask) for mask in masks],
+        pred_classes=torch.tensor([a["category_id"] for a in d["annotations"]]),
+        scores=torch.ones(len(boxes)),
+    )
+
+
+def evaluate(dataset_dicts, **kwargs):
+    evaluator = COCOEvaluator(NAME)
+    evaluator.reset()
+    for d in dataset_dicts:
+        evaluator.process([d], [{"instances": predicted(d, **kwargs)}])
+    return evaluator.evaluate()
+
+
+def test_ground_truth_scores_100(dataset_dicts):
+    assert sum(len(d["annotations"]) for d in dataset_dicts) == 929
+    results = evaluate(dataset_dicts)
+    for task in ("bbox", "segm"):
+        assert results[task]["AP"] == pytest.approx(100)
+
+
+def test_shifted_boxes_score_by_their_iou(dataset_dicts):
+    # Shifted by a tenth of width and height: IoU = 0.81 / (2 - 0.81) = 0.68; right at 0.5, 0.55, 0.6, 0.65 of 10.
+    results = evaluate(dataset_dicts, shift=0.1)
+    assert results["bbox"]["AP50"] > 95 and results["bbox"]["AP75"] < 5
+    assert results["bbox"]["AP"] == pytest.approx(40, abs=3)
+    assert results["segm"]["AP"] == pytest.approx(100)

@@ -1,0 +1,205 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import launch
+from PIL import Image
+
+from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator, predicted_labels, read_labels
+
+
+def one_hot(ids, num):
+    return torch.nn.functional.one_hot(torch.as_tensor(np.array(ids)).long(), num).permute(2, 0, 1).float()
+
+
+@pytest.fixture
+def register():
+    """Register label maps as files; returns a function (name, folder, label maps, metadata) -> file names."""
+    names = []
+
+    def add(name, folder, label_maps, **metadata):
+        records = []
+        for i, labels in enumerate(label_maps):
+            path = folder / f"{name}_{i}.png"
+            Image.fromarray(np.asarray(labels, np.uint8)).save(path)
+            records.append({"file_name": str(folder / f"{i}.jpg"), "sem_seg_file_name": str(path)})
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(**metadata)
+        names.append(name)
+        return [record["file_name"] for record in records]
+
+    yield add
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_label_files_by_hand(register, tmp_path):
+    (file_name,) = register(
+        "hand", tmp_path, [[[0, 0, 0, 1, 1, 2, 255]]], stuff_classes=["a", "b", "c"], ignore_label=255
+    )
+    evaluator = SemSegConfusionEvaluator("hand", output_dir=str(tmp_path / "out"))
+    evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot([[0, 0, 1, 1, 2, 2, 0]], 3)}])
+    result = evaluator.evaluate()
+    assert list(result) == ["sem_seg"]
+    assert result["sem_seg"] == pytest.approx(  # the matrix of test_confusion.py
+        {
+            "mIoU": 50,
+            "pACC": 400 / 6,
+            "mACC": (200 / 3 + 50 + 100) / 3,
+            "IoU-a": 200 / 3,
+            "IoU-b": 100 / 3,
+            "IoU-c": 50,
+        }
+    )
+    record = json.loads((tmp_path / "out" / "sem_seg_evaluation.json").read_text())
+    assert record["confusion"] == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert record["num_images"] == 1
+
+
+def test_label_map_and_absent_class(register, tmp_path):
+    """Raw ids 7 and 8 are classes 0 and 1, everything else is ignored; class 2 never occurs and is null in the file."""
+    label_map = [255] * 256
+    label_map[7], label_map[8] = 0, 1
+    (file_name,) = register(
+        "mapped", tmp_path, [[[7, 8, 8, 3]]], stuff_classes=["a", "b", "c"], ignore_label=255, label_map=label_map
+    )
+    evaluator = SemSegConfusionEvaluator("mapped", output_dir=str(tmp_path))
+    evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot([[0, 1, 0, 2]], 3)}])
+    result = evaluator.evaluate()["sem_seg"]
+    assert result["IoU-a"] == result["IoU-b"] == 50
+    assert math.isnan(result["IoU-c"])
+    assert json.loads((tmp_path / "sem_seg_evaluation.json").read_text())["sem_seg"]["IoU-c"] is None
+
+
+def test_target_of_the_mapper_comes_first_and_reset_forgets(register, tmp_path):
+    (file_name,) = register("crop", tmp_path, [[[1, 1, 1]]], stuff_classes=["a", "b"], ignore_label=-1)
+    evaluator = SemSegConfusionEvaluator("crop")
+    for target in ([[1, 1]], [[0, -1]]):
+        evaluator.reset()
+        x = {"file_name": file_name, "sem_seg_target": torch.tensor(target)}
+        evaluator.process([x], [{"sem_seg": one_hot([[0, 1]], 2)}])
+    assert evaluator.evaluate()["sem_seg"]["pACC"] == 100
+
+
+def test_stray_label_names_the_file(register, tmp_path):
+    (file_name,) = register("stray", tmp_path, [[[0, 5]]], stuff_classes=["a", "b"], ignore_label=255)
+    with pytest.raises(ValueError, match=rf"{file_name}: label ids \[5\]"):
+        SemSegConfusionEvaluator("stray").process([{"file_name": file_name}], [{"sem_seg": one_hot([[0, 1]], 2)}])
+
+
+def test_mistakes_in_one_line(register, tmp_path):
+    (file_name,) = register("mistakes", tmp_path, [[[0, 1]]], stuff_classes=["a", "b"], ignore_label=255)
+    evaluator = SemSegConfusionEvaluator("mistakes")
+    with pytest.raises(ValueError, match="no image was evaluated"):
+        evaluator.evaluate()
+    with pytest.raises(ValueError, match=r"predicts 3 classes \(MODEL.SEM_SEG_HEAD.NUM_CLASSES\).*has 2.*hungarian"):
+        evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot([[0, 1]], 3)}])
+    with pytest.raises(ValueError, match=r"other\.jpg: dataset 'mistakes' has no 'sem_seg_file_name'"):
+        evaluator.process([{"file_name": "other.jpg"}], [{"sem_seg": one_hot([[0, 1]], 2)}])
+    register("nothing", tmp_path, [])
+    with pytest.raises(ValueError, match="'nothing': its metadata has no 'stuff_classes'"):
+        SemSegConfusionEvaluator("nothing")
+    register("twins", tmp_path, [], stuff_classes=["food", "sky", "food"], ignore_label=255)
+    with pytest.raises(ValueError, match=r"more than one class is called \['food'\]"):
+        SemSegConfusionEvaluator("twins")
+
+
+def test_read_labels_palette_and_errors(tmp_path):
+    ids = np.array([[0, 3], [2, 1]], np.uint8)
+    image = Image.fromarray(ids, mode="P")
+    image.putpalette([9, 9, 9, 80, 0, 0, 0, 80, 0, 0, 0, 80])
+    image.save(tmp_path / "palette.png")
+    assert np.array_equal(read_labels(tmp_path / "palette.png"), ids)
+    Image.new("RGB", (2, 2)).save(tmp_path / "colour.png")
+    with pytest.raises(ValueError, match=r"colour\.png: .*one id per pixel.*RGB"):
+        read_labels(tmp_path / "colour.png")
+    Image.fromarray(np.array([[1, 300]], np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png: ids 1 to 300"):
+        read_labels(tmp_path / "deep.png", np.zeros(256, np.uint8))
+
+
+@pytest.mark.parametrize("num", [3, 300])
+def test_predicted_labels_in_both_memory_formats(num):
+    logits = torch.randn(num, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = logits.numpy().argmax(axis=0)
+    last = logits[None].contiguous(memory_format=torch.channels_last)[0]
+    assert last.stride(0) == 1
+    for x in (logits, last):
+        assert np.array_equal(predicted_labels(x), expected)
+
+
+def _evaluate_in_two_processes(folder):
+    """Three images over two processes, as detectron2's InferenceSampler deals them: 0 and 1, then 2."""
+    torch.set_num_threads(1)
+    rank = torch.distributed.get_rank()
+    MetadataCatalog.get("two_processes").set(stuff_classes=["a", "b"], ignore_label=255)
+    evaluator = SemSegConfusionEvaluator("two_processes", output_dir=str(folder))
+    targets = {0: [[0, 0]], 1: [[0, 1]], 2: [[1, 1]]}
+    for i in ([0, 1], [2])[rank]:
+        x = {"file_name": f"{i}.jpg", "sem_seg_target": torch.tensor(targets[i])}
+        evaluator.process([x], [{"sem_seg": one_hot([[0, 1]], 2)}])
+    result = evaluator.evaluate()
+    (folder / f"rank{rank}.json").write_text(json.dumps(result))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="detectron2's launch would ask for two GPUs")
+def test_two_processes_count_every_image_once(tmp_path):
+    launch(_evaluate_in_two_processes, num_gpus_per_machine=2, dist_url="auto", args=(tmp_path,))
+    assert json.loads((tmp_path / "rank1.json").read_text()) == {}
+    record = json.loads((tmp_path / "sem_seg_evaluation.json").read_text())
+    assert record["num_images"] == 3
+    assert record["confusion"] == [[2, 1], [1, 2]]
+    # IoU 2/4 each.
+    assert json.loads((tmp_path / "rank0.json").read_text())["sem_seg"]["mIoU"] == 50
+
+
+def test_equals_cityscapesscripts(register, tmp_path):
+    """The same random label and prediction files, scored by the benchmark's own script."""
+    benchmark = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    from cityscapesscripts.helpers.labels import labels, trainId2label
+
+    rng = np.random.default_rng(0)
+    to_train_id = np.array([label.trainId if 0 <= label.trainId < 19 else 255 for label in labels if label.id >= 0])
+    to_id = np.array([trainId2label[i].id for i in range(19)])
+    absent = [5, 12]  # trainId 5 occurs nowhere, 12 is predicted only
+    label_ids = [i for i in range(34) if to_train_id[i] not in absent]
+    raw = [rng.choice(label_ids, (40, 60)).astype(np.uint8) for _ in range(3)]
+    predictions = []
+    for ids in raw:
+        guess = np.where(rng.random(ids.shape) < 0.6, to_train_id[ids], rng.integers(0, 19, ids.shape))
+        guess[(guess == 255) | (guess == 5)] = 6
+        predictions.append(guess)
+
+    files = register(
+        "benchmark",
+        tmp_path,
+        [to_train_id[ids] for ids in raw],
+        stuff_classes=[trainId2label[i].name for i in range(19)],
+        ignore_label=255,
+    )
+    evaluator = SemSegConfusionEvaluator("benchmark")
+    for file_name, guess in zip(files, predictions, strict=True):
+        evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot(guess, 19)}])
+    ours = evaluator.evaluate()["sem_seg"]
+
+    truth_files, prediction_files = [], []
+    for i, (ids, guess) in enumerate(zip(raw, predictions, strict=True)):
+        truth_files.append(str(tmp_path / f"town_{i:06d}_000000_gtFine_labelIds.png"))
+        prediction_files.append(str(tmp_path / f"town_{i:06d}_000000_pred.png"))
+        Image.fromarray(ids).save(truth_files[-1])
+        Image.fromarray(to_id[guess].astype(np.uint8)).save(prediction_files[-1])
+    benchmark.args.quiet = True
+    benchmark.args.JSONOutput = False
+    benchmark.args.evalInstLevelScore = False
+    theirs = benchmark.evaluateImgLists(prediction_files, truth_files, benchmark.args)
+
+    assert ours["mIoU"] == pytest.approx(100 * theirs["averageScoreClasses"], abs=1e-6)
+    for i in range(19):
+        name = trainId2label[i].name
+        assert ours[f"IoU-{name}"] == pytest.approx(100 * theirs["classScores"][name], abs=1e-6, nan_ok=True)
+    assert math.isnan(ours[f"IoU-{trainId2label[5].name}"])
+    assert ours[f"IoU-{trainId2label[12].name}"] == 0

@@ -1,0 +1,177 @@
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.modeling.sem_seg import PseudoLabelSemSegHead  # noqa: F401  registers the head
+from densesiam_d2.tools.segment import colorize, draw_legend, main, overlay, palette
+
+YAML = """
+MODEL:
+  DEVICE: cpu
+  META_ARCHITECTURE: SemanticSegmentor
+  PIXEL_MEAN: [123.675, 116.28, 103.53]
+  PIXEL_STD: [58.395, 57.12, 57.375]
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, NORM: SyncBN, OUT_FEATURES: [res2, res3, res4, res5]}
+  BACKBONE: {FREEZE_AT: 0}
+  SEM_SEG_HEAD:
+    NAME: PseudoLabelSemSegHead
+    IN_FEATURES: [res2, res3, res4, res5]
+    NUM_CLASSES: 5
+    CONVS_DIM: 16
+    NORM: SyncBN
+    PSEUDO_LABEL: {AUX_CLASSES: 0}
+INPUT: {FORMAT: RGB, MIN_SIZE_TEST: 64}
+TEST: {SEM_SEG_MATCHING: hungarian}
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """An untrained model's yaml and checkpoint, three images, and the command on them."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    (tmp_path / "seg.yaml").write_text(YAML)
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    cfg.merge_from_file(str(tmp_path / "seg.yaml"))
+    model = build_model(cfg)
+    state = {**model.state_dict(), "region.projector.0.weight": torch.zeros(1)}  # a training checkpoint has more
+    torch.save({"model": state, "iteration": 9}, tmp_path / "model.pth")
+    rng = np.random.default_rng(0)
+    for name, size in {"a.jpg": (70, 90), "town/b.png": (128, 100), "a.png": (40, 60)}.items():
+        path = tmp_path / "images" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        cv2.imwrite(str(path), cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), size[::-1]))
+
+    def command(*more, weights="model.pth", output="out", source="images"):
+        paths = {"--config-file": "seg.yaml", "--weights": weights, "--input": source, "--output": output}
+        main([word for key, name in paths.items() for word in (key, str(tmp_path / name))] + [str(m) for m in more])
+
+    return command
+
+
+def test_files_for_a_folder(run, tmp_path, capsys):
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    (tmp_path / "images" / "torn.jpg").write_bytes((tmp_path / "images" / "a.jpg").read_bytes()[:150])
+    run()
+    out = tmp_path / "out"
+    sizes = {"a": (70, 90), "a.png": (40, 60), "town/b": (128, 100)}  # a.png must not overwrite a.jpg's results
+    total = np.zeros(5)
+    for name, size in sizes.items():
+        labels = cv2.imread(str(out / "labels" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        assert labels.dtype == np.uint8
+        assert labels.shape == size
+        assert cv2.imread(str(out / "overlays" / f"{name}.jpg")).shape == (*size, 3)
+        total += np.bincount(labels.ravel(), minlength=5)
+    assert len(list(out.rglob("*.*"))) == 2 * 3 + 2
+
+    classes = json.loads((out / "classes.json").read_text())
+    assert [c["name"] for c in classes] == [f"cluster {i}" for i in range(5)]
+    assert [c["color"] for c in classes] == palette(5).tolist()
+    assert [c["share"] for c in classes] == pytest.approx(total / total.sum())
+
+    printed = capsys.readouterr().out
+    assert "3 images" in printed
+    assert "skipped 1: ending .txt" in printed
+    assert "torn.jpg" in printed
+
+
+def test_labels_are_the_models_argmax(run, tmp_path):
+    """Against detectron2's own predictor, which takes BGR."""
+    run("SOLVER.IMS_PER_BATCH", 1)
+    from detectron2.engine import DefaultPredictor
+
+    from densesiam_d2.engine.setup import load_config, replace_sync_bn
+
+    cfg = load_config(str(tmp_path / "seg.yaml"), ["MODEL.WEIGHTS", str(tmp_path / "model.pth")])
+    replace_sync_bn(cfg)
+    image = cv2.imread(str(tmp_path / "images" / "town" / "b.png"))
+    with torch.no_grad():
+        expected = DefaultPredictor(cfg)(image)["sem_seg"].argmax(dim=0).numpy()
+    labels = cv2.imread(str(tmp_path / "out" / "labels" / "town" / "b.png"), cv2.IMREAD_UNCHANGED)
+    assert (labels == expected).mean() > 0.999
+    assert len(np.unique(labels)) > 1
+
+
+def test_matching_names_the_clusters(run, tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps({"cluster_to_class": ["sky", None, "road", "car", "tree"]}))
+    run("--matching", tmp_path / "evaluation.json")
+    names = [c["name"] for c in json.loads((tmp_path / "out" / "classes.json").read_text())]
+    assert names[:3] == ["cluster 0 = sky", "cluster 1 = no class", "cluster 2 = road"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "opts", "message"),
+    [
+        ({"weights": "none.pth"}, (), r"error: --weights .*none\.pth: no such file"),
+        ({"source": "nowhere"}, (), r"error: --input .*nowhere: no such folder"),
+        ({"output": "images/out"}, (), r"error: --output .* lies in --input"),
+        (
+            {},
+            ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "6"),
+            r"model\.pth: sem_seg_head\..* is \(5,.*\), but \(6,.*\) by the config",
+        ),
+        (
+            {},
+            ("MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES", "4"),
+            r"leaves \d+ tensors .* unfilled, sem_seg_head\.aux",
+        ),
+        ({}, ("MODEL.SEM_SEG_HEAD.NUM_CLASES", "6"), r"no config key .*did you mean MODEL\.SEM_SEG_HEAD\.NUM_CLASSES"),
+    ],
+)
+def test_mistakes_end_in_one_line(run, kwargs, opts, message):
+    with pytest.raises(SystemExit, match=message):
+        run(*opts, **kwargs)
+
+
+def test_folder_without_images(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "x.txt").write_text("")
+    with pytest.raises(SystemExit, match=r"no readable image in it; 1 other files"):
+        run(source="empty")
+
+
+def test_colorize_by_hand():
+    colors = np.array([[255, 0, 0], [0, 255, 0]], np.uint8)
+    labels = np.array([[0, 1, 255]], np.uint8)
+    assert colorize(labels, 2, colors).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 0]]]
+    image = np.full((1, 3, 3), 100, np.uint8)
+    # 3/4 of 100 plus 1/4 of 255 or of 0; cv2 rounds 138.75 to 139.
+    assert overlay(image, labels, 0.25, colors).tolist() == [[[139, 75, 75], [75, 139, 75], [75, 75, 75]]]
+
+
+def test_palette_is_stable_and_distinct():
+    colors = palette(256)
+    assert np.array_equal(palette(27), colors[:27])
+    first = colors[:27].astype(int)
+    distance = np.abs(first[:, None] - first[None]).max(axis=-1) + 255 * np.eye(27, dtype=int)
+    assert distance.min() > 20
+
+
+def test_legend_has_one_row_per_id_that_occurs():
+    legend = draw_legend(["a", "b", "c"], palette(3), np.array([0.25, 0.0, 0.75]))
+    assert legend.shape == (2 * 28 + 8, 420, 3)
+    assert legend[17, 20].tolist() == palette(3)[2].tolist()  # the most frequent first
+    assert legend[45, 20].tolist() == palette(3)[0].tolist()
+
+
+def test_real_photos(run, tmp_path):
+    root = Path(os.environ.get("DENSESIAM_D2_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+    photos = sorted((root / "coco128" / "images").glob("*.jpg"))[:2]
+    if not photos:
+        pytest.skip(f"no photographs in {root}/coco128 (set DENSESIAM_D2_TEST_DATA)")
+    (tmp_path / "photos").mkdir()
+    for photo in photos:
+        (tmp_path / "photos" / photo.name).write_bytes(photo.read_bytes())
+    run(source="photos")
+    for photo in photos:
+        labels = cv2.imread(str(tmp_path / "out" / "labels" / f"{photo.stem}.png"), cv2.IMREAD_UNCHANGED)
+        assert labels.shape == cv2.imread(str(photo)).shape[:2]
