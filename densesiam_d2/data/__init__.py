@@ -1,0 +1,48 @@
+"""Datasets, augmentations, mappers and loaders. Importing this registers the built-in datasets."""
+
+from .augmentation import (
+    AntialiasedResize,
+    AntialiasedResizeTransform,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    ResizeCenterCrop,
+)
+from .color_augmentation import ColorJitter, RandomGaussianBlur, RandomGrayscale, RandomSolarize
+from .datasets import check_datasets, datasets_root, register_all_datasets, register_sem_seg_folder
+from .image_folders import load_image_folder, load_image_list, register_path_datasets
+from .image_io import IMAGE_SUFFIXES, read_image, read_label
+from .loader import build_two_view_train_loader
+from .photos import register_all_photos
+from .scenes import register_all_scenes
+from .sem_seg_mapper import SemSegDatasetMapper
+from .two_view_mapper import TwoViewDatasetMapper, collate_views
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "AntialiasedResize",
+    "AntialiasedResizeTransform",
+    "ColorJitter",
+    "RandomGaussianBlur",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomSolarize",
+    "ResizeCenterCrop",
+    "SemSegDatasetMapper",
+    "TwoViewDatasetMapper",
+    "build_two_view_train_loader",
+    "check_datasets",
+    "collate_views",
+    "datasets_root",
+    "load_image_folder",
+    "load_image_list",
+    "read_image",
+    "read_label",
+    "register_all_datasets",
+    "register_path_datasets",
+    "register_sem_seg_folder",
+]
+
+register_all_datasets(datasets_root())
+register_all_scenes(datasets_root())
+register_all_photos(datasets_root())

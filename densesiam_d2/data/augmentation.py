@@ -1,0 +1,147 @@
+"""The geometric augmentations of self-supervised learning: each draws, and returns a fixed transform."""
+
+import math
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import CropTransform, HFlipTransform
+from PIL import Image
+from torch.nn import functional as F
+
+__all__ = [
+    "INTERPOLATIONS",
+    "AntialiasedResize",
+    "AntialiasedResizeTransform",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "ResizeCenterCrop",
+]
+
+INTERPOLATIONS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}  # values of INPUT.SSL.INTERPOLATION
+
+
+class AntialiasedResizeTransform(T.ResizeTransform):
+    """detectron2's resize with a faster path for uint8 RGB images; same pixels as Pillow's to within a grey level."""
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an image, or anything else the way detectron2 does.
+
+        Args:
+            img: (h, w) or (h, w, C).
+            interp: a Pillow filter instead of the transform's own.
+
+        Returns:
+            (new_h, new_w) or (new_h, new_w, C).
+        """
+        interp = self.interp if interp is None else interp
+        modes = {Image.BILINEAR: "bilinear", Image.BICUBIC: "bicubic"}
+        if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3 or interp not in modes:
+            return super().apply_image(img, interp)
+        assert img.shape[:2] == (self.h, self.w), (img.shape, self.h, self.w)
+        # The batch axis comes first: only then does the tensor look channels-last, for which there is a fast kernel.
+        x = torch.from_numpy(np.ascontiguousarray(img) if min(img.strides) < 0 else img)[None].permute(0, 3, 1, 2)
+        x = F.interpolate(x, (self.new_h, self.new_w), mode=modes[interp], antialias=True)  # (1, 3, new_h, new_w)
+        return x.permute(0, 2, 3, 1)[0].contiguous().numpy()
+
+
+class RandomResizedCrop(T.Augmentation):
+    """Crop a rectangle of random size, shape and place, and resize it to a square.
+
+    Returns a crop followed by a resize, so that coordinates follow. detectron2's ``RandomExtent`` would not do: it
+    shrinks without antialiasing.
+
+    Source: torchvision ``RandomResizedCrop`` for the draw.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.2, 1.0),
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        scale_of: str = "area",
+        interpolation: str = "bilinear",
+    ):
+        """Check and store the ranges.
+
+        Args:
+            size: side of the result, in pixels.
+            scale: range of the crop's size, drawn uniformly.
+            aspect: range of its width / height, drawn log-uniformly.
+            scale_of: what ``scale`` is a fraction of: "area" of the image, or its short "side".
+            interpolation: "bilinear" or "bicubic", both antialiased.
+
+        Raises:
+            ValueError: a range is not within its bounds or ordered, or a name is unknown.
+        """
+        super().__init__()
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"INPUT.SSL.CROP_SCALE {tuple(scale)} is not a range within (0, 1]")
+        if not 0 < aspect[0] <= aspect[1]:
+            raise ValueError(f"INPUT.SSL.CROP_ASPECT {tuple(aspect)} is not a range of positive numbers")
+        if scale_of not in ("area", "side"):
+            raise ValueError(f"INPUT.SSL.CROP_SCALE_OF {scale_of!r} is neither 'area' nor 'side'")
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"INPUT.SSL.INTERPOLATION {interpolation!r} is not one of {sorted(INTERPOLATIONS)}")
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.TransformList:
+        x, y, w, h = self._draw_box(*image.shape[:2])
+        resize = AntialiasedResizeTransform(h, w, self.size, self.size, INTERPOLATIONS[self.interpolation])
+        return T.TransformList([CropTransform(x, y, w, h), resize])
+
+    def _draw_box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        log_aspect = math.log(self.aspect[0]), math.log(self.aspect[1])
+        for _ in range(10):
+            scale = np.random.uniform(*self.scale)
+            area = scale * height * width if self.scale_of == "area" else (scale * min(height, width)) ** 2
+            aspect = math.exp(np.random.uniform(*log_aspect))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                return np.random.randint(width - w + 1), np.random.randint(height - h + 1), w, h
+        # The image is longer than any drawn shape: take the largest centred crop that has an allowed shape.
+        w = max(1, min(width, round(height * self.aspect[1])))
+        h = max(1, min(height, round(width / self.aspect[0])))
+        return (width - w) // 2, (height - h) // 2, w, h
+
+
+class AntialiasedResize(T.Resize):
+    """detectron2's resize of the whole image to a fixed size, by :class:`AntialiasedResizeTransform`."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return AntialiasedResizeTransform(*image.shape[:2], *self.shape, self.interp)
+
+
+class ResizeCenterCrop(T.Augmentation):
+    """Resize the short side to a length and cut out the central square of that side; no randomness.
+
+    Source: torchvision ``Resize`` and ``CenterCrop`` for the rounding.
+    """
+
+    def __init__(self, size: int, interpolation: str = "bilinear"):
+        """Store the side of the square in pixels and the filter, "bilinear" or "bicubic"."""
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.TransformList:
+        h, w = image.shape[:2]
+        new_h, new_w = (self.size, self.size * w // h) if h <= w else (self.size * h // w, self.size)
+        y, x = round((new_h - self.size) / 2), round((new_w - self.size) / 2)
+        resize = AntialiasedResizeTransform(h, w, new_h, new_w, INTERPOLATIONS[self.interpolation])
+        return T.TransformList([resize, CropTransform(x, y, self.size, self.size)])
+
+
+class _FastHFlipTransform(HFlipTransform):
+    """A flip that copies at once: the negative strides of a numpy flip cost forty times as much further on."""
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return cv2.flip(img, 1)
+
+
+class RandomHorizontalFlip(T.RandomFlip):
+    """detectron2's flip with a faster copy."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        transform = super().get_transform(image)
+        return _FastHFlipTransform(transform.width) if isinstance(transform, HFlipTransform) else transform

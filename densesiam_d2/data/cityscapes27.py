@@ -1,0 +1,105 @@
+"""Cityscapes 27: unsupervised segmentation on the 27 classes of the raw label ids 7 to 33."""
+
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .image_folders import load_image_folder
+
+__all__ = ["CITYSCAPES27_CLASSES", "cityscapes27_label_map", "register_cityscapes27"]
+
+IGNORE_LABEL = 255
+FIRST_ID = 7  # of the raw label ids that count
+
+# Names and colours of the raw label ids 7 to 33, as in cityscapesscripts/helpers/labels.py.
+_CLASSES = [
+    ("road", (128, 64, 128)),
+    ("sidewalk", (244, 35, 232)),
+    ("parking", (250, 170, 160)),
+    ("rail track", (230, 150, 140)),
+    ("building", (70, 70, 70)),
+    ("wall", (102, 102, 156)),
+    ("fence", (190, 153, 153)),
+    ("guard rail", (180, 165, 180)),
+    ("bridge", (150, 100, 100)),
+    ("tunnel", (150, 120, 90)),
+    ("pole", (153, 153, 153)),
+    ("polegroup", (153, 153, 153)),
+    ("traffic light", (250, 170, 30)),
+    ("traffic sign", (220, 220, 0)),
+    ("vegetation", (107, 142, 35)),
+    ("terrain", (152, 251, 152)),
+    ("sky", (70, 130, 180)),
+    ("person", (220, 20, 60)),
+    ("rider", (255, 0, 0)),
+    ("car", (0, 0, 142)),
+    ("truck", (0, 0, 70)),
+    ("bus", (0, 60, 100)),
+    ("caravan", (0, 0, 90)),
+    ("trailer", (0, 0, 110)),
+    ("train", (0, 80, 100)),
+    ("motorcycle", (0, 0, 230)),
+    ("bicycle", (119, 11, 32)),
+]
+CITYSCAPES27_CLASSES = [name for name, _ in _CLASSES]
+
+
+def cityscapes27_label_map() -> list[int]:
+    """Return the class (0-26) of each value of a labelIds PNG, 255 where it has none.
+
+    Source: janghyuncho/PiCIE, ``data/cityscapes_*_dataset.py``.
+    """
+    label_map = [IGNORE_LABEL] * 256
+    for i in range(len(_CLASSES)):
+        label_map[FIRST_ID + i] = i
+    return label_map
+
+
+def load_cityscapes27_val(root: str | Path) -> list[dict]:
+    """List the labelled images: ``val``, then ``train``.
+
+    Args:
+        root: the ``cityscapes`` folder, with ``leftImg8bit`` and ``gtFine``.
+
+    Returns:
+        Dicts of "file_name", "sem_seg_file_name" and "image_id".
+
+    Raises:
+        FileNotFoundError: a folder or some of the label maps are missing.
+        ValueError: a folder holds no image.
+    """
+    root = Path(root)
+    records = load_image_folder(*(root / "leftImg8bit" / split for split in ("val", "train")))
+    for record in records:
+        image = Path(record["file_name"]).relative_to(root / "leftImg8bit")
+        label = image.name.replace("_leftImg8bit", "_gtFine_labelIds")
+        record["sem_seg_file_name"] = str(root / "gtFine" / image.parent / label)
+    missing = [r["sem_seg_file_name"] for r in records if not Path(r["sem_seg_file_name"]).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(records)} label maps are missing, first {missing[0]}")
+    return records
+
+
+def register_cityscapes27(root: str | Path) -> None:
+    """Register ``cityscapes27_train`` (test and train_extra images) and ``cityscapes27_val`` (val and train, labelled).
+
+    Args:
+        root: the ``cityscapes`` folder.
+    """
+    images = Path(root) / "leftImg8bit"
+    train = [str(images / split) for split in ("test", "train_extra")]
+    DatasetCatalog.register("cityscapes27_train", lambda: load_image_folder(*train))
+    MetadataCatalog.get("cityscapes27_train").set(image_roots=train)
+    DatasetCatalog.register("cityscapes27_val", lambda: load_cityscapes27_val(root))
+    MetadataCatalog.get("cityscapes27_val").set(
+        image_roots=[str(images / split) for split in ("val", "train")],
+        sem_seg_root=str(Path(root) / "gtFine"),
+    )
+    for name in ("cityscapes27_train", "cityscapes27_val"):
+        MetadataCatalog.get(name).set(
+            stuff_classes=CITYSCAPES27_CLASSES,
+            stuff_colors=[color for _, color in _CLASSES],
+            ignore_label=IGNORE_LABEL,
+            label_map=cityscapes27_label_map(),
+            evaluator_type="sem_seg",
+        )

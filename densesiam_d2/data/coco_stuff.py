@@ -1,0 +1,161 @@
+"""COCO-Stuff 27: the curated benchmark of unsupervised segmentation, 182 fine classes merged into 27."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.colormap import colormap
+
+from .image_io import read_label
+
+__all__ = ["COCO_STUFF27_CLASSES", "coco_stuff27_label_map", "is_curated", "register_coco_stuff27"]
+
+IGNORE_LABEL = 255
+CURATED_LIST = "Coco164kFull_Stuff_Coarse_7.txt"
+PUBLISHED_SIZE = {"train": 49_629, "val": 2_175}
+
+# Coarse class and the fine ids that it holds, in the order of the coarse ids; the first 12 are things. Things and stuff
+# share two names, told apart here.
+_FINE_IDS = [
+    ("electronic", "71-76"),
+    ("appliance", "77-82"),
+    ("food-things", "51-60"),
+    ("furniture-things", "61-70"),
+    ("indoor", "83-90"),
+    ("kitchen", "43-50"),
+    ("accessory", "25-32"),
+    ("animal", "15-24"),
+    ("outdoor", "9-14"),
+    ("person", "0"),
+    ("sports", "33-42"),
+    ("vehicle", "1-8"),
+    ("ceiling", "101-102"),
+    ("floor", "100 113-117"),
+    ("food-stuff", "120-121 152 169"),
+    ("furniture-stuff", "97 106-107 109 111 122 129 132 155 160 164"),
+    ("raw-material", "99 131 138 142"),
+    ("textile", "91-92 103-104 108 130 136 140 151 166-167"),
+    ("wall", "170-176"),
+    ("window", "179-180"),
+    ("building", "94-95 127 150 157 165"),
+    ("ground", "110 124-125 135 139 143-144 146 148 153 158"),
+    ("plant", "93 96 118 123 128 133 141 162 168"),
+    ("sky", "105 156"),
+    ("solid", "126 134 149 159 161 181"),
+    ("structural", "98 112 137 145 163"),
+    ("water", "119 147 154 177-178"),
+]
+NUM_THINGS = 12
+
+COCO_STUFF27_CLASSES = [name for name, _ in _FINE_IDS]
+
+
+def coco_stuff27_label_map() -> list[int]:
+    """Return the coarse class (0-26) of each value of a stuffthingmaps PNG, 255 where it has none.
+
+    Source: xu-ji/IIC ``code/datasets/segmentation/util``; the same table as PiCIE's ``fine_to_coarse_dict.pickle``.
+    """
+    label_map = [IGNORE_LABEL] * 256
+    for coarse, (_, ranges) in enumerate(_FINE_IDS):
+        for entry in ranges.split():
+            first, _, last = entry.partition("-")
+            for fine in range(int(first), int(last or first) + 1):
+                label_map[fine] = coarse
+    return label_map
+
+
+def is_curated(label: np.ndarray) -> bool:
+    """Whether a label map belongs to the curated subset: both sides >= 360 pixels and >= 75 % of its pixels are stuff.
+
+    Args:
+        label: (H, W) uint8 of fine ids, as in stuffthingmaps.
+
+    Source: xu-ji/IIC, ``code/datasets/segmentation/util/coco164k_prepare.py``.
+    """
+    coarse = np.array(coco_stuff27_label_map())
+    is_stuff = (coarse >= NUM_THINGS) & (coarse != IGNORE_LABEL)
+    return min(label.shape) >= 360 and np.count_nonzero(is_stuff[label]) >= 0.75 * label.size
+
+
+def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
+    """List the images and labels of the curated subset.
+
+    The list file is read if it is there. Else all label maps are looked through, which takes minutes, and the file is
+    written for the next time.
+
+    Args:
+        root: the ``coco`` folder.
+        split: "train" or "val".
+
+    Returns:
+        Dicts of "file_name", "sem_seg_file_name" and "image_id".
+
+    Raises:
+        FileNotFoundError: neither the list nor any label map is there.
+    """
+    root = Path(root)
+    labels = root / "stuffthingmaps" / f"{split}2017"
+    list_file = root / "curated" / f"{split}2017" / CURATED_LIST
+    if list_file.is_file():
+        names = list_file.read_text().split()
+    else:
+        names = _find_curated(labels)
+        _write_list(list_file, names)
+    if len(names) != PUBLISHED_SIZE[split]:
+        logging.getLogger(__name__).warning(
+            "The curated %s list has %d images, the published one %d: results will not compare with the literature's.",
+            split,
+            len(names),
+            PUBLISHED_SIZE[split],
+        )
+    return [
+        {
+            "file_name": str(root / f"{split}2017" / f"{name}.jpg"),
+            "sem_seg_file_name": str(labels / f"{name}.png"),
+            "image_id": int(name),
+        }
+        for name in names
+    ]
+
+
+def register_coco_stuff27(root: str | Path) -> None:
+    """Register ``coco_stuff27_train`` and ``coco_stuff27_val`` below ``root``, the ``coco`` folder."""
+    root = Path(root)
+    for split in ("train", "val"):
+        name = f"coco_stuff27_{split}"
+        DatasetCatalog.register(name, lambda split=split: load_coco_stuff27(root, split))
+        MetadataCatalog.get(name).set(
+            image_root=str(root / f"{split}2017"),
+            sem_seg_root=str(root / "stuffthingmaps" / f"{split}2017"),
+            stuff_classes=COCO_STUFF27_CLASSES,
+            stuff_colors=[tuple(map(int, color)) for color in colormap(rgb=True)[: len(COCO_STUFF27_CLASSES)]],
+            ignore_label=IGNORE_LABEL,
+            label_map=coco_stuff27_label_map(),
+            thing_ids=list(range(NUM_THINGS)),
+            stuff_ids=list(range(NUM_THINGS, len(COCO_STUFF27_CLASSES))),
+            evaluator_type="sem_seg",
+        )
+
+
+def _find_curated(labels: Path) -> list[str]:
+    files = sorted(labels.glob("*.png"))
+    if not files:
+        raise FileNotFoundError(f"no label maps (*.png) in {labels}: unpack stuffthingmaps_trainval2017.zip there")
+    logging.getLogger(__name__).info("Choosing the curated subset among %d label maps ...", len(files))
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+        chosen = pool.map(lambda file: is_curated(read_label(file)), files)
+        return [file.stem for file, keep in zip(files, chosen, strict=True) if keep]
+
+
+def _write_list(list_file: Path, names: list[str]) -> None:
+    """Write the list in one step, so that no other process can read half of it."""
+    partial = list_file.with_name(f"{list_file.name}.{os.getpid()}")
+    try:
+        list_file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text("".join(f"{name}\n" for name in names))
+        partial.replace(list_file)
+    except OSError as error:
+        logging.getLogger(__name__).warning("The curated list could not be kept for the next time: %s", error)

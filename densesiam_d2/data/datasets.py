@@ -1,0 +1,160 @@
+"""Datasets by name: those built in besides detectron2's own, folders with label maps, and a check before any work."""
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.datasets import load_sem_seg
+
+from .cityscapes27 import register_cityscapes27
+from .coco_stuff import register_coco_stuff27
+from .image_folders import FOLDER_PREFIX, LIST_PREFIX, load_image_folder, register_path_datasets, walk_images
+from .image_io import IMAGE_SUFFIXES
+
+__all__ = ["check_datasets", "datasets_root", "register_all_datasets", "register_sem_seg_folder"]
+
+# Images without annotations, below the root of all datasets.
+_IMAGE_FOLDERS = {
+    "imagenet_train": ["imagenet/train"],
+    "imagenet_val": ["imagenet/val"],
+    "coco_2017_train_images": ["coco/train2017"],
+    "coco_2017_unlabeled": ["coco/unlabeled2017"],
+    "coco_2017_plus": ["coco/train2017", "coco/unlabeled2017"],
+}
+
+# Metadata of detectron2's and our datasets that names a file, and a folder that holds images or label maps.
+_FILE_KEYS = ("json_file", "panoptic_json", "image_list")
+_FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")
+
+
+def datasets_root() -> Path:
+    """Return the folder below which datasets are looked for, as detectron2 does: $DETECTRON2_DATASETS or "datasets"."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_all_datasets(root: str | Path) -> None:
+    """Register what detectron2 does not: image-only ImageNet and COCO, COCO-Stuff 27 and Cityscapes 27.
+
+    Args:
+        root: the folder that holds ``imagenet``, ``coco`` and ``cityscapes``. Nothing in it is read yet.
+    """
+    root = Path(root)
+    for name, folders in _IMAGE_FOLDERS.items():
+        folders = [str(root / folder) for folder in folders]
+        DatasetCatalog.register(name, lambda folders=folders: load_image_folder(*folders))
+        MetadataCatalog.get(name).set(image_roots=folders)
+    register_coco_stuff27(root / "coco")
+    register_cityscapes27(root / "cityscapes")
+
+
+def register_sem_seg_folder(
+    name: str,
+    image_root: str | Path,
+    label_root: str | Path,
+    classes: Sequence[str],
+    ignore_label: int = 255,
+    colors: Sequence[tuple[int, int, int]] | None = None,
+) -> None:
+    """Register a folder of images and a folder of label maps (PNG) of the same names as a semantic segmentation set.
+
+    Args:
+        name: the dataset's name.
+        image_root, label_root: folders; files in them pair by their names without endings.
+        classes: name of each label value, from 0 on.
+        ignore_label: label value that does not count.
+        colors: RGB of each class, for drawings.
+    """
+    DatasetCatalog.register(name, lambda: _load_sem_seg_folder(Path(image_root), Path(label_root)))
+    metadata = MetadataCatalog.get(name).set(
+        image_root=str(image_root),
+        sem_seg_root=str(label_root),
+        stuff_classes=list(classes),
+        ignore_label=ignore_label,
+        evaluator_type="sem_seg",
+    )
+    if colors is not None:
+        metadata.stuff_colors = [tuple(color) for color in colors]
+
+
+def _load_sem_seg_folder(image_root: Path, label_root: Path) -> list[dict]:
+    for folder in (image_root, label_root):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"the folder {folder} does not exist")
+    suffixes = Counter(file.suffix for file in image_root.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if len(suffixes) != 1:
+        raise ValueError(f"{image_root} needs images of one ending, it has {dict(suffixes) or 'none'}")
+    records = load_sem_seg(str(label_root), str(image_root), gt_ext=".png", image_ext=next(iter(suffixes)))
+    # detectron2 pairs by position when both folders hold equally many files.
+    wrong = [r for r in records if Path(r["file_name"]).stem != Path(r["sem_seg_file_name"]).stem]
+    if wrong or not records:
+        example = f", such as {wrong[0]['file_name']}" if wrong else ""
+        raise ValueError(f"images in {image_root} and label maps in {label_root} have different names{example}")
+    return records
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Find out before any model is built whether the datasets of a config exist; registers its path datasets.
+
+    Looks at folders and files, without opening any: all problems come in one error.
+
+    Args:
+        cfg: a config; DATASETS.TRAIN and DATASETS.TEST are read.
+
+    Raises:
+        ValueError: a name is not known.
+        FileNotFoundError: all names are known, but some data is missing.
+    """
+    unknown, missing = [], []
+    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+        register_path_datasets(names)
+        for name in names:
+            where = f"DATASETS.{key} {name!r}"
+            if name not in DatasetCatalog:
+                unknown.append(f"{where} is not a dataset{_suggest(name)}")
+                continue
+            missing += [f"{where}: {problem}" for problem in _find_problems(MetadataCatalog.get(name))]
+    if unknown or missing:
+        root = datasets_root()
+        lines = [*unknown, *missing, f"datasets/README.md shows what belongs where; their root is {root.absolute()}"]
+        raise (ValueError if unknown else FileNotFoundError)("\n".join(lines))
+
+
+def _suggest(name: str) -> str:
+    nearest = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
+    if nearest:
+        return f"; did you mean {' or '.join(nearest)}?"
+    return f"; images of your own are named {FOLDER_PREFIX}/path or {LIST_PREFIX}/path.txt"
+
+
+def _find_problems(metadata: Metadata) -> list[str]:
+    """Say which files and folders of a dataset are missing or empty."""
+    files = [metadata.get(key) for key in _FILE_KEYS]
+    folders = [*(metadata.get(key) for key in _FOLDER_KEYS), *metadata.get("image_roots", ())]
+    if metadata.get("evaluator_type") == "pascal_voc":
+        root = Path(metadata.dirname)
+        files.append(root / "ImageSets" / "Main" / f"{metadata.split}.txt")
+        folders.append(root / "JPEGImages")
+    problems = [f"the file {file} does not exist" for file in files if file and not Path(file).is_file()]
+    problems += [problem for folder in folders if folder and (problem := _find_folder_problem(Path(folder)))]
+    if metadata.get("evaluator_type") == "cityscapes_sem_seg" and not problems:
+        labels = Path(metadata.gt_dir)
+        if next(labels.glob("*/*_labelTrainIds.png"), None) is None:
+            problems.append(
+                f"no *_labelTrainIds.png below {labels}; make them by "
+                "python -m cityscapesscripts.preparation.createTrainIdLabelImgs"
+            )
+    return problems
+
+
+def _find_folder_problem(folder: Path) -> str | None:
+    others = Counter()
+    try:
+        if next(walk_images(folder, others), None) is not None:
+            return None
+    except FileNotFoundError:
+        return f"the folder {folder} does not exist"
+    return f"the folder {folder} holds no images (among {others.total()} files)"

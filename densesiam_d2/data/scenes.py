@@ -1,0 +1,241 @@
+"""Labelled scenes of any number, drawn from a seed: data for demos and tests that needs no download.
+
+A scene is a few bands of textured stuff with textured things in front of each other. Every pixel has a class, every
+thing an instance mask of its visible part. Classes: see ``scene_textures.py``.
+
+``python -m densesiam_d2.tools.draw_scenes`` writes a set of them into a folder.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from .coco_format import mask_to_polygons, to_annotation, write_folder, write_jpeg
+from .scene_textures import STUFF_TEXTURES, THING_PATTERNS, THING_SHAPES
+
+__all__ = [
+    "CLASSES",
+    "STUFF_CLASSES",
+    "THING_CLASSES",
+    "Scene",
+    "draw_scene",
+    "register_all_scenes",
+    "register_scenes",
+    "write_scenes",
+]
+
+STUFF_CLASSES = tuple(STUFF_TEXTURES)
+THING_CLASSES = tuple(THING_SHAPES)
+# Ids of semantic labels: stuff first, then things.
+CLASSES = STUFF_CLASSES + THING_CLASSES
+COLORS = (
+    (126, 178, 232),  # sky
+    (28, 88, 178),  # water
+    (124, 196, 74),  # grass
+    (26, 112, 58),  # bush
+    (232, 202, 128),  # sand
+    (172, 84, 58),  # brick
+    (232, 62, 140),  # ball
+    (255, 150, 30),  # box
+    (140, 80, 200),  # tent
+    (250, 230, 50),  # star
+)
+# Part of meta.json: raise it when scenes of the same seed come to look different.
+VERSION = 1
+_MIN_VISIBLE = 30  # pixels of a thing that must stay visible
+_MAX_THINGS = 6
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One drawn scene.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        sem_seg: (H, W) uint8, an index into ``CLASSES`` at every pixel.
+        instances: one dict per thing, back to front: ``category_id`` (index into ``THING_CLASSES``), ``mask`` ((H, W)
+            bool, its visible pixels, without holes) and ``polygons`` (COCO polygons of the mask).
+    """
+
+    image: np.ndarray
+    sem_seg: np.ndarray
+    instances: list[dict]
+
+
+def draw_scene(seed: int, index: int, size: int = 160) -> Scene:
+    """Draw scene number ``index`` of a seed; the same arguments always give the same scene.
+
+    Args:
+        seed: seed of the set, at least 0.
+        index: number of the scene, at least 0.
+        size: side of the square image in pixels, at least 64.
+
+    Raises:
+        ValueError: if the size is too small to show anything.
+    """
+    if size < 64:
+        raise ValueError(f"size={size}: scenes need at least 64 pixels.")
+    rng = np.random.default_rng((seed, index))
+    image, sem_seg = _draw_stuff(rng, size)
+    owner = np.zeros((size, size), np.uint8)  # 0 = stuff, i + 1 = thing number i
+    categories = []
+    for _ in range(int(rng.integers(2, _MAX_THINGS + 1))):
+        category = int(rng.integers(len(THING_CLASSES)))
+        if _add_thing(rng, image, owner, len(categories) + 1, THING_CLASSES[category]):
+            categories.append(category)
+    instances = []
+    for number, category in enumerate(categories, start=1):
+        mask = owner == number
+        sem_seg[mask] = len(STUFF_CLASSES) + category
+        instances.append({"category_id": category, "mask": mask, "polygons": mask_to_polygons(mask)})
+    light = rng.uniform(0.82, 1.12) * rng.uniform(0.95, 1.05, 3)  # brightness and colour cast of the whole scene
+    noisy = image * light.astype(np.float32) + 3 * rng.standard_normal((size, size, 1), dtype=np.float32)
+    return Scene(np.clip(noisy, 0, 255).astype(np.uint8), sem_seg, instances)
+
+
+def _draw_stuff(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bands of stuff between wavy borders: image float32 (size, size, 3) and labels uint8 (size, size)."""
+    classes = rng.permutation(len(STUFF_CLASSES))[: int(rng.integers(2, 5))]
+    classes = sorted(classes, key=lambda c: STUFF_CLASSES[c] != "sky")  # the sky, if any, is on top
+    y, x = np.mgrid[:size, :size].astype(np.float32) / size
+    image = STUFF_TEXTURES[STUFF_CLASSES[classes[0]]](rng, size)
+    sem_seg = np.full((size, size), classes[0], np.uint8)
+    for band, label in enumerate(classes[1:], start=1):
+        position = (band + rng.uniform(-0.25, 0.25)) / len(classes)
+        slope, amplitude = rng.uniform(-0.35, 0.35), rng.uniform(0.0, 0.06)
+        wave = amplitude * np.sin(2 * np.pi * (rng.uniform(0.7, 2.5) * x + rng.uniform()))
+        below = y > position + slope * (x - 0.5) + wave
+        np.copyto(image, STUFF_TEXTURES[STUFF_CLASSES[label]](rng, size), where=below[..., None])
+        sem_seg[below] = label
+    return image, sem_seg
+
+
+def _add_thing(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray, number: int, name: str) -> bool:
+    """Paint one thing into image and owner, unless it would hide or pierce one behind it. Returns whether it did."""
+    size = len(owner)
+    radius = size * 0.075 * (2.8 ** rng.uniform())  # log-uniform
+    centre = rng.uniform(0.06, 0.94, 2) * size
+    angle = rng.uniform(-np.pi, np.pi) if name in ("ball", "star") else rng.uniform(-0.6, 0.6)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    corners = THING_SHAPES[name](rng) @ rotation.T * radius + centre
+
+    alpha = np.zeros((size, size), np.uint8)
+    fixed_point = np.round((corners - 0.5) * 16).astype(np.int32)  # cv2 puts pixel centres at 0
+    cv2.fillPoly(alpha, [fixed_point], 255, lineType=cv2.LINE_AA, shift=4)
+    mask = alpha >= 128
+    if mask.sum() < _MIN_VISIBLE or not _keeps_others_whole(owner, mask):
+        return False
+    owner[mask] = number
+
+    x0, y0, width, height = cv2.boundingRect(alpha)
+    window = (slice(y0, y0 + height), slice(x0, x0 + width))
+    y, x = np.mgrid[window].astype(np.float32) + 0.5
+    u, v = np.tensordot(rotation.T / radius, np.stack([x - centre[0], y - centre[1]]), axes=1).astype(np.float32)
+    rim = cv2.erode(alpha, np.ones((3, 3), np.uint8), borderValue=255)[window] < 128
+    paint = THING_PATTERNS[name](rng, u, v) * np.where(rim, 0.6, 1.0)[..., None]
+    opacity = alpha[window][..., None] / np.float32(255)
+    image[window] = image[window] * (1 - opacity) + paint * opacity
+    return True
+
+
+def _keeps_others_whole(owner: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether all things under the mask keep enough visible pixels and get no hole (polygons cannot express holes)."""
+    for number in np.unique(owner[mask]):
+        if number == 0:
+            continue
+        rest = ((owner == number) & ~mask).astype(np.uint8)
+        _, hierarchy = cv2.findContours(rest, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        if rest.sum() < _MIN_VISIBLE or (hierarchy is not None and (hierarchy[0, :, 3] >= 0).any()):
+            return False
+    return True
+
+
+def write_scenes(root: Path, num: int, seed: int, size: int = 160) -> Path:
+    """Draw scenes 0..num-1 of a seed into a folder, unless it already holds exactly these.
+
+    Args:
+        root: the folder; gets ``images/*.jpg``, ``sem_seg/*.png``, ``instances.json`` (COCO) and ``meta.json``.
+        num: number of scenes.
+        seed: seed of the set.
+        size: side of an image in pixels.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if ``num`` is below 1, or the folder holds files of another origin.
+    """
+    if num < 1:
+        raise ValueError(f"num={num}: at least one scene is needed.")
+    meta = {"kind": "densesiam_d2 scenes", "version": VERSION, "num": num, "seed": seed, "size": size}
+
+    def write(folder: Path) -> None:
+        (folder / "images").mkdir()
+        (folder / "sem_seg").mkdir()
+        images, annotations = [], []
+        for index in range(num):
+            scene = draw_scene(seed, index, size)
+            name = f"{index:05d}"
+            write_jpeg(folder / "images" / f"{name}.jpg", scene.image)
+            cv2.imwrite(str(folder / "sem_seg" / f"{name}.png"), scene.sem_seg)
+            images.append({"id": index + 1, "file_name": f"{name}.jpg", "height": size, "width": size})
+            for instance in scene.instances:
+                category_id = instance["category_id"] + 1
+                annotations.append(to_annotation(instance["mask"], category_id, index + 1, len(annotations) + 1))
+        categories = [{"id": i, "name": name} for i, name in enumerate(THING_CLASSES, start=1)]
+        coco = {"info": meta, "images": images, "annotations": annotations, "categories": categories}
+        (folder / "instances.json").write_text(json.dumps(coco))
+
+    return write_folder(Path(root), meta, write)
+
+
+def register_scenes(name: str, root: Path, num: int, seed: int, size: int = 160) -> None:
+    """Register a set of scenes; its files are drawn when the dataset is first asked for.
+
+    Args:
+        name: dataset name.
+        root: folder of the files, see ``write_scenes``.
+        num: number of scenes.
+        seed: seed of the set.
+        size: side of an image in pixels.
+    """
+    root = Path(root)
+    DatasetCatalog.register(name, functools.partial(_load_scenes, name, root, num, seed, size))
+    num_stuff = len(STUFF_CLASSES)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(THING_CLASSES),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(THING_CLASSES))},
+        thing_colors=[list(c) for c in COLORS[num_stuff:]],
+        stuff_classes=list(CLASSES),
+        stuff_colors=[list(c) for c in COLORS],
+        stuff_ids=list(range(num_stuff)),
+        thing_ids=list(range(num_stuff, len(CLASSES))),
+        ignore_label=255,
+        evaluator_type="scenes",
+    )
+
+
+def _load_scenes(name: str, root: Path, num: int, seed: int, size: int) -> list[dict]:
+    write_scenes(root, num, seed, size)
+    # Named only now: metadata that names a file of a dataset promises that it is there.
+    MetadataCatalog.get(name).json_file = str(root / "instances.json")
+    dicts = load_coco_json(str(root / "instances.json"), str(root / "images"), name)
+    for record in dicts:
+        record["sem_seg_file_name"] = str(root / "sem_seg" / f"{Path(record['file_name']).stem}.png")
+    return dicts
+
+
+def register_all_scenes(root: Path) -> None:
+    """Register the built-in sets, with their files under ``root/scenes``.
+
+    ``scenes_train`` (600 scenes), ``scenes_val`` (150 others) and ``scenes_tiny`` (8 small ones, for trials).
+    """
+    register_scenes("scenes_train", Path(root) / "scenes" / "train", num=600, seed=0)
+    register_scenes("scenes_val", Path(root) / "scenes" / "val", num=150, seed=1)
+    register_scenes("scenes_tiny", Path(root) / "scenes" / "tiny", num=8, seed=2, size=96)

@@ -1,0 +1,187 @@
+"""Images and label maps for supervised semantic segmentation, and for the evaluation of unsupervised one."""
+
+import logging
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import build_augmentation, check_image_size
+from detectron2.projects.point_rend import ColorAugSSDTransform
+
+from .augmentation import ResizeCenterCrop
+from .image_io import read_image, read_label
+
+__all__ = ["SemSegDatasetMapper"]
+
+
+class SemSegDatasetMapper:
+    """Map a dataset dict to what detectron2's ``SemanticSegmentor`` takes.
+
+    The callable does the following:
+
+    1. Read the image from "file_name"
+    2. Read the label map from "sem_seg_file_name", if labels are asked for; turn raw values into classes by the
+       dataset's ``label_map`` and refuse any other value
+    3. Apply the augmentations to both
+    4. Prepare both as tensors
+
+    In training the label map is "sem_seg". In testing on centre crops it is "sem_seg_target", so that the crop itself
+    can be scored; in testing on whole images it is not read, for the evaluator reads it in its own size.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        augmentations: list[T.Augmentation | T.Transform],
+        image_format: str,
+        label_key: str | None,
+        label_map: Sequence[int] | None = None,
+        ignore_label: int = 255,
+        num_classes: int | None = None,
+        crops: bool = False,
+    ):
+        """Store the augmentations and the meaning of the labels.
+
+        Args:
+            augmentations: of image and label map.
+            image_format: "RGB" or "BGR".
+            label_key: key of the label map in the result; None leaves labels alone.
+            label_map: 256 numbers, the class or ``ignore_label`` of each raw value; None means that values are classes.
+            ignore_label: value of pixels that do not count.
+            num_classes: number of classes, for the check of label maps; None leaves the check out.
+            crops: whether "height" and "width" of the result are those of the augmented image.
+
+        Raises:
+            ValueError: an argument is out of its range.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT {image_format!r} is neither 'RGB' nor 'BGR'")
+        if label_map is not None and (len(label_map) != 256 or min(label_map) < 0 or max(label_map) > 255):
+            raise ValueError(f"label_map needs 256 numbers in [0, 255], got {len(label_map)}")
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.label_key = label_key
+        self.label_map = None if label_map is None else np.array(label_map, dtype=np.uint8)
+        self.ignore_label = ignore_label
+        self.num_classes = num_classes
+        self.crops = crops
+        logging.getLogger(__name__).info("Augmentations of %s: %s", label_key or "images", augmentations)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True, dataset_names: Sequence[str] | None = None):
+        """Read the config.
+
+        Args:
+            cfg: a config.
+            is_train: whether to augment.
+            dataset_names: which datasets; by default all of DATASETS.TRAIN or of DATASETS.TEST.
+        """
+        names = dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
+        label_map = _common_metadata(names, "label_map")
+        ignore_label = _common_metadata(names, "ignore_label")
+        classes = _common_metadata(names, "stuff_classes")
+        if is_train:
+            head = cfg.MODEL.SEM_SEG_HEAD
+            if ignore_label not in (None, head.IGNORE_VALUE):
+                raise ValueError(f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {head.IGNORE_VALUE} is {ignore_label} in {names}")
+            if classes is not None and len(classes) > head.NUM_CLASSES:
+                raise ValueError(f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {head.NUM_CLASSES} is {len(classes)} in {names}")
+        center_crop = 0 if is_train else cfg.TEST.CENTER_CROP_SIZE
+        if is_train:
+            augmentations = _build_train_augmentations(cfg)
+        else:
+            augmentations = [ResizeCenterCrop(center_crop)] if center_crop > 0 else build_augmentation(cfg, False)
+        return {
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "label_key": "sem_seg" if is_train else "sem_seg_target" if center_crop > 0 else None,
+            "label_map": label_map,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE if ignore_label is None else ignore_label,
+            "num_classes": None if classes is None else len(classes),
+            "crops": center_crop > 0,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Read and augment one image and its label map.
+
+        Args:
+            dataset_dict: "file_name" and, if labels are asked for, "sem_seg_file_name".
+
+        Returns:
+            The dict with "image": (3, H, W) uint8 in INPUT.FORMAT, the label map (H, W) int64 under its key, and
+            "height" and "width" for the prediction.
+
+        Raises:
+            ValueError: a file cannot be read, sizes differ, or the label map has values that are no class.
+        """
+        dataset_dict = dict(dataset_dict)
+        image = read_image(dataset_dict["file_name"])
+        check_image_size(dataset_dict, image)  # also sets height and width
+        if self.image_format == "BGR":
+            image = np.ascontiguousarray(image[:, :, ::-1])
+        label_file = dataset_dict.pop("sem_seg_file_name", None)
+        label = None if self.label_key is None else self._read_classes(label_file, dataset_dict["file_name"], image)
+
+        aug_input = T.AugInput(image, sem_seg=label)
+        self.augmentations(aug_input)
+        image = aug_input.image
+        dataset_dict["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if label is not None:
+            dataset_dict[self.label_key] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
+        if self.crops:
+            dataset_dict["height"], dataset_dict["width"] = image.shape[:2]
+        return dataset_dict
+
+    def _read_classes(self, label_file: str | None, file_name: str, image: np.ndarray) -> np.ndarray:
+        """Read a label map and return classes, (H, W) uint8."""
+        if label_file is None:
+            raise ValueError(f"the dataset has no label map for {file_name}")
+        label = read_label(label_file)
+        if label.shape != image.shape[:2]:
+            raise ValueError(f"{label_file} has {label.shape} pixels, its image {file_name} {image.shape[:2]}")
+        if self.label_map is not None:
+            label = cv2.LUT(label, self.label_map)
+        if self.num_classes is not None:
+            counts = cv2.calcHist([label], [0], None, [256], [0, 256])[:, 0]
+            wrong = [int(v) for v in np.flatnonzero(counts) if v >= self.num_classes and v != self.ignore_label]
+            if wrong:
+                raise ValueError(
+                    f"{label_file} has the values {wrong[:5]} in {int(counts[wrong].sum())} pixels; classes are 0 to "
+                    f"{self.num_classes - 1}, and {self.ignore_label} does not count"
+                )
+        return label
+
+
+def _build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
+    """Build resize, category-balanced crop, colour distortion and flip, in the order of detectron2's PointRend."""
+    resize, *flip = build_augmentation(cfg, True)
+    crop, color = [], []
+    if cfg.INPUT.CROP.ENABLED:
+        crop = [
+            T.RandomCrop_CategoryAreaConstraint(
+                cfg.INPUT.CROP.TYPE,
+                cfg.INPUT.CROP.SIZE,
+                cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+                cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            )
+        ]
+    if cfg.INPUT.COLOR_AUG_SSD:
+        color = [ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT)]
+    return [resize, *crop, *color, *flip]
+
+
+def _common_metadata(names: Sequence[str], key: str):
+    """Return a metadata entry that all datasets share, None if none has it."""
+    values = {name: MetadataCatalog.get(name).get(key) for name in names}
+    first = next(iter(values.values()), None)
+    different = [name for name, value in values.items() if value != first]
+    if different:
+        raise ValueError(
+            f"datasets used together need the same {key!r}: {next(iter(values))} and {different[0]} differ"
+        )
+    return first

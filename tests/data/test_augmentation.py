@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+from detectron2.data import transforms as T
+from PIL import Image
+
+from densesiam_d2.data.augmentation import (
+    AntialiasedResizeTransform,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    ResizeCenterCrop,
+)
+from densesiam_d2.geometry import view_box
+
+from .photos import smooth_image
+
+
+@pytest.mark.parametrize("interp", [Image.BILINEAR, Image.BICUBIC])
+def test_resize_equals_pillow(interp):
+    image = smooth_image(256, 256)
+    crop = image[10:230, 5:200]  # a view into a larger image, as after a crop
+    for size in (64, 224, 300):
+        ours = AntialiasedResizeTransform(220, 195, size, size, interp).apply_image(crop)
+        pillow = np.asarray(Image.fromarray(crop).resize((size, size), interp)).astype(int)
+        # Both round after each of the two passes; bicubic overshoots there, so a rare pixel differs by two.
+        assert np.abs(ours - pillow).max() <= (1 if interp == Image.BILINEAR else 2)
+        assert np.abs(ours - pillow).mean() < 0.05
+        assert ours.flags.c_contiguous
+
+
+def test_resize_of_labels_is_nearest():
+    label = np.array([[0, 7], [255, 3]], np.uint8)
+    result = AntialiasedResizeTransform(2, 2, 4, 4).apply_segmentation(label)
+    np.testing.assert_array_equal(result, label.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def boxes_of(augmentation, height, width, number, seed=0):
+    np.random.seed(seed)
+    image = np.zeros((height, width, 3), np.uint8)
+    size = augmentation.size
+    return np.array([view_box(augmentation.get_transform(image), height, width, size, size) for _ in range(number)])
+
+
+def test_crop_by_area_stays_in_its_ranges():
+    boxes = boxes_of(RandomResizedCrop(32, (0.2, 1.0), (3 / 4, 4 / 3)), 300, 400, 2000)
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 400 and boxes[:, 3].max() <= 300
+    area, aspect = w * h / (300 * 400), w / h
+    # Rounding to whole pixels moves an edge by half a pixel.
+    assert 0.195 < area.min() < 0.25 and area.max() > 0.9
+    assert 0.74 < aspect.min() < 0.8 and 1.25 < aspect.max() < 1.35
+    # log aspect is symmetric around 0 for small crops, which always fit.
+    small = area < 0.4
+    assert abs(np.log(aspect[small]).mean()) < 0.03
+
+
+def test_crop_by_side_is_uniform_in_the_side():
+    # The released segmentation recipe: side U(0.5, 1) of 640, square. Mean side 0.75 * 640 = 480; standard deviation
+    # 640 * 0.5 / sqrt(12) = 92.4, so the mean of 2000 has a standard error of 2.1.
+    boxes = boxes_of(RandomResizedCrop(32, (0.5, 1.0), (1.0, 1.0), "side"), 640, 640, 2000)
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    np.testing.assert_allclose(w, h)
+    assert w.min() >= 320 and w.max() <= 640
+    assert abs(w.mean() - 480) < 8 and abs(w.std() - 92.4) < 4
+    # In an oblong image the short side counts.
+    wide = boxes_of(RandomResizedCrop(32, (0.5, 1.0), (1.0, 1.0), "side"), 100, 900, 50)
+    assert (wide[:, 2] - wide[:, 0]).max() <= 100
+
+
+def test_crop_of_a_long_image_is_central():
+    # No crop of 20 % of 10 x 1000 with aspect <= 4/3 fits; the largest one that has it is 13 x 10 at the centre.
+    boxes = boxes_of(RandomResizedCrop(8), 10, 1000, 3)
+    np.testing.assert_allclose(boxes, [[493, 0, 506, 10]] * 3, atol=1e-6)
+    np.testing.assert_allclose(boxes_of(RandomResizedCrop(8), 1, 1, 2), [[0, 0, 1, 1]] * 2, atol=1e-6)
+
+
+def test_center_crop():
+    # 480 x 640: the short side 480 becomes 320, the long one 640 * 2/3 = 426 (cut off); the crop starts at 53 of them,
+    # which is 53 * 640 / 426 = 79.62 original pixels.
+    augmentation = ResizeCenterCrop(320)
+    transforms = augmentation.get_transform(np.zeros((480, 640, 3), np.uint8))
+    assert transforms.apply_image(np.zeros((480, 640, 3), np.uint8)).shape == (320, 320, 3)
+    box = view_box(transforms, 480, 640, 320, 320)
+    np.testing.assert_allclose(box, [53 * 640 / 426, 0, 373 * 640 / 426, 480])
+    label = np.zeros((480, 640), np.uint8)
+    label[:, 320:] = 9
+    cropped = transforms.apply_segmentation(label)
+    assert cropped.shape == (320, 320) and set(np.unique(cropped)) == {0, 9}
+    tall = view_box(augmentation.get_transform(np.zeros((640, 480, 3), np.uint8)), 640, 480, 320, 320)
+    np.testing.assert_allclose(tall, [0, 53 * 640 / 426, 480, 373 * 640 / 426])
+
+
+def test_flip_is_a_flip_and_contiguous():
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    transform = RandomHorizontalFlip(1.0).get_transform(image)
+    np.testing.assert_array_equal(transform.apply_image(image), image[:, ::-1])
+    assert transform.apply_image(image).flags.c_contiguous
+    np.testing.assert_array_equal(transform.apply_coords(np.array([[1.0, 0.5]])), [[3.0, 0.5]])
+    assert isinstance(RandomHorizontalFlip(0.0).get_transform(image), T.NoOpTransform)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.5, 0.2)},
+        {"scale": (0.5, 1.2)},
+        {"aspect": (0.0, 1.0)},
+        {"aspect": (2.0, 1.0)},
+        {"scale_of": "volume"},
+        {"interpolation": "nearest"},
+    ],
+)
+def test_bad_ranges_name_their_key(arguments):
+    with pytest.raises(ValueError, match=r"INPUT\.SSL\."):
+        RandomResizedCrop(32, **arguments)

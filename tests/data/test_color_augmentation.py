@@ -1,0 +1,160 @@
+import colorsys
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import transforms as T
+from PIL import Image, ImageEnhance, ImageOps
+
+from densesiam_d2.data import color_augmentation as color
+
+from .photos import find_photos, smooth_image
+
+
+@pytest.fixture(scope="module", params=["generated", "real"])
+def photos(request):
+    if request.param == "generated":
+        return [smooth_image(224, 224, seed=i) for i in range(3)]
+    return [np.asarray(Image.open(file).convert("RGB").resize((224, 224))) for file in find_photos(5)]
+
+
+def difference(ours, theirs):
+    return np.abs(ours.astype(int) - np.asarray(theirs).astype(int))
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
+@pytest.mark.parametrize(
+    ("ours", "pillow"),
+    [
+        (color.adjust_brightness, ImageEnhance.Brightness),
+        (color.adjust_contrast, ImageEnhance.Contrast),
+        (color.adjust_saturation, ImageEnhance.Color),
+    ],
+)
+def test_within_a_grey_level_of_pillow(photos, ours, pillow, factor):
+    for photo in photos:
+        expected = pillow(Image.fromarray(photo)).enhance(factor)
+        assert difference(ours(photo, factor), expected).max() <= (1 if factor <= 1 else 2)
+        assert difference(ours(photo, factor), expected).mean() <= 0.6
+
+
+def test_hue_turns_like_the_definition():
+    # Saturated colours: red (0 turns) shifted by 1/3 is green, by -1/3 blue; grey stays. One of the 256 steps of the
+    # hue moves a channel by 6 * 255 / 256 levels.
+    image = np.array([[[255, 0, 0], [128, 128, 128], [200, 100, 50]]], np.uint8)
+    assert difference(color.adjust_hue(image, 1 / 3)[0, 0], [0, 255, 0]).max() <= 6
+    assert difference(color.adjust_hue(image, -1 / 3)[0, 0], [0, 0, 255]).max() <= 6
+    assert difference(color.adjust_hue(image, 0.2)[0, 1], [128, 128, 128]).max() == 0
+    h, s, v = colorsys.rgb_to_hsv(200 / 255, 100 / 255, 50 / 255)
+    for shift in (-0.5, -0.1, 0.1, 0.5):
+        expected = np.array(colorsys.hsv_to_rgb((h + shift) % 1, s, v)) * 255
+        assert difference(color.adjust_hue(image, shift)[0, 2], expected).max() <= 4
+
+
+def test_hue_is_near_pillow_on_photos():
+    for file in find_photos(5):
+        photo = np.asarray(Image.open(file).convert("RGB"))
+        for shift in (-0.1, 0.07):
+            hsv = np.array(Image.fromarray(photo).convert("HSV"))
+            hsv[..., 0] += np.uint8(int(shift * 255) % 256)
+            expected = Image.fromarray(hsv, "HSV").convert("RGB")
+            delta = difference(color.adjust_hue(photo, shift), expected)
+            assert delta.mean() < 1.0 and np.percentile(delta, 99.9) <= 8
+
+
+def test_grey_and_solarize_equal_pillow(photos):
+    for photo in photos:
+        assert (
+            difference(color.to_grayscale(photo), ImageOps.grayscale(Image.fromarray(photo)).convert("RGB")).max() <= 1
+        )
+        assert difference(color.solarize(photo, 128), ImageOps.solarize(Image.fromarray(photo), 128)).max() == 0
+
+
+def test_blur_of_a_point_is_a_gaussian():
+    image = np.zeros((41, 41, 3), np.uint8)
+    image[20, 20] = 255
+    sigma = 1.5
+    y, x = np.mgrid[-20:21, -20:21]
+    gauss = np.exp(-(x**2 + y**2) / (2 * sigma**2))
+    expected = 255 * gauss / gauss.sum()
+    assert difference(color.gaussian_blur(image, sigma)[..., 0], np.rint(expected)).max() <= 1
+
+
+def test_blur_keeps_a_flat_border():
+    image = np.full((9, 9, 3), 77, np.uint8)
+    assert np.all(color.gaussian_blur(image, 2.0) == 77)
+    image[:, 0] = 200  # only a repeated border keeps the first column nearest to its own value
+    assert color.gaussian_blur(image, 1.0)[4, 0, 0] > 150
+
+
+def test_jitter_joint_and_independent_draws(monkeypatch):
+    calls = []
+    for name in ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"):
+        monkeypatch.setattr(color, name, lambda image, amount, name=name: calls.append((name, amount)) or image)
+    image = np.zeros((2, 2, 3), np.uint8)
+
+    def draw(**kwargs):
+        calls.clear()
+        color.ColorJitter((0.4, 0.4, 0.2, 0.1), **kwargs).get_transform(image).apply_image(image)
+        return list(calls)
+
+    np.random.seed(0)
+    joint = [draw(prob=0.8) for _ in range(1000)]
+    assert {len(c) for c in joint} == {0, 4}
+    assert abs(sum(len(c) == 4 for c in joint) / 1000 - 0.8) < 0.04  # standard error 0.013
+    assert len({tuple(name for name, _ in c) for c in joint}) == 24 + 1  # every order, and none
+    for name, low, high in (
+        ("adjust_brightness", 0.6, 1.4),
+        ("adjust_saturation", 0.8, 1.2),
+        ("adjust_hue", -0.1, 0.1),
+    ):
+        amounts = [amount for c in joint for n, amount in c if n == name]
+        assert low <= min(amounts) < low + 0.02 * 1.4 and high - 0.02 * 1.4 < max(amounts) <= high
+    independent = [draw(prob=0.8, independent=True) for _ in range(1000)]
+    assert {len(c) for c in independent} >= {1, 2, 3, 4}
+    assert abs(sum(map(len, independent)) / 4000 - 0.8) < 0.03
+
+
+def test_color_transforms_leave_coordinates_and_labels_alone():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    augmentations = [
+        color.ColorJitter((0.4, 0.4, 0.4, 0.1), 1.0),
+        color.RandomGrayscale(1.0),
+        color.RandomGaussianBlur((0.1, 2.0), 1.0),
+        color.RandomSolarize(1.0),
+    ]
+    for augmentation in augmentations:
+        transform = augmentation.get_transform(image)
+        assert isinstance(transform, T.ColorTransform)
+        np.testing.assert_array_equal(transform.apply_coords(np.array([[1.5, 2.5]])), [[1.5, 2.5]])
+        np.testing.assert_array_equal(transform.apply_segmentation(image[..., 0]), image[..., 0])
+        # What is drawn is fixed: applied again, the transform does the same.
+        np.testing.assert_array_equal(transform.apply_image(image.copy()), transform.apply_image(image.copy()))
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", [color.RandomGrayscale, color.RandomGaussianBlur, color.RandomSolarize])
+def test_probabilities(kind, prob):
+    np.random.seed(1)
+    augmentation = kind(prob=prob)
+    done = [isinstance(augmentation.get_transform(None), T.ColorTransform) for _ in range(1000)]
+    assert abs(np.mean(done) - prob) < 0.05
+
+
+def test_bad_arguments_name_their_key():
+    for make in (
+        lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.6)),
+        lambda: color.ColorJitter((0.4, 0.4, 0.4)),
+        lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.1), 1.5),
+        lambda: color.RandomGaussianBlur((0.0, 1.0)),
+        lambda: color.RandomSolarize(-0.1),
+    ):
+        with pytest.raises(ValueError, match=r"INPUT\.SSL\."):
+            make()
+
+
+def test_blur_is_cut_at_three_sigma():
+    assert cv2.getGaussianKernel(2 * 6 + 1, 2.0).shape == (13, 1)
+    image = np.zeros((31, 31, 3), np.uint8)
+    image[15, 15] = 255
+    assert np.all(color.gaussian_blur(image, 2.0)[15, 22:] == 0)

@@ -1,0 +1,138 @@
+import os
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densesiam_d2.data.image_io import _decode_jpeg, read_image, read_label
+
+from .photos import find_photos, smooth_image
+
+ORIENTATION = 0x0112
+
+
+def write(path, image, **kwargs):
+    image.save(path, **kwargs)
+    return path
+
+
+def test_real_jpegs_equal_pillow():
+    for file in find_photos(20):
+        with Image.open(file) as image:
+            expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(read_image(file), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_of_each_mode(tmp_path, mode):
+    path = write(tmp_path / "a.jpg", Image.fromarray(smooth_image(20, 30)).convert(mode), quality=95)
+    result = read_image(path)
+    assert result.shape == (20, 30, 3) and result.dtype == np.uint8 and result.flags.writeable
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(result, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_exif_orientation_is_applied_once(tmp_path, suffix):
+    # 6 = the camera was turned: the stored left column is the top row of the upright image.
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:, :8] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    path = write(tmp_path / f"a.{suffix}", Image.fromarray(stored), exif=exif)
+    result = read_image(path).astype(int)
+    assert result.shape == (32, 16, 3)
+    assert result[:6, :, 0].min() > 200 and result[10:, :, 0].max() < 50
+
+
+def test_palette_bilevel_alpha_and_animation(tmp_path):
+    color = Image.new("RGB", (4, 3), (10, 200, 30))
+    palette = color.convert("P", palette=Image.Palette.ADAPTIVE)
+    assert np.all(read_image(write(tmp_path / "p.png", palette)) == (10, 200, 30))
+    assert np.all(read_image(write(tmp_path / "1.png", Image.new("1", (4, 3), 1))) == 255)
+    # Alpha is dropped, not composited: the hidden colour is what remains.
+    assert np.all(read_image(write(tmp_path / "a.png", Image.new("RGBA", (4, 3), (10, 200, 30, 0)))) == (10, 200, 30))
+    frames = [Image.new("L", (4, 3), value) for value in (7, 99)]
+    assert np.all(read_image(write(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])) == 7)
+
+
+def test_palette_with_transparency(tmp_path):
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([0, 0, 0, 250, 10, 20])
+    path = write(tmp_path / "a.png", image, transparency=b"\xff\x00")
+    assert np.all(read_image(path) == (250, 10, 20))
+
+
+def test_16_bit_grey_is_scaled(tmp_path):
+    # 65535 / 257 = 255; 32896 / 257 = 128; 300 / 257 = 1.17 -> 1. Clipping would give 255, 255, 255.
+    values = np.array([[65535, 32896, 300, 0]], dtype=np.uint16)
+    result = read_image(write(tmp_path / "a.png", Image.fromarray(values)))
+    np.testing.assert_array_equal(result[0], np.array([[255] * 3, [128] * 3, [1] * 3, [0] * 3]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(tmp_path, dtype):
+    path = write(tmp_path / "a.tif", Image.fromarray(np.ones((4, 4), dtype)))
+    with pytest.raises(ValueError, match=rf"{path}.*no known range"):
+        read_image(path)
+
+
+def damaged_files(folder):
+    good = write(folder / "good.jpg", Image.fromarray(smooth_image(64, 64))).read_bytes()
+    png = write(folder / "good.png", Image.fromarray(smooth_image(64, 64))).read_bytes()
+    yield "half.jpg", good[: len(good) // 2]
+    yield "short.jpg", good[:-10]
+    yield "half.png", png[: len(png) // 2]
+    yield "empty.jpg", b""
+    yield "page.jpg", b"<html>404</html>"
+    yield "noise.jpg", b"\xff\xd8" + bytes(range(256)) + b"\xff\xd9"
+
+
+def test_damaged_files_are_named(tmp_path):
+    for name, data in damaged_files(tmp_path):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=name):
+            read_image(tmp_path / name)
+
+
+def test_jpeg_without_an_end_is_left_to_pillow(tmp_path):
+    data = write(tmp_path / "a.jpg", Image.fromarray(smooth_image(64, 64))).read_bytes()
+    assert _decode_jpeg(data) is not None and _decode_jpeg(data[:-2]) is None
+
+
+def test_missing_file_folder_and_pipe(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
+        read_image(tmp_path / "nowhere.jpg")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ValueError, match=r"pipe\.jpg.*not a regular file"):
+        read_image(tmp_path / "pipe.jpg")
+
+
+def test_size_limits_come_from_the_header(tmp_path):
+    # A valid JPEG whose frame header is changed to 30000 x 30000: nothing is allocated.
+    data = bytearray(write(tmp_path / "a.jpg", Image.fromarray(smooth_image(32, 32))).read_bytes())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 30000, 30000)
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.jpg.*30000 x 30000"):
+        read_image(tmp_path / "a.jpg")
+    assert read_image(write(tmp_path / "dot.png", Image.new("RGB", (1, 1)))).shape == (1, 1, 3)
+    with pytest.raises(ValueError, match="one side is more than 100 times the other"):
+        read_image(write(tmp_path / "strip.png", Image.new("RGB", (1000, 1))))
+
+
+def test_name_with_other_letters(tmp_path):
+    assert read_image(write(tmp_path / "Ünïcode 图.jpg", Image.fromarray(smooth_image(8, 9)))).shape == (8, 9, 3)
+
+
+def test_labels_keep_their_numbers(tmp_path):
+    label = np.array([[0, 3], [255, 17]], np.uint8)
+    np.testing.assert_array_equal(read_label(write(tmp_path / "l.png", Image.fromarray(label))), label)
+    indexed = Image.fromarray(label)
+    indexed.putpalette(list(range(255, -1, -1)) * 3)  # colours that say something else
+    np.testing.assert_array_equal(read_label(write(tmp_path / "p.png", indexed)), label)
+    with pytest.raises(ValueError, match=r"rgb\.png.*mode RGB"):
+        read_label(write(tmp_path / "rgb.png", Image.new("RGB", (2, 2))))

@@ -1,0 +1,94 @@
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
+from PIL import Image
+
+from densesiam_d2.data.loader import ImageFiles, build_two_view_train_loader
+
+from .photos import smooth_image
+from .test_two_view_mapper import make_cfg
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    for i in range(6):
+        Image.fromarray(smooth_image(40, 50, seed=i)).save(tmp_path / f"{i}.png")
+    cfg = make_cfg("VIEW_SIZE", 16)
+    cfg.DATASETS.TRAIN = (f"folder:{tmp_path}",)
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.MODEL.DEVICE = "cpu"
+    yield cfg
+    for name in cfg.DATASETS.TRAIN:
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def batches(cfg, number, seed=5):
+    seed_all_rng(seed)
+    return list(itertools.islice(build_two_view_train_loader(cfg), number))
+
+
+def test_batches_cover_every_image_and_repeat_under_a_seed(cfg):
+    first = batches(cfg, 4)
+    assert first[0]["views"].shape == (3, 2, 3, 16, 16) and first[0]["view_boxes"].shape == (3, 2, 4)
+    names = [name for batch in first for name in batch["file_name"]]
+    assert len(set(names[:6])) == len(set(names[6:])) == 6  # two epochs
+    for one, other in zip(first, batches(cfg, 4), strict=True):
+        assert torch.equal(one["views"], other["views"]) and one["file_name"] == other["file_name"]
+    assert not torch.equal(batches(cfg, 1, seed=6)[0]["views"], first[0]["views"])
+
+
+def test_two_workers_draw_differently(cfg, tmp_path):
+    for i in range(1, 6):
+        (tmp_path / f"{i}.png").unlink()
+    cfg.DATALOADER.NUM_WORKERS = 2  # one image only: batches of the two workers differ by their draws alone
+    one, other = batches(cfg, 2)
+    assert one["file_name"] == other["file_name"]
+    boxes = torch.cat([one["view_boxes"], other["view_boxes"]]).flatten(1)
+    assert len({tuple(box.tolist()) for box in boxes}) == 6
+    assert one["views"].stride()[2] == 1  # channels-last survives the way from the worker
+
+
+def test_annotations_are_dropped_and_nothing_is_filtered(cfg, tmp_path):
+    name = "tiny_annotated"
+    records = [{"file_name": str(tmp_path / f"{i}.png"), "annotations": [], "height": 1, "width": 1} for i in range(3)]
+    DatasetCatalog.register(name, lambda: records)
+    try:
+        cfg.DATASETS.TRAIN = (name, *cfg.DATASETS.TRAIN)
+        loader = build_two_view_train_loader(cfg)
+        names = [n for batch in itertools.islice(loader, 3) for n in batch["file_name"]]
+        assert len(names) == 9 and len(set(names)) == 6
+    finally:
+        DatasetCatalog.remove(name)
+
+
+def test_mistakes(cfg, caplog):
+    cfg.SOLVER.IMS_PER_BATCH = 8
+    with caplog.at_level(logging.WARNING):
+        build_two_view_train_loader(cfg)
+    assert "6 images are fewer than SOLVER.IMS_PER_BATCH 8" in caplog.text
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    with pytest.raises(ValueError, match="SAMPLER_TRAIN"):
+        build_two_view_train_loader(cfg)
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
+        build_two_view_train_loader(cfg)
+
+
+def test_image_files_hold_any_name():
+    names = ["a.jpg", "", "图/ü.png", "b" * 300]
+    files = ImageFiles(names)
+    assert len(files) == 4
+    assert [files[i]["file_name"] for i in range(4)] == names
+    with pytest.raises(IndexError):
+        files[4]
+    assert files._bytes.nbytes == sum(len(name.encode()) for name in names)
+    assert files._ends.dtype == np.int64

@@ -1,0 +1,203 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import transforms as T
+from PIL import Image
+
+from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.data.augmentation import AntialiasedResizeTransform
+from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper, collate_views
+from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids, sample
+
+from .photos import find_photos
+
+LEVELS = 3  # grey levels per pixel of the painted image
+GEOMETRY_ONLY = [
+    *("JITTER_PROB", 0.0, "GRAYSCALE_PROB", 0.0, "BLUR_PROB", [0.0, 0.0], "SOLARIZE_PROB", [0.0, 0.0]),
+    *("VIEW_SIZE", 24),
+]
+
+
+def make_cfg(*ssl_options):
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    cfg.INPUT.FORMAT = "RGB"
+    for key, value in zip(ssl_options[::2], ssl_options[1::2], strict=True):
+        cfg.INPUT.SSL[key] = value
+    return cfg
+
+
+def paint_coordinates(height, width):
+    """Red is x, green is y of the pixel, in steps of LEVELS; no more than 85 pixels fit into a byte."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, :, 0] = np.arange(width) * LEVELS
+    image[:, :, 1] = np.arange(height)[:, None] * LEVELS
+    return image
+
+
+def seen_points(view, grid):
+    """The original-image coordinates that a view shows at a grid: (S, S, 2)."""
+    values = sample(view[None].float(), grid)[0, :2]
+    return values.permute(1, 2, 0) / LEVELS + 0.5  # pixel i has its centre at i + 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("FLIP_PROB", 1.0),
+        ("VIEWS", ["crop", "full"], "FLIP_PROB", 1.0),
+        ("VIEWS", ["full", "crop"], "INTERPOLATION", "bicubic"),
+        ("PRE_CROP", 40, "VIEWS", ["crop", "full"], "CROP_SCALE_OF", "side", "CROP_SCALE", [0.5, 1.0]),
+        ("PRE_CROP", 100, "MIN_OVERLAP", 0.3),
+    ],
+)
+def test_both_views_show_the_same_points(options):
+    mapper = TwoViewDatasetMapper(make_cfg(*GEOMETRY_ONLY, *options))
+    np.random.seed(0)
+    checked = flips = 0
+    for height, width in [(64, 84), (84, 50)] * 30:
+        out = mapper.make_views(paint_coordinates(height, width))
+        boxes1, boxes2 = out["view_boxes"][:1], out["view_boxes"][1:]
+        flips += int((out["view_boxes"][:, 0] > out["view_boxes"][:, 2]).sum())
+        grid1, grid2, valid = overlap_grids(boxes1, boxes2, 7)
+        # Near its border a view is not a linear image of the painted ramp: filters are cut off there.
+        inside = (grid1[0].abs().amax(-1) < 0.85) & (grid2[0].abs().amax(-1) < 0.85) & valid
+        overlap, _ = overlap_boxes(boxes1, boxes2)
+        if boxes1[0, 0] > boxes1[0, 2]:
+            overlap = overlap[:, [2, 1, 0, 3]]
+        true = grid_points(overlap, 7)[0][inside]
+        points1 = seen_points(out["views"][0], grid1)[inside]
+        points2 = seen_points(out["views"][1], grid2)[inside]
+        # Views are rounded to whole grey levels (1/6 pixel), twice with PRE_CROP. Half a view pixel is 0.5 to 1.7
+        # pixels.
+        assert torch.allclose(points1, true, atol=0.4)
+        assert torch.allclose(points2, true, atol=0.4)
+        checked += int(inside.sum())
+    assert checked > 500
+    assert flips > 10
+
+
+def test_full_view_and_pre_crop_boxes():
+    # 480 x 640, PRE_CROP 320: the long side becomes 426, the crop starts at 53 of them; see test_center_crop.
+    mapper = TwoViewDatasetMapper(make_cfg("PRE_CROP", 320, "VIEWS", ["full", "full"], "VIEW_SIZE", 160))
+    out = mapper.make_views(np.zeros((480, 640, 3), np.uint8))
+    expected = torch.tensor([[53 * 640 / 426, 0, 373 * 640 / 426, 480]]).repeat(2, 1)
+    torch.testing.assert_close(out["view_boxes"], expected, rtol=0, atol=1e-3)
+    mapper = TwoViewDatasetMapper(make_cfg("VIEWS", ["full", "full"], "VIEW_SIZE", 160))
+    out = mapper.make_views(np.zeros((480, 640, 3), np.uint8))
+    torch.testing.assert_close(out["view_boxes"], torch.tensor([[0.0, 0, 640, 480]]).repeat(2, 1))
+
+
+def overlaps(number, **kwargs):
+    options = [item for pair in kwargs.items() for item in pair]
+    mapper = TwoViewDatasetMapper(make_cfg(*GEOMETRY_ONLY, "CROP_SCALE", [0.05, 0.1], *options))
+    np.random.seed(3)
+    boxes = torch.stack([mapper.make_views(np.zeros((64, 64, 3), np.uint8))["view_boxes"] for _ in range(number)])
+    return overlap_boxes(boxes[:, 0], boxes[:, 1])[1]
+
+
+def test_min_overlap_redraws_the_second_view():
+    free = overlaps(200, MIN_OVERLAP=0.0)
+    drawn = overlaps(200, MIN_OVERLAP=0.01)
+    share = (free < 0.01).float().mean()
+    assert share > 0.4  # crops of 5-10 % of the area mostly miss each other
+    # Were all first views alike, ten draws would miss together with probability 0.62 ** 10 = 0.8 %; first views in a
+    # corner are harder to meet.
+    assert (drawn < 0.01).float().mean() < 0.1
+
+
+def test_min_overlap_gives_up_after_ten_draws(monkeypatch):
+    mapper = TwoViewDatasetMapper(make_cfg(*GEOMETRY_ONLY, "CROP_SCALE", [0.05, 0.1], "MIN_OVERLAP", 1.0))
+    calls = []
+    draw = mapper._draw_view
+    monkeypatch.setattr(mapper, "_draw_view", lambda index, *args: calls.append(index) or draw(index, *args))
+    mapper.make_views(np.zeros((64, 64, 3), np.uint8))
+    assert calls == [0] + [1] * 10
+
+
+def test_output_and_determinism():
+    files = find_photos(4)
+    mapper = TwoViewDatasetMapper(make_cfg())
+
+    def run(seed):
+        np.random.seed(seed)
+        return collate_views([mapper({"file_name": str(file), "annotations": [{}]}) for file in files])
+
+    batch = run(1)
+    assert set(batch) == {"views", "view_boxes", "file_name"}
+    assert batch["views"].shape == (4, 2, 3, 224, 224) and batch["views"].dtype == torch.uint8
+    assert batch["view_boxes"].shape == (4, 2, 4) and batch["view_boxes"].dtype == torch.float32
+    assert batch["file_name"] == [str(file) for file in files]
+    assert torch.equal(run(1)["views"], batch["views"]) and torch.equal(run(1)["view_boxes"], batch["view_boxes"])
+    assert not torch.equal(run(2)["views"], batch["views"])
+    single = mapper({"file_name": str(files[0])})
+    assert single["views"].shape == (2, 3, 224, 224) and single["view_boxes"].shape == (2, 4)
+
+
+def test_collate_keeps_pixels():
+    views = [torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8).permute(0, 3, 1, 2) for _ in range(3)]
+    batch = collate_views([{"views": v, "view_boxes": torch.zeros(2, 4), "file_name": "x"} for v in views])
+    assert torch.equal(batch["views"], torch.stack(views))
+    assert batch["views"].stride()[2] == 1  # channels-last in memory
+
+
+def test_per_view_probabilities():
+    # View 1 is never, view 2 always solarised: 200 -> 55.
+    mapper = TwoViewDatasetMapper(make_cfg(*GEOMETRY_ONLY, "SOLARIZE_PROB", [0.0, 1.0]))
+    views = mapper.make_views(np.full((40, 40, 3), 200, np.uint8))["views"]
+    assert torch.all(views[0] == 200) and torch.all(views[1] == 55)
+
+
+def test_user_augmentations_and_rotation():
+    class Rotate(T.Augmentation):
+        def get_transform(self, image):
+            return T.RotationTransform(*image.shape[:2], 10)
+
+    resize = AntialiasedResizeTransform(40, 40, 16, 16)
+    good = [[resize], [T.VFlipTransform(40), resize]]
+    mapper = TwoViewDatasetMapper(pre_crop=[], geometric=good, photometric=[[], []])
+    boxes = mapper.make_views(np.zeros((40, 40, 3), np.uint8))["view_boxes"]
+    torch.testing.assert_close(boxes, torch.tensor([[0.0, 0, 40, 40], [0, 40, 40, 0]]))
+    mapper = TwoViewDatasetMapper(pre_crop=[], geometric=[[resize], [Rotate()]], photometric=[[], []])
+    with pytest.raises(ValueError, match="axis-aligned"):
+        mapper.make_views(np.zeros((40, 40, 3), np.uint8))
+
+
+def test_grey_and_tiny_files(tmp_path):
+    mapper = TwoViewDatasetMapper(make_cfg("VIEW_SIZE", 16))
+    for size in [(1, 1), (3, 200), (40, 30)]:
+        Image.new("L", size, 90).save(tmp_path / "a.png")
+        assert mapper({"file_name": str(tmp_path / "a.png")})["views"].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        (("VIEWS", ["crop"]), "VIEWS"),
+        (("VIEWS", ["crop", "half"]), "VIEWS"),
+        (("BLUR_PROB", [0.5]), "BLUR_PROB"),
+        (("MIN_OVERLAP", 2.0), "MIN_OVERLAP"),
+        (("INTERPOLATION", "nearest", "VIEWS", ["full", "full"]), "INTERPOLATION"),
+        (("VIEW_SIZE", 0), "VIEW_SIZE"),
+    ],
+)
+def test_bad_options_name_their_key(options, key):
+    with pytest.raises(ValueError, match=rf"INPUT\.SSL\.{key}"):
+        TwoViewDatasetMapper(make_cfg(*options))
+
+
+def test_bgr_is_refused():
+    cfg = make_cfg()
+    cfg.INPUT.FORMAT = "BGR"
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT"):
+        TwoViewDatasetMapper(cfg)
+
+
+def test_augmentations_are_logged(caplog):
+    with caplog.at_level(logging.INFO):
+        TwoViewDatasetMapper(make_cfg())
+    assert "Augmentations of view 2" in caplog.text and "RandomGaussianBlur" in caplog.text
