@@ -18,6 +18,7 @@ from densesiam_d2.evaluation import cityscapes
 from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator, ensure_cityscapes_api
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from tests.data_trees import real_data, write_cityscapes_tree
+from tests.evaluation.processes import in_two_processes
 
 pytest.importorskip("cityscapesscripts")
 pytest.importorskip("shapely")
@@ -105,12 +106,33 @@ def test_official_mains_import_statements(fresh_imports):
         import deeplearning.projects.another  # noqa: F401
 
 
+def test_a_real_package_of_that_name_stays(fresh_imports, monkeypatch, tmp_path):
+    (tmp_path / "deeplearning").mkdir()
+    (tmp_path / "deeplearning" / "__init__.py").write_text("REAL = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    ensure_cityscapes_api()
+    import deeplearning
+    from deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels import labels
+
+    assert deeplearning.REAL and len(labels) == 35
+
+
 def test_ground_truth_instances_score_100(tree):
     dataset_dicts = DatasetCatalog.get(INSTANCES)
     assert len(dataset_dicts) == 4 and all(len(d["annotations"]) > 5 for d in dataset_dicts)
     outputs = [{"instances": perfect_instances(d)} for d in dataset_dicts]
     results = score(CityscapesInstanceEvaluator(INSTANCES), dataset_dicts, outputs)
     assert results["segm"] == pytest.approx({"AP": 100, "AP50": 100})
+
+
+def test_two_processes_score_as_one(tree):
+    dataset_dicts = DatasetCatalog.get(INSTANCES)
+    outputs = [{"instances": perfect_instances(d)} for d in dataset_dicts]
+    main, other = in_two_processes(
+        lambda rank: score(CityscapesInstanceEvaluator(INSTANCES), dataset_dicts[rank::2], outputs[rank::2])
+    )
+    assert main["segm"] == pytest.approx({"AP": 100, "AP50": 100})
+    assert other is None
 
 
 def test_missing_instances_score_less(tree):

@@ -7,6 +7,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.structures.masks import polygons_to_bitmask
 
 from tests.data_trees import real_data
+from tests.evaluation.processes import in_two_processes
 
 NAME = "test_coco128"
 
@@ -23,14 +24,16 @@ def dataset_dicts():
 def predicted(d, shift=0.0):
     boxes = [BoxMode.convert(a["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for a in d["annotations"]]
     boxes = torch.tensor(boxes).reshape(-1, 4)
-    masks = [polygons_to_bitmask(a["segmentation"], d["height"], d["width"]) for a in d["annotations"]]
-    return Instances(
+    instances = Instances(
         (d["height"], d["width"]),
         pred_boxes=Boxes(boxes + shift * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)),
-        pred_masks=[torch.from_numpy(mask) for mask in masks],
         pred_classes=torch.tensor([a["category_id"] for a in d["annotations"]]),
         scores=torch.ones(len(boxes)),
     )
+    if shift == 0:
+        masks = [polygons_to_bitmask(a["segmentation"], d["height"], d["width"]) for a in d["annotations"]]
+        instances.pred_masks = [torch.from_numpy(mask) for mask in masks]
+    return instances
 
 
 def evaluate(dataset_dicts, **kwargs):
@@ -48,9 +51,14 @@ def test_ground_truth_scores_100(dataset_dicts):
         assert results[task]["AP"] == pytest.approx(100)
 
 
+def test_two_processes_score_as_one(dataset_dicts):
+    main, other = in_two_processes(lambda rank: evaluate(dataset_dicts[rank::2]))
+    assert main["bbox"]["AP"] == pytest.approx(100) and main["segm"]["AP"] == pytest.approx(100)
+    assert other == {}
+
+
 def test_shifted_boxes_score_by_their_iou(dataset_dicts):
     # Shifted by a tenth of width and height: IoU = 0.81 / (2 - 0.81) = 0.68; right at 0.5, 0.55, 0.6, 0.65 of 10.
     results = evaluate(dataset_dicts, shift=0.1)
     assert results["bbox"]["AP50"] > 95 and results["bbox"]["AP75"] < 5
     assert results["bbox"]["AP"] == pytest.approx(40, abs=3)
-    assert results["segm"]["AP"] == pytest.approx(100)

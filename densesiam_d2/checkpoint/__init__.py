@@ -1,0 +1,31 @@
+from densesiam_d2.checkpoint.export import (
+    TORCHVISION_METADATA,
+    backbone_metadata,
+    backbone_state,
+    expected_metadata,
+    known_metadata,
+    save_backbone,
+    save_torchvision,
+)
+from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
+from densesiam_d2.checkpoint.layouts import recognise
+from densesiam_d2.checkpoint.loading import CheckedCheckpointer
+from densesiam_d2.checkpoint.names import check_complete, depth_of, from_torchvision, to_torchvision
+
+__all__ = [
+    "TORCHVISION_METADATA",
+    "CheckedCheckpointer",
+    "atomic_write",
+    "backbone_metadata",
+    "backbone_state",
+    "check_complete",
+    "depth_of",
+    "expected_metadata",
+    "from_torchvision",
+    "known_metadata",
+    "read_checkpoint",
+    "recognise",
+    "save_backbone",
+    "save_torchvision",
+    "to_torchvision",
+]

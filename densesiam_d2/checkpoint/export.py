@@ -1,0 +1,154 @@
+"""Backbones as files: detectron2's ``.pkl`` with the facts about its input, and torchvision's ``.pth``."""
+
+import copy
+import importlib.metadata
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from densesiam_d2.checkpoint.files import atomic_write
+from densesiam_d2.checkpoint.layouts import LAYOUTS, recognise
+from densesiam_d2.checkpoint.names import to_torchvision
+
+__all__ = [
+    "TORCHVISION_METADATA",
+    "backbone_metadata",
+    "backbone_state",
+    "expected_metadata",
+    "known_metadata",
+    "save_backbone",
+    "save_torchvision",
+]
+
+logger = logging.getLogger(__name__)
+
+# How torchvision's ResNets, and all methods that train them on ImageNet, see images.
+TORCHVISION_METADATA = {
+    "pixel_format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+    "stride_in_1x1": False,
+}
+
+
+def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the backbone of a model (DDP-wrapped or not) or of its state dict under detectron2's names.
+
+    Args:
+        model: a module or a state dict whose layout :func:`recognise` knows.
+
+    Returns:
+        Name (``stem.conv1.weight``, ``res2.0.conv1.norm.weight``, ...) -> float32 array, a copy.
+
+    Raises:
+        ValueError: a state dict whose backbone is not one whole ResNet. A module's backbone may be of any kind: other
+            than a whole ResNet, it keeps its own names.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    if not isinstance(model, nn.Module):
+        return copy.deepcopy(recognise(model)[1])
+    try:
+        return copy.deepcopy(recognise(model.state_dict())[1])
+    except ValueError as error:
+        logger.warning("The backbone keeps its own names, and has none of torchvision's: %s", error)
+    backbone = getattr(model, "backbone", model)
+    backbone = getattr(backbone, "bottom_up", backbone)
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in backbone.state_dict().items()}
+
+
+def expected_metadata(cfg: CfgNode) -> dict[str, Any]:
+    """Return what a config says about the images a backbone sees and how the backbone is built.
+
+    Returns:
+        ``pixel_format``, ``pixel_mean``, ``pixel_std`` (of 0-255 values), ``stride_in_1x1`` and ``depth``.
+    """
+    return {
+        "pixel_format": cfg.INPUT.FORMAT,
+        "pixel_mean": [float(value) for value in cfg.MODEL.PIXEL_MEAN],
+        "pixel_std": [float(value) for value in cfg.MODEL.PIXEL_STD],
+        "stride_in_1x1": bool(cfg.MODEL.RESNETS.STRIDE_IN_1X1),
+        "depth": int(cfg.MODEL.RESNETS.DEPTH),
+    }
+
+
+def backbone_metadata(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:
+    """Return the metadata to store with a backbone trained under a config.
+
+    Args:
+        cfg: the config of the training run.
+        iteration: number of the last finished iteration; None if unknown.
+    """
+    return {
+        "method": cfg.MODEL.META_ARCHITECTURE,
+        "iteration": iteration,
+        **expected_metadata(cfg),
+        "version": importlib.metadata.version("densesiam_d2"),
+    }
+
+
+def known_metadata(checkpoint: Mapping[str, Any], layout: str) -> dict[str, Any]:
+    """Return the metadata that a checkpoint carries, or else what its layout is known for.
+
+    Args:
+        checkpoint: the dict in a file.
+        layout: the name that :func:`recognise` returned for it.
+
+    Returns:
+        The facts; empty for a detectron2-named checkpoint without metadata, which could be anything.
+    """
+    if isinstance(checkpoint.get("metadata"), Mapping):
+        return dict(checkpoint["metadata"])
+    follows_torchvision = any(row.name == layout and row.torchvision for row in LAYOUTS)
+    return dict(TORCHVISION_METADATA) if follows_torchvision else {}
+
+
+def save_backbone(path: str | Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Write a backbone as a ``.pkl`` that detectron2 loads into any model with the same ResNet.
+
+    Args:
+        path: file to write, ending in ``.pkl`` (detectron2 reads other suffixes differently).
+        state: name -> array under detectron2's names, from :func:`backbone_state`.
+        metadata: from :func:`backbone_metadata`; checked against the config by ``CheckedCheckpointer``.
+
+    Raises:
+        ValueError: the path has another suffix.
+    """
+    _check_suffix(path, ".pkl")
+    content = {
+        "model": dict(state),
+        # Without an author detectron2 takes a .pkl for Caffe2's; with the heuristics it matches names by their ends.
+        "__author__": "densesiam_d2",
+        "matching_heuristics": True,
+        "metadata": dict(metadata),
+    }
+    with atomic_write(path) as file:
+        pickle.dump(content, file, protocol=4)
+
+
+def save_torchvision(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
+    """Write a backbone as a flat ``.pth`` state dict of ``torchvision.models.resnet*``, without ``fc``.
+
+    Args:
+        path: file to write, ending in ``.pth``.
+        state: name -> array under detectron2's names, from :func:`backbone_state`.
+
+    Raises:
+        ValueError: the path has another suffix.
+    """
+    _check_suffix(path, ".pth")
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in to_torchvision(state).items()}
+    with atomic_write(path) as file:
+        torch.save(tensors, file)
+
+
+def _check_suffix(path: str | Path, suffix: str) -> None:
+    if Path(path).suffix != suffix:
+        raise ValueError(f"output {path}: this format needs a name ending in {suffix}")

@@ -1,0 +1,195 @@
+"""Loading MODEL.WEIGHTS so that a backbone that is not filled stops the run instead of fine-tuning from scratch."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import numpy as np
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from densesiam_d2.checkpoint.export import expected_metadata, known_metadata
+from densesiam_d2.checkpoint.files import read_checkpoint
+from densesiam_d2.checkpoint.layouts import recognise
+from densesiam_d2.checkpoint.names import depth_of
+
+__all__ = ["CheckedCheckpointer"]
+
+logger = logging.getLogger(__name__)
+
+# Which config key answers for each fact in a backbone file's metadata.
+_CONFIG_KEYS = {
+    "pixel_format": "INPUT.FORMAT",
+    "pixel_mean": "MODEL.PIXEL_MEAN",
+    "pixel_std": "MODEL.PIXEL_STD",
+    "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
+    "depth": "MODEL.RESNETS.DEPTH",
+}
+
+
+class CheckedCheckpointer(DetectionCheckpointer):
+    """A ``DetectionCheckpointer`` that checks what MODEL.WEIGHTS fills, and reads no code from files.
+
+    When starting from MODEL.WEIGHTS (``resume_or_load`` that does not resume) it counts how many of the model's
+    backbone tensors the file fills, and compares the metadata stored by ``save_backbone`` with the config. Checkpoints
+    of other layouts (torchvision, MoCo, our pretraining, ...) are converted while loading. Resuming skips all this.
+
+    Args:
+        model: the model, DDP-wrapped or not.
+        save_dir: directory of the run's own checkpoints.
+        expect: facts to compare with the file's metadata, from :meth:`expected_metadata`; None compares nothing.
+        strict: raise on an unfilled tensor or a contradiction; False warns instead.
+        save_to_disk: whether :meth:`save` writes; None: on the main process only.
+        checkpointables: as in detectron2.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        expect: Mapping[str, Any] | None = None,
+        strict: bool = True,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self._expect = dict(expect or {})
+        self._strict = strict
+        self._weights_path = ""  # set while MODEL.WEIGHTS is being loaded
+
+    expected_metadata = staticmethod(expected_metadata)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resume from the last checkpoint in ``save_dir`` if asked and present, else load and check MODEL.WEIGHTS.
+
+        Args:
+            path: MODEL.WEIGHTS; empty trains from random weights.
+            resume: whether to resume when ``save_dir`` has a checkpoint.
+
+        Returns:
+            What the checkpoint holds beside model and checkpointables.
+
+        Raises:
+            FileNotFoundError: there is no such local file.
+            ValueError: the file does not fill the whole backbone, or its metadata contradicts the config.
+        """
+        if resume and self.has_checkpoint():
+            return super().resume_or_load(path, resume=True)
+        if not path:
+            logger.info("MODEL.WEIGHTS is empty: training from random weights")
+            return {}
+        if "://" not in path and not Path(path.partition("?")[0]).is_file():
+            raise FileNotFoundError(f"MODEL.WEIGHTS: file {path} does not exist")
+        self._weights_path = path
+        try:
+            return self.load(path, checkpointables=[])
+        finally:
+            self._weights_path = ""
+            self._parsed_url_during_load = None  # detectron2 leaves it set after an error
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Read what detectron2 reads, in its order, but without its unrestricted unpickling."""
+        content = read_checkpoint(filename)
+        if filename.endswith(".pkl") and "__author__" not in content and "state_dict" not in content:
+            blobs = content.get("blobs", content)  # a Caffe2 file; detectors have "blobs", ImageNet models do not
+            blobs = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        if filename.endswith(".pyth"):
+            state = {n: v for n, v in content["model_state"].items() if not n.endswith("num_batches_tracked")}
+            return {"model": state, "__author__": "pycls", "matching_heuristics": True}
+        query = parse_qs(self._parsed_url_during_load.query) if self._parsed_url_during_load else {}
+        if query.pop("matching_heuristics", None) == ["True"]:
+            content["matching_heuristics"] = True
+        if query:
+            raise ValueError(f"MODEL.WEIGHTS: unknown query {sorted(query)} in {self._parsed_url_during_load.geturl()}")
+        if self._weights_path:
+            content = self._converted(content)
+        return content if "model" in content else {"model": content}
+
+    def _converted(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Return the backbone of a checkpoint whose names are not the model's, or the checkpoint as it is."""
+        state = content.get("model", content)
+        # Convolutions decide: old files of frozen batch norm lack statistics, which detectron2 fills in.
+        convolutions = {n for n in self._backbone_names() if n.endswith(".weight") and ".norm." not in n}
+        fits = isinstance(state, Mapping) and convolutions <= {n.removeprefix("module.") for n in state}
+        if fits or content.get("matching_heuristics"):
+            return content
+        try:
+            layout, backbone = recognise(content)
+        except ValueError as error:
+            self._complain(f"MODEL.WEIGHTS {self._weights_path}: {error}")
+            return content
+        logger.info("%s: taking the backbone only, layout %s", self._weights_path, layout)
+        metadata = known_metadata(content, layout)
+        return {"model": backbone, "__author__": layout, "matching_heuristics": True, "metadata": metadata}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if not self._weights_path:
+            return super()._load_model(checkpoint)
+        state = {name: tuple(value.shape) for name, value in checkpoint["model"].items()}
+        self._check_metadata(checkpoint.get("metadata", {}))
+        incompatible = super()._load_model(checkpoint)
+        self._check_filled(incompatible.missing_keys, state)
+        return incompatible
+
+    def _backbone_names(self) -> list[str]:
+        """Return the names of the model's backbone tensors, res5 of a C4 detector's box head included."""
+        names = [name for name in self.model.state_dict() if not name.endswith("num_batches_tracked")]
+        with_fpn = any(name.startswith("backbone.bottom_up.") for name in names)
+        prefixes = ("backbone.bottom_up." if with_fpn else "backbone.", "roi_heads.res5.")
+        return [n for n in names if n.startswith(prefixes) and not n.startswith("roi_heads.res5.norm.")]
+
+    def _check_metadata(self, metadata: Mapping[str, Any]) -> None:
+        problems = []
+        for fact in sorted(self._expect.keys() & metadata.keys()):
+            if fact == "stride_in_1x1" and metadata.get("depth") in (18, 34):
+                continue  # basic blocks have no 1x1 convolution to put the stride in
+            in_file, in_config = metadata[fact], self._expect[fact]
+            equal = np.allclose(in_file, in_config, atol=0.01) if isinstance(in_file, list) else in_file == in_config
+            if not equal:
+                problems.append(f"{fact} is {in_file} in the file but {_CONFIG_KEYS[fact]} is {in_config}")
+        if problems:
+            self._complain(f"MODEL.WEIGHTS {self._weights_path} contradicts the config: {'; '.join(problems)}")
+
+    def _check_filled(self, missing_keys: list[str], state: Mapping[str, tuple]) -> None:
+        expected = self._backbone_names()
+        if not expected:
+            logger.warning("the model has no tensors named backbone.*: cannot check what MODEL.WEIGHTS fills")
+            return
+        missing = sorted(set(expected) & set(missing_keys))
+        filled = f"backbone: {len(expected) - len(missing)} of {len(expected)} tensors filled from {self._weights_path}"
+        if not missing:
+            logger.info(filled)
+            return
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        self._complain(f"{filled}; missing {', '.join(missing[:10])}{more}. {self._reason(missing, state)}")
+
+    def _reason(self, missing: list[str], state: Mapping[str, tuple]) -> str:
+        """Return the likeliest reason, with what to do about it, in one sentence."""
+        if all(name.rpartition(".")[2] in ("running_mean", "running_var") for name in missing):
+            return "The file has no running statistics: set MODEL.RESNETS.NORM FrozenBN or use weights with batch norm"
+        try:
+            in_file, in_model = depth_of(state), depth_of(_bare_names(self._backbone_names()))
+        except ValueError:
+            in_file = in_model = None
+        if in_file != in_model:
+            return f"The file holds a ResNet-{in_file}, the model a ResNet-{in_model}: check MODEL.RESNETS.DEPTH"
+        shapes = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+        for name in missing:
+            for suffix, shape in state.items():
+                if (name == suffix or name.endswith(f".{suffix}")) and shape != shapes[name]:
+                    return f"{suffix} is {shape} in the file but {shapes[name]} in the model: check MODEL.RESNETS"
+        return "Convert the file first: python -m densesiam_d2.tools.export_backbone --input FILE --output backbone.pkl"
+
+    def _complain(self, message: str) -> None:
+        if self._strict:
+            raise ValueError(f"{message} (MODEL.WEIGHTS_STRICT False makes this a warning)")
+        logger.warning(message)
+
+
+def _bare_names(names: list[str]) -> list[str]:
+    prefixes = ("backbone.bottom_up.", "backbone.", "roi_heads.")
+    return [n.removeprefix(next((p for p in prefixes if n.startswith(p)), "")) for n in names]

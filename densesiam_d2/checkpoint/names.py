@@ -1,0 +1,139 @@
+"""Names of a ResNet's tensors: detectron2's (``res2.0.conv1.norm.bias``) and torchvision's (``layer1.0.bn1.bias``)."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+__all__ = ["check_complete", "depth_of", "from_torchvision", "to_torchvision"]
+
+T = TypeVar("T")
+
+# Depth -> blocks in res2..res5, and whether they are bottlenecks.
+_BLOCKS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+# torchvision's pattern -> detectron2's, matched against whole names; stages are renumbered afterwards.
+_TO_DETECTRON2 = [
+    (r"conv1\.(\w+)", r"stem.conv1.\1"),
+    (r"bn1\.(\w+)", r"stem.conv1.norm.\1"),
+    (r"layer(\d)\.(\d+)\.conv(\d)\.(\w+)", r"res\1.\2.conv\3.\4"),
+    (r"layer(\d)\.(\d+)\.bn(\d)\.(\w+)", r"res\1.\2.conv\3.norm.\4"),
+    (r"layer(\d)\.(\d+)\.downsample\.0\.(\w+)", r"res\1.\2.shortcut.\3"),
+    (r"layer(\d)\.(\d+)\.downsample\.1\.(\w+)", r"res\1.\2.shortcut.norm.\3"),
+]
+_TO_TORCHVISION = [
+    (r"stem\.conv1\.norm\.(\w+)", r"bn1.\1"),
+    (r"stem\.conv1\.(\w+)", r"conv1.\1"),
+    (r"res(\d)\.(\d+)\.conv(\d)\.norm\.(\w+)", r"layer\1.\2.bn\3.\4"),
+    (r"res(\d)\.(\d+)\.conv(\d)\.(\w+)", r"layer\1.\2.conv\3.\4"),
+    (r"res(\d)\.(\d+)\.shortcut\.norm\.(\w+)", r"layer\1.\2.downsample.1.\3"),
+    (r"res(\d)\.(\d+)\.shortcut\.(\w+)", r"layer\1.\2.downsample.0.\3"),
+]
+
+
+def from_torchvision(state: Mapping[str, T]) -> dict[str, T]:
+    """Return a torchvision-named ResNet state under detectron2's names, without its classifier (``fc.*``).
+
+    Args:
+        state: tensors or arrays under the names of ``torchvision.models.resnet*``.
+
+    Raises:
+        ValueError: a name belongs to no part of a ResNet.
+
+    Source: detectron2 ``tools/convert-torchvision-to-d2.py`` (the same naming; our own implementation).
+    """
+    kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    return _rename(kept, _TO_DETECTRON2, stage_shift=1)
+
+
+def to_torchvision(state: Mapping[str, T]) -> dict[str, T]:
+    """Return a detectron2-named ResNet state under torchvision's names; the inverse of :func:`from_torchvision`.
+
+    Args:
+        state: tensors or arrays under detectron2's names, without a prefix.
+
+    Raises:
+        ValueError: a name belongs to no part of a ResNet.
+    """
+    return _rename(state, _TO_TORCHVISION, stage_shift=-1)
+
+
+def _rename(state: Mapping[str, T], rules: list[tuple[str, str]], stage_shift: int) -> dict[str, T]:
+    renamed, unknown = {}, []
+    for name, value in state.items():
+        for pattern, replacement in rules:
+            if re.fullmatch(pattern, name):
+                new_name = re.sub(pattern, replacement, name)
+                renamed[_shift_stage(new_name, stage_shift)] = value
+                break
+        else:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(f"{len(unknown)} tensors are no part of a ResNet: {_listed(unknown)}")
+    return renamed
+
+
+def _shift_stage(name: str, shift: int) -> str:
+    """Turn ``res1`` into ``res2`` and ``layer2`` into ``layer1``: the two libraries count stages from 2 and from 1."""
+    return re.sub(r"^(res|layer)(\d)", lambda m: f"{m[1]}{int(m[2]) + shift}", name)
+
+
+def depth_of(state: Iterable[str]) -> int:
+    """Return the ResNet depth (18, 34, 50, 101 or 152) whose convolutions fit the names best.
+
+    Args:
+        state: detectron2 names, or a dict keyed by them.
+
+    Raises:
+        ValueError: there are no ResNet names at all.
+    """
+    convs = {name for name in state if re.fullmatch(r"(stem\.conv1|res\d\.\d+\.(conv\d|shortcut))\.weight", name)}
+    if not convs:
+        raise ValueError("no ResNet tensors (stem.conv1.weight, res2.0.conv1.weight, ...) found")
+    return min(_BLOCKS, key=lambda depth: len(convs.symmetric_difference(_convolutions(depth))))
+
+
+def check_complete(state: Iterable[str]) -> int:
+    """Check that the names are those of one whole ResNet, norms included, and return its depth.
+
+    Args:
+        state: detectron2 names, or a dict keyed by them, without ``num_batches_tracked``.
+
+    Raises:
+        ValueError: tensors are missing, or left over; both are named.
+    """
+    names = set(state)
+    depth = depth_of(names)
+    # GroupNorm has no running statistics, every kind of batch norm has them.
+    has_statistics = any(name.endswith(".running_mean") for name in names)
+    norm = ("weight", "bias", "running_mean", "running_var") if has_statistics else ("weight", "bias")
+    expected = set()
+    for conv in _convolutions(depth):
+        expected.add(conv)
+        expected.update(f"{conv.removesuffix('.weight')}.norm.{part}" for part in norm)
+    missing, leftover = sorted(expected - names), sorted(names - expected)
+    problems = [f"missing: {_listed(missing)}"] * bool(missing) + [f"left over: {_listed(leftover)}"] * bool(leftover)
+    if problems:
+        raise ValueError(f"not a whole ResNet-{depth}; {'; '.join(problems)}")
+    return depth
+
+
+def _convolutions(depth: int) -> list[str]:
+    blocks, bottleneck = _BLOCKS[depth]
+    names = ["stem.conv1.weight"]
+    for stage, num_blocks in enumerate(blocks, start=2):
+        for block in range(num_blocks):
+            names += [f"res{stage}.{block}.conv{i}.weight" for i in range(1, 4 if bottleneck else 3)]
+        if bottleneck or stage > 2:  # res2 of a basic-block ResNet keeps width and resolution
+            names.append(f"res{stage}.0.shortcut.weight")
+    return names
+
+
+def _listed(names: list[str], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,135 @@
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_backbone
+
+from densesiam_d2.checkpoint import (
+    TORCHVISION_METADATA,
+    backbone_metadata,
+    backbone_state,
+    from_torchvision,
+    read_checkpoint,
+    recognise,
+    save_backbone,
+    save_torchvision,
+    to_torchvision,
+)
+from densesiam_d2.tools.export_backbone import main
+from tests.checkpoint.networks import d2_resnet, prefixed, resnet_cfg, tv_resnet
+
+
+def assert_same_features(ours, theirs):
+    """Compare res2..res5 of a detectron2 ResNet with layer1..layer4 of a torchvision ResNet."""
+    torch.set_num_threads(1)
+    images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = ours.eval()(images)
+        x = theirs.eval().maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
+        for stage in range(2, 6):
+            x = getattr(theirs, f"layer{stage - 1}")(x)
+            assert x.std() > 1e-3  # a dead network would be equal to anything dead
+            error = (features[f"res{stage}"] - x).norm() / x.norm()
+            assert error < 1e-5, f"res{stage}: {error}"
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_torchvision_computes_the_same_from_our_export(tmp_path, depth):
+    ours, theirs = d2_resnet(depth, seed=1), tv_resnet(depth, seed=2)
+    save_torchvision(tmp_path / "backbone.pth", backbone_state(ours))
+    keys = theirs.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True), strict=False)
+    assert keys.missing_keys == ["fc.weight", "fc.bias"] and not keys.unexpected_keys
+    assert_same_features(ours, theirs)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_detectron2_computes_the_same_from_torchvision(depth):
+    ours, theirs = d2_resnet(depth, seed=1), tv_resnet(depth, seed=2)
+    state = recognise(theirs.state_dict())[1]
+    keys = ours.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in keys.missing_keys) and not keys.unexpected_keys
+    assert_same_features(ours, theirs)
+
+
+def test_both_directions_are_inverse():
+    state = backbone_state(d2_resnet(18))
+    assert list(from_torchvision(to_torchvision(state))) == list(state)
+
+
+def test_the_state_is_a_copy():
+    model = d2_resnet(18)
+    state = backbone_state(model)
+    before = state["stem.conv1.weight"].copy()
+    with torch.no_grad():
+        model.stem.conv1.weight.zero_()
+    assert np.array_equal(state["stem.conv1.weight"], before)
+
+
+def test_backbone_file_content(tmp_path):
+    cfg = resnet_cfg(18)
+    cfg.MODEL.META_ARCHITECTURE = "DenseSiam"
+    path = tmp_path / "new" / "backbone.pkl"
+    state = backbone_state(d2_resnet(18))
+    save_backbone(path, state, backbone_metadata(cfg, 41))
+    content = pickle.loads(path.read_bytes())  # as detectron2 reads it
+    assert content["matching_heuristics"] is True and content["__author__"] == "densesiam_d2"
+    assert content["metadata"].pop("version")
+    expected = {"method": "DenseSiam", "iteration": 41, "depth": 18, **TORCHVISION_METADATA}
+    assert content["metadata"] == expected
+    assert set(content["model"]) == {
+        n for n in build_backbone(cfg).state_dict() if not n.endswith("num_batches_tracked")
+    }
+    with pytest.raises(ValueError, match=r"needs a name ending in \.pkl"):
+        save_backbone(tmp_path / "backbone.pth", state, {})
+
+
+def test_tool_reads_the_config_beside_the_checkpoint(tmp_path, capsys):
+    cfg = resnet_cfg(18)
+    checkpoint = tmp_path / "model_final.pth"
+    torch.save({"model": prefixed("backbone.", d2_resnet(18).state_dict()), "iteration": 7}, checkpoint)
+    arguments = ["--input", str(checkpoint), "--output", str(tmp_path / "backbone.pkl")]
+    assert main(arguments) == 1
+    assert "nothing says which images this backbone expects; give --config-file" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "recognised detectron2 model: ResNet-18, 100 tensors" in printed and "pixel_format: RGB" in printed
+    assert read_checkpoint(tmp_path / "backbone.pkl")["metadata"]["iteration"] == 7
+    cfg.MODEL.RESNETS.DEPTH = 50
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert main(arguments) == 1
+    assert "holds a ResNet-18, but its config says depth 50" in capsys.readouterr().err
+
+
+def test_tool_from_the_command_line(tmp_path):
+    theirs = tv_resnet(18)
+    torch.save({"state_dict": prefixed("module.encoder_q.", theirs.state_dict()) | {"module.queue": torch.ones(1)}},
+               tmp_path / "moco.pth.tar")  # fmt: skip
+    command = [sys.executable, "-m", "densesiam_d2.tools.export_backbone", "--input", str(tmp_path / "moco.pth.tar")]
+    subprocess.run([*command, "--output", str(tmp_path / "backbone.pkl")], check=True, capture_output=True)
+    content = read_checkpoint(tmp_path / "backbone.pkl")
+    assert content["metadata"]["method"] == "MoCo family (query encoder)"
+    assert content["metadata"]["stride_in_1x1"] is False and content["metadata"]["depth"] == 18
+    assert main(["--input", str(tmp_path / "backbone.pkl"), "--output", str(tmp_path / "b.pth"),
+                 "--format", "torchvision"]) == 0  # fmt: skip
+    exported = torch.load(tmp_path / "b.pth", weights_only=True)
+    assert torch.equal(exported["layer4.1.bn2.weight"], theirs.state_dict()["layer4.1.bn2.weight"])
+
+
+def test_a_backbone_of_another_kind_keeps_its_names(caplog):
+    """A model whose backbone is a lone convolution, and a ResNet cut off after res3: a week of training is not lost."""
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    model.dense = torch.nn.Conv2d(4, 4, 1)
+    state = backbone_state(model)
+    assert set(state) == {"0.weight", "0.bias"}
+    assert np.array_equal(state["0.weight"], model.backbone[0].weight.detach().numpy())
+    assert "keeps its own names" in caplog.text
+
+    cfg = resnet_cfg(18)
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3"]
+    names = set(backbone_state(build_backbone(cfg)))
+    assert "res3.1.conv2.weight" in names and not any(name.startswith("res4") for name in names)

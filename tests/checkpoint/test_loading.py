@@ -1,0 +1,238 @@
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.modeling import build_model
+from torch.nn.parallel import DistributedDataParallel
+
+from densesiam_d2.checkpoint import CheckedCheckpointer, backbone_metadata, backbone_state, save_backbone
+from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
+from tests.checkpoint.networks import d2_resnet, fpn_cfg, fpn_detector, prefixed, resnet_cfg, tv_resnet
+
+EXPORTED = d2_resnet(18, seed=7)
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog):
+    caplog.set_level(logging.INFO, logger="densesiam_d2")
+    return caplog
+
+
+@pytest.fixture
+def backbone_pkl(tmp_path):
+    path = tmp_path / "backbone.pkl"
+    save_backbone(path, backbone_state(EXPORTED), backbone_metadata(resnet_cfg(18), 1))
+    return str(path)
+
+
+def checkpointer(model, cfg=None, **kwargs):
+    expect = CheckedCheckpointer.expected_metadata(cfg) if cfg is not None else None
+    return CheckedCheckpointer(model, expect=expect, **kwargs)
+
+
+def assert_filled(backbone, source=EXPORTED):
+    for name, value in source.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(backbone.state_dict()[name], value), name
+
+
+def test_every_backbone_tensor_of_mask_rcnn_is_filled(backbone_pkl, logged):
+    model = fpn_detector(18, seed=1)
+    checkpointer(model, fpn_cfg(18)).resume_or_load(backbone_pkl, resume=False)
+    assert_filled(model.backbone.bottom_up)
+    assert f"backbone: 100 of 100 tensors filled from {backbone_pkl}" in logged.text
+
+
+def test_c4_detector_fills_res5_but_not_the_extra_norm(tmp_path, logged):
+    exported = d2_resnet(50, seed=3)
+    path = tmp_path / "backbone.pkl"
+    save_backbone(path, backbone_state(exported), {})
+    cfg = resnet_cfg(50)
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"
+    model = build_model(cfg)
+    checkpointer(model).resume_or_load(str(path), resume=False)
+    assert "backbone: 265 of 265 tensors filled" in logged.text
+    assert torch.equal(model.roi_heads.res5[1].conv2.weight, exported.res5[1].conv2.weight)
+    assert torch.equal(model.backbone.res4[5].conv3.norm.running_var, exported.res4[5].conv3.norm.running_var)
+    assert torch.equal(model.roi_heads.res5.norm.weight, torch.ones(2048))
+
+
+@pytest.mark.parametrize("layout", ["pretraining", "torchvision", "moco"])
+def test_other_layouts_are_converted_while_loading(tmp_path, logged, layout):
+    state = tv_resnet(18, seed=7).state_dict()
+    path = tmp_path / "weights.pth"
+    pretraining = {**prefixed("backbone.", EXPORTED.state_dict()), "dense_projector.0.weight": torch.ones(1)}
+    moco = {**prefixed("module.encoder_q.", state), "module.queue": torch.ones(1)}
+    content = {
+        "pretraining": {"model": pretraining},
+        "torchvision": state,
+        "moco": {"state_dict": moco, "epoch": 200},
+    }[layout]
+    torch.save(content, path)
+    model = fpn_detector(18, seed=1)
+    checkpointer(model, fpn_cfg(18)).resume_or_load(str(path), resume=False)
+    assert "taking the backbone only, layout" in logged.text and "100 of 100" in logged.text
+    if layout == "pretraining":
+        assert_filled(model.backbone.bottom_up)
+    else:
+        assert torch.equal(model.backbone.bottom_up.res3[0].shortcut.weight, state["layer2.0.downsample.0.weight"])
+
+
+def test_a_whole_detector_is_loaded_as_it_is(tmp_path, logged):
+    source, model = fpn_detector(18, seed=1), fpn_detector(18, seed=2)
+    torch.save({"model": source.state_dict()}, tmp_path / "model_final.pth")
+    checkpointer(model).resume_or_load(str(tmp_path / "model_final.pth"), resume=False)
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert "taking the backbone only" not in logged.text and "100 of 100" in logged.text
+
+
+def test_an_unfilled_backbone_stops_the_run_or_warns(tmp_path, logged):
+    state = backbone_state(EXPORTED)
+    for stage in ("res2.", "res3."):
+        state = {name: value for name, value in state.items() if not name.startswith(stage)}
+    save_backbone(tmp_path / "broken.pkl", state, {})
+    model = fpn_detector(18, seed=1)
+    # res2: 4 convolutions of 5 tensors; res3: 5 of them, with the shortcut
+    pattern = r"backbone: 55 of 100 tensors filled .* missing backbone\.bottom_up\.res2\..* and 35 more"
+    with pytest.raises(ValueError, match=pattern):
+        checkpointer(model).resume_or_load(str(tmp_path / "broken.pkl"), resume=False)
+    checkpointer(model, strict=False).resume_or_load(str(tmp_path / "broken.pkl"), resume=False)
+    assert any(r.levelno == logging.WARNING and "55 of 100" in r.getMessage() for r in logged.records)
+
+
+def test_unrelated_weights_stop_the_run(tmp_path):
+    torch.save({"model": {"head.weight": torch.zeros(2)}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: unknown checkpoint layout: 1 tensors"):
+        checkpointer(fpn_detector(18)).resume_or_load(str(tmp_path / "x.pth"), resume=False)
+    save_backbone(tmp_path / "x.pkl", {"head.weight": np.zeros(2, np.float32)}, {})
+    with pytest.raises(ValueError, match=r"backbone: 0 of 100 .*export_backbone"):
+        checkpointer(fpn_detector(18)).resume_or_load(str(tmp_path / "x.pkl"), resume=False)
+
+
+def test_reasons_name_the_key_to_change(tmp_path):
+    state = backbone_state(EXPORTED)
+    wider = {**state, "res3.0.conv2.weight": np.zeros((256, 128, 3, 3), np.float32)}
+    no_statistics = {n: v for n, v in state.items() if "running" not in n}
+    for weights, depth, reason in (
+        (state, 34, r"holds a ResNet-18, the model a ResNet-34: check MODEL\.RESNETS\.DEPTH"),
+        (wider, 18, r"res3\.0\.conv2\.weight is \(256, 128, 3, 3\) in the file but \(128, 128, 3, 3\) in the model"),
+        (no_statistics, 18, r"has no running statistics: set MODEL\.RESNETS\.NORM"),
+    ):
+        save_backbone(tmp_path / "weights.pkl", weights, {})
+        with pytest.raises(ValueError, match=reason):
+            checkpointer(fpn_detector(depth)).resume_or_load(str(tmp_path / "weights.pkl"), resume=False)
+
+
+@pytest.mark.parametrize(
+    "key, value, pattern",
+    [
+        (("INPUT", "FORMAT"), "BGR", r"pixel_format is RGB in the file but INPUT\.FORMAT is BGR"),
+        (("MODEL", "PIXEL_MEAN"), [0.0, 0.0, 0.0], r"pixel_mean is \[123\.675, .* MODEL\.PIXEL_MEAN is \[0\.0"),
+        (("MODEL", "PIXEL_STD"), [1.0, 1.0, 1.0], r"pixel_std is .* MODEL\.PIXEL_STD is \[1\.0, 1\.0, 1\.0\]"),
+    ],
+)
+def test_metadata_that_contradicts_the_config(backbone_pkl, logged, key, value, pattern):
+    cfg = fpn_cfg(18)
+    setattr(cfg[key[0]], key[1], value)
+    with pytest.raises(ValueError, match=pattern):
+        checkpointer(fpn_detector(18), cfg).resume_or_load(backbone_pkl, resume=False)
+    checkpointer(fpn_detector(18), cfg, strict=False).resume_or_load(backbone_pkl, resume=False)
+    assert "contradicts the config" in logged.text and "100 of 100" in logged.text
+
+
+def test_stride_of_bottlenecks_is_compared_but_not_of_basic_blocks(backbone_pkl, tmp_path):
+    cfg = fpn_cfg(18)
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = True
+    checkpointer(fpn_detector(18), cfg).resume_or_load(backbone_pkl, resume=False)
+    torch.save(tv_resnet(50).state_dict(), tmp_path / "resnet50.pth")
+    cfg = fpn_cfg(50)
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = True
+    with pytest.raises(
+        ValueError, match=r"stride_in_1x1 is False in the file but MODEL\.RESNETS\.STRIDE_IN_1X1 is True"
+    ):
+        checkpointer(fpn_detector(50), cfg).resume_or_load(str(tmp_path / "resnet50.pth"), resume=False)
+
+
+def test_resuming_skips_the_check_and_restores_everything(tmp_path, logged):
+    source, model = fpn_detector(18, seed=1), fpn_detector(18, seed=2)
+    CheckedCheckpointer(source, str(tmp_path)).save("model_0000001", iteration=1)
+    cfg = fpn_cfg(18)
+    cfg.INPUT.FORMAT = "BGR"
+    expect = CheckedCheckpointer.expected_metadata(cfg)
+    extra = CheckedCheckpointer(model, str(tmp_path), expect=expect).resume_or_load("no such file.pth", resume=True)
+    assert extra["iteration"] == 1
+    assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, source.backbone.bottom_up.stem.conv1.weight)
+    assert "tensors filled" not in logged.text
+
+
+def test_empty_weights_and_missing_file(logged):
+    model = fpn_detector(18)
+    assert checkpointer(model).resume_or_load("", resume=False) == {}
+    assert "MODEL.WEIGHTS is empty: training from random weights" in logged.text
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS: file nowhere\.pkl does not exist"):
+        checkpointer(model).resume_or_load("nowhere.pkl", resume=False)
+
+
+def test_distributed_data_parallel(backbone_pkl, tmp_path, logged):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = fpn_detector(18, seed=1)
+        wrapped = DistributedDataParallel(model)
+        checkpointer(wrapped, fpn_cfg(18)).resume_or_load(backbone_pkl, resume=False)
+        assert np.array_equal(backbone_state(wrapped)["res4.0.conv1.weight"], EXPORTED.res4[0].conv1.weight.detach())
+    finally:
+        dist.destroy_process_group()
+    assert_filled(model.backbone.bottom_up)
+    assert "100 of 100" in logged.text
+
+
+def test_model_zoo_files_load(tmp_path, logged):
+    # A detector of detectron2's zoo: arrays under the model's names, without matching_heuristics.
+    source, model = fpn_detector(18, seed=1), fpn_detector(18, seed=2)
+    arrays = {name: value.numpy() for name, value in source.state_dict().items()}
+    (tmp_path / "zoo.pkl").write_bytes(
+        pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}, protocol=2)
+    )
+    checkpointer(model).resume_or_load(str(tmp_path / "zoo.pkl"), resume=False)
+    assert torch.equal(model.roi_heads.box_head.fc1.weight, source.roi_heads.box_head.fc1.weight)
+    # ImageNetPretrained/torchvision/R-50.pkl: detectron2 names with matching_heuristics.
+    content = {"model": backbone_state(EXPORTED), "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    checkpointer(model).resume_or_load(str(tmp_path / "R-18.pkl"), resume=False)
+    assert_filled(model.backbone.bottom_up)
+    # ImageNetPretrained/MSRA/R-50.pkl: Caffe2 names, affine norms only (frozen batch norm fills the rest), momentum.
+    caffe2 = {"conv1_w_momentum": np.zeros(1, np.float32)}
+    for name, value in backbone_state(EXPORTED).items():
+        if "running" not in name:
+            caffe2[_caffe2_name(name)] = value
+    (tmp_path / "MSRA.pkl").write_bytes(pickle.dumps(caffe2, protocol=2))
+    frozen = fpn_detector(18, norm="FrozenBN")
+    checkpointer(frozen).resume_or_load(str(tmp_path / "MSRA.pkl"), resume=False)
+    assert torch.equal(frozen.backbone.bottom_up.res5[1].conv2.weight, EXPORTED.res5[1].conv2.weight)
+    assert torch.equal(frozen.backbone.bottom_up.stem.conv1.norm.bias, EXPORTED.stem.conv1.norm.bias)
+    assert "momentum" not in logged.text
+
+
+def _caffe2_name(name):
+    """Return Caffe2's name of a tensor: res2.0.conv1.norm.weight -> res2_0_branch2a_bn_s."""
+    if name.startswith("stem.conv1"):
+        name = name.replace("stem.conv1.norm", "res_conv1_bn").replace("stem.conv1", "conv1")
+    for d2, c2 in (("shortcut", "branch1"), ("conv1", "branch2a"), ("conv2", "branch2b")):
+        name = name.replace(f".{d2}", f".{c2}")
+    name = name.replace(".norm", ".bn").replace("bn.weight", "bn.s").replace("bn.bias", "bn.b")
+    return name.replace(".weight", ".w").replace(".", "_")
+
+
+def test_a_pkl_that_runs_code_is_refused(tmp_path):
+    marker = tmp_path / "marker"
+    (tmp_path / "evil.pkl").write_bytes(b"cpathlib\nPath.touch\n(cpathlib\nPath\n(V%bt\ntR." % str(marker).encode())
+    with pytest.raises(ValueError, match="it asks for pathlib"):
+        checkpointer(fpn_detector(18)).resume_or_load(str(tmp_path / "evil.pkl"), resume=False)
+    with pytest.raises(ValueError, match="it asks for pathlib"):
+        checkpointer(fpn_detector(18)).load(str(tmp_path / "evil.pkl"))
+    assert not marker.exists()

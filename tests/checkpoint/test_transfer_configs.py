@@ -1,0 +1,63 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from densesiam_d2.checkpoint import CheckedCheckpointer, backbone_metadata, backbone_state, save_backbone
+from densesiam_d2.config import add_densesiam_config
+from tests.checkpoint.networks import d2_resnet
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TRANSFER = sorted((CONFIGS / "transfer").glob("*.yaml"))
+
+
+def load(path):
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    cfg.merge_from_file(str(path), allow_unsafe=False)  # refuses python tags
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """An R50 backbone as pretraining under Base-R50.yaml exports it."""
+    path = tmp_path_factory.mktemp("backbone") / "backbone.pkl"
+    source = d2_resnet(50, seed=5)
+    save_backbone(path, backbone_state(source), backbone_metadata(load(CONFIGS / "Base-R50.yaml"), 1))
+    return path, source
+
+
+@pytest.mark.parametrize("path", TRANSFER, ids=lambda path: path.stem)
+def test_header_and_schedule(path):
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    header = "\n".join(comments)
+    assert f"python train_net.py --num-gpus 8 --config-file configs/transfer/{path.name}" in header
+    assert all(
+        word in header for word in ("MODEL.WEIGHTS output/pretrain/backbone.pkl", "Hardware:", "Time:", "Expected")
+    )
+    cfg = load(path)
+    assert Path(cfg.OUTPUT_DIR) == Path("output", path.stem)
+    assert list(cfg.SOLVER.STEPS) == sorted(cfg.SOLVER.STEPS)
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        assert max(cfg.SOLVER.STEPS) < cfg.SOLVER.MAX_ITER
+    assert cfg.MODEL.WEIGHTS == ""
+
+
+@pytest.mark.parametrize("path", [p for p in TRANSFER if not p.stem.endswith("2x")], ids=lambda path: path.stem)
+def test_an_exported_backbone_fills_the_model(path, backbone, caplog):
+    file, source = backbone
+    cfg = load(path)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):  # no time for initial weights
+        model = build_model(cfg)
+    model.to_empty(device="cpu")
+    checkpointer = CheckedCheckpointer(model, expect=CheckedCheckpointer.expected_metadata(cfg))
+    with caplog.at_level(logging.INFO, logger="densesiam_d2"):
+        checkpointer.resume_or_load(str(file), resume=False)
+    assert "backbone: 265 of 265 tensors filled" in caplog.text
+    res5 = getattr(model.backbone, "bottom_up", model.backbone)
+    res5 = res5.res5 if hasattr(res5, "res5") else model.roi_heads.res5
+    assert torch.equal(res5[2].conv3.norm.running_var, source.res5[2].conv3.norm.running_var)
