@@ -17,10 +17,6 @@ def _all_of(check: Callable[[Any], bool], length: int | None = None) -> Callable
     return lambda v: (length is None or len(v) == length) and len(v) > 0 and all(check(x) for x in v)
 
 
-def _is_range(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high
-
-
 def _positive(v: float) -> bool:
     return v > 0
 
@@ -116,6 +112,8 @@ def _combinations(cfg: CfgNode) -> list[str]:
     problems = []
     test, head = cfg.TEST, cfg.MODEL.SEM_SEG_HEAD
     if cfg.MODEL.META_ARCHITECTURE == "DenseSiam":
+        if not cfg.MODEL.SSL.NORM:
+            problems.append("MODEL.SSL.NORM is ''; the heads need a norm, such as 'SyncBN'")
         if cfg.TEST.PRECISE_BN.ENABLED:
             problems.append("TEST.PRECISE_BN.ENABLED is True; pretraining keeps its own batch statistics: set False")
         if cfg.MODEL.DENSESIAM.SEM_SEG_ON and head.NAME != "PseudoLabelSemSegHead":

@@ -160,7 +160,7 @@ def _add_sem_seg_keys(cfg: CfgNode) -> None:
 def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     # Autocast type under SOLVER.AMP.ENABLED: "fp16" (CUDA, with loss scaling) or "bf16" (CUDA or CPU).
     cfg.SOLVER.AMP.PRECISION = "fp16"
-    # Names of submodules (prefixes of parameter names) that keep BASE_LR throughout, such as "dense_predictor".
+    # Names of submodules (prefixes of parameter names) that keep BASE_LR throughout, such as "dense.predictor".
     cfg.SOLVER.FIXED_LR_MODULES = []
 
     # How predicted labels become classes in semantic evaluation: "none" (they are classes) or "hungarian" (clusters).

@@ -2,5 +2,6 @@
 
 from densesiam_d2.layers.distributed import mean_over_images, world_size
 from densesiam_d2.layers.mlp import ProjectorPredictor, conv_mlp
+from densesiam_d2.layers.valid import blank_invalid
 
-__all__ = ["ProjectorPredictor", "conv_mlp", "mean_over_images", "world_size"]
+__all__ = ["ProjectorPredictor", "blank_invalid", "conv_mlp", "mean_over_images", "world_size"]

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from densesiam_d2.layers.distributed import mean_over_images
+from densesiam_d2.layers import blank_invalid, mean_over_images
 
 __all__ = ["pseudo_label_loss"]
 
@@ -25,7 +25,7 @@ def pseudo_label_loss(logits: torch.Tensor, *, rebalance: bool, valid: torch.Ten
 
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam ("rebalance").
     """
-    logits = logits.float()
+    logits = blank_invalid(logits, valid).float()
     labels = logits.detach().argmax(dim=1)  # (N, h, w)
     loss = F.cross_entropy(logits, labels, reduction="none")  # (N, h, w)
     if rebalance:

@@ -7,7 +7,7 @@ Shape shorthand: N images, C feature channels, M regions, D embedding, S side of
 import torch
 from torch.nn import functional as F
 
-from densesiam_d2.layers.distributed import mean_over_images
+from densesiam_d2.layers import blank_invalid, mean_over_images
 
 __all__ = ["pool_regions", "region_infonce"]
 
@@ -26,7 +26,8 @@ def pool_regions(features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam for softmax and sum.
     """
     masks = logits.float().softmax(dim=1).flatten(2)  # (N, M, S*S)
-    return torch.einsum("ncs,nms->ncm", features.float().flatten(2), masks).unsqueeze(-1)  # (N, C, M, 1)
+    with torch.autocast(features.device.type, enabled=False):  # autocast would sum in half precision
+        return torch.einsum("ncs,nms->ncm", features.float().flatten(2), masks).unsqueeze(-1)  # (N, C, M, 1)
 
 
 def region_infonce(
@@ -48,8 +49,9 @@ def region_infonce(
 
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
     """
-    p = F.normalize(p.float().squeeze(-1), dim=1)  # (N, D, M)
-    z = F.normalize(z.float().squeeze(-1), dim=1)  # (N, D, M)
-    logits = torch.einsum("ndi,ndj->nij", p, z) / temperature  # (N, M, M)
+    p = F.normalize(blank_invalid(p, valid).float().squeeze(-1), dim=1)  # (N, D, M)
+    z = F.normalize(blank_invalid(z, valid).float().squeeze(-1), dim=1)  # (N, D, M)
+    with torch.autocast(p.device.type, enabled=False):  # a cosine in half precision, divided by 0.1, is too coarse
+        logits = torch.einsum("ndi,ndj->nij", p, z) / temperature  # (N, M, M)
     loss = -logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2)  # (N, M)
     return mean_over_images(loss.mean(dim=1), valid)

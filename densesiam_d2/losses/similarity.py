@@ -7,7 +7,7 @@ M regions x 1).
 import torch
 from torch.nn import functional as F
 
-from densesiam_d2.layers.distributed import mean_over_images
+from densesiam_d2.layers import blank_invalid, mean_over_images
 
 __all__ = ["negative_cosine", "soft_cross_entropy"]
 
@@ -25,6 +25,7 @@ def negative_cosine(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | None
 
     Source: SimSiam, Eq. 1 (arXiv 2011.10566), applied to points (DenseSiam, "PixSim").
     """
+    p, z = blank_invalid(p, valid), blank_invalid(z, valid)
     cosine = F.cosine_similarity(p.float(), z.detach().float(), dim=1)  # (N, ...)
     return mean_over_images(-cosine.flatten(1).mean(dim=1), valid)
 
@@ -42,6 +43,7 @@ def soft_cross_entropy(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | N
 
     Source: ZwwWayne/DenseSiam, densesiam/models/architectures/densesiam.py (no temperature).
     """
+    p, z = blank_invalid(p, valid), blank_invalid(z, valid)
     target = z.detach().float().softmax(dim=1)
     cross_entropy = -(target * p.float().log_softmax(dim=1)).sum(dim=1)  # (N, ...)
     return mean_over_images(cross_entropy.flatten(1).mean(dim=1), valid)

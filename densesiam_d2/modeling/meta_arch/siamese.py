@@ -4,13 +4,14 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import Backbone, build_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn import functional as F
 
 __all__ = ["SiameseMetaArch"]
 
-METRIC_PERIOD = 20  # iterations
+METRIC_PERIOD = 20  # iterations, as detectron2's writers
 
 
 class SiameseMetaArch(nn.Module):
@@ -36,13 +37,8 @@ class SiameseMetaArch(nn.Module):
             in_feature: name of the backbone output that the method sees.
             pixel_mean, pixel_std: per channel, in the order of ``INPUT.FORMAT`` and the range of the images.
             zero_init_residual: start the last norm of each residual branch at 0.
-
-        Raises:
-            ValueError: the backbone has no such output.
         """
         super().__init__()
-        if in_feature not in backbone.output_shape():
-            raise ValueError(f"MODEL.SSL.IN_FEATURE {in_feature!r} is not among {sorted(backbone.output_shape())}")
         self.backbone = backbone
         self.in_feature = in_feature
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -54,8 +50,12 @@ class SiameseMetaArch(nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        names = sorted(backbone.output_shape())
+        if cfg.MODEL.SSL.IN_FEATURE not in names:
+            raise ValueError(f"MODEL.SSL.IN_FEATURE {cfg.MODEL.SSL.IN_FEATURE!r} is not among the backbone's {names}")
         return {
-            "backbone": build_backbone(cfg),
+            "backbone": backbone,
             "in_feature": cfg.MODEL.SSL.IN_FEATURE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -87,7 +87,10 @@ class SiameseMetaArch(nn.Module):
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Return the encoder's feature map of a view: (N, 3, H, W) to (N, C, h, w)."""
-        return self.backbone(x)[self.in_feature]
+        features = self.backbone(x)
+        f = features.pop(self.in_feature)
+        # DDP waits for the gradient of every parameter, so a pyramid's other outputs must take part, with weight 0.
+        return f + sum(0.0 * other.float().mean() for other in features.values()) if features else f
 
     def weight_from(self, start: float, weight: float) -> float:
         """Return ``weight`` once the share ``start`` of training is done, and 0 before.
@@ -111,15 +114,20 @@ class SiameseMetaArch(nn.Module):
             batched_inputs: dicts with "image", (3, H, W) in the range and order of training.
 
         Returns:
-            Per image a dict with "features", (C, h, w).
+            Per image a dict with "features", (C, h, w); the image is padded to what the backbone can divide.
         """
         images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        return [{"features": self.encode(image[None])[0]} for image in images]
+        padded = [ImageList.from_tensors([image], self.backbone.size_divisibility).tensor for image in images]
+        return [{"features": self.encode(image)[0]} for image in padded]
 
     @staticmethod
     def metrics_due() -> bool:
-        """Tell whether this iteration logs ``ssl/*`` metrics: every 20th does, for each one waits for the device."""
-        return get_event_storage().iter % METRIC_PERIOD == 0
+        """Tell whether this iteration logs ``ssl/*`` metrics: the first, and those at which detectron2 writes its own.
+
+        Not every one, for a metric waits for the device.
+        """
+        iteration = get_event_storage().iter
+        return iteration == 0 or (iteration + 1) % METRIC_PERIOD == 0
 
     def log_metrics(self, z: torch.Tensor, overlap: torch.Tensor, **metrics: torch.Tensor) -> None:
         """Write ``ssl/*`` metrics to the event storage.

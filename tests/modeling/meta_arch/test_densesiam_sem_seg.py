@@ -1,0 +1,150 @@
+"""DenseSiam with a segmentation head: the released losses, and inference as the stock segmentor's."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
+
+from densesiam_d2.geometry import overlap_grids
+from tests.losses import references
+from tests.modeling.meta_arch.tiny import (
+    assert_close_gradients,
+    freeze_statistics,
+    gradients,
+    tiny_batch,
+    tiny_model,
+    tiny_sem_seg_cfg,
+)
+
+
+def step(model, batch, iteration=1):
+    with EventStorage(iteration):
+        return model(batch)
+
+
+def explicit_losses(model, batch, region_weight):
+    """The released losses of the model's own tensors, computed by the slow references."""
+    head, features = model.sem_seg_head, []
+    boxes1, boxes2 = batch["view_boxes"].unbind(dim=1)
+    grids = overlap_grids(boxes1, boxes2, model.grid_size)[:2]
+    for view, grid in zip(batch["views"].unbind(dim=1), grids, strict=True):
+        view = ((view - model.pixel_mean) / model.pixel_std).contiguous(memory_format=torch.channels_last)
+        f = head.decoder(model.backbone(view))
+        features.append(F.grid_sample(f, grid, align_corners=False, padding_mode="border"))
+    logits = []
+    for classifier in (head.classifier, head.aux_classifier):
+        z1, z2 = (classifier.projector(f) for f in features)
+        logits.append({"z1": z1, "z2": z2, "p1": classifier.predictor(z1), "p2": classifier.predictor(z2)})
+    projector, predictor = (
+        lambda rows, module=module: module(rows[:, :, None, None]).flatten(1)
+        for module in (model.region.projector, model.region.predictor)
+    )
+    return references.released_segmentation_losses(*logits, *features, projector, predictor, region_weight)
+
+
+def test_losses_and_gradient_equal_the_released_ones():
+    model, batch = tiny_model(tiny_sem_seg_cfg()), tiny_batch()
+    losses = step(model, batch)
+    expected = explicit_losses(model, batch, region_weight=0.1)
+    assert set(losses) == {"loss_pixel", "loss_pixel_aux", "loss_sem_seg", "loss_region"} == set(expected)
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
+    assert_close_gradients(gradients(model, sum(losses.values())), gradients(model, sum(expected.values())))
+
+
+def test_every_parameter_gets_a_gradient():
+    model = tiny_model(tiny_sem_seg_cfg())
+    sum(step(model, tiny_batch()).values()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+
+
+def test_without_auxiliary_classifier_the_main_one_has_all_the_weight():
+    model, batch = tiny_model(tiny_sem_seg_cfg(aux=0)), tiny_batch()
+    losses = step(model, batch)
+    assert set(losses) == {"loss_pixel", "loss_sem_seg", "loss_region"}
+    classifier = model.sem_seg_head.classifier
+    boxes1, boxes2 = batch["view_boxes"].unbind(dim=1)
+    z = []
+    for view, grid in zip(batch["views"].unbind(dim=1), overlap_grids(boxes1, boxes2, 4), strict=False):
+        view = ((view - model.pixel_mean) / model.pixel_std).contiguous(memory_format=torch.channels_last)
+        f = model.sem_seg_head.decoder(model.backbone(view))
+        z.append(classifier.projector(F.grid_sample(f, grid, align_corners=False, padding_mode="border")))
+    p1, p2 = (classifier.predictor(t) for t in z)
+    expected = references.symmetric(references.soft_cross_entropy, p1, z[1], p2, z[0])
+    assert losses["loss_pixel"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_weights_come_from_the_config():
+    cfg = tiny_sem_seg_cfg(REGION__LOSS_WEIGHT=0.3, PIXEL__LOSS_WEIGHT=2.0)
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT = 5.0
+    cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SIMILARITY_WEIGHT = 3.0
+    batch = tiny_batch()
+    base, scaled = step(tiny_model(tiny_sem_seg_cfg()), batch), step(tiny_model(cfg), batch)
+    factors = {"loss_region": 3, "loss_sem_seg": 5, "loss_pixel": 6, "loss_pixel_aux": 6}
+    for name, factor in factors.items():
+        assert scaled[name].item() == pytest.approx(factor * base[name].item(), rel=1e-5), name
+
+
+def test_images_without_overlap_contribute_nothing():
+    """Also not to the frequencies of the pseudo labels: with fixed statistics, the other image's alone."""
+    model, batch = tiny_model(tiny_sem_seg_cfg()), tiny_batch()
+    freeze_statistics(model)
+    batch["view_boxes"][1, 1] = torch.tensor([200.0, 200, 264, 264])
+    actual = step(model, batch)
+    expected = step(model, {key: values[:1] for key, values in batch.items()})
+    for name in expected:
+        assert actual[name].item() == pytest.approx(expected[name].item(), rel=1e-4), name
+    assert_close_gradients(gradients(model, sum(actual.values())), gradients(model, sum(expected.values())))
+
+
+def test_region_loss_waits_for_its_start():
+    model, batch = tiny_model(tiny_sem_seg_cfg(REGION__START=0.8)), tiny_batch()
+    model.progress = 0.79
+    assert step(model, batch)["loss_region"].item() == 0
+    model.progress = 0.8
+    assert step(model, batch)["loss_region"].item() > 0
+
+
+def test_inference_equals_the_stock_segmentor_with_the_same_weights():
+    cfg = tiny_sem_seg_cfg()
+    model = tiny_model(cfg)
+    for seed in range(3):  # running statistics that are not their initial values
+        step(model, tiny_batch(seed=seed))
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    stock = build_model(cfg).eval()
+    missing, unexpected = stock.load_state_dict(model.state_dict(), strict=False)
+    assert not missing
+    assert all(key.startswith("region.") for key in unexpected)
+    inputs = [
+        {"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8), "height": 128, "width": 100},
+        {"image": torch.randint(0, 256, (3, 80, 64), dtype=torch.uint8)},
+    ]
+    with torch.no_grad():
+        actual, expected = model.eval()(inputs), stock(inputs)
+    assert [tuple(output["sem_seg"].shape) for output in actual] == [(4, 128, 100), (4, 80, 64)]
+    for output, stock_output in zip(actual, expected, strict=True):
+        assert torch.equal(output["sem_seg"], stock_output["sem_seg"])
+
+
+def test_region_usage_counts_the_clusters_that_win():
+    model, batch = tiny_model(tiny_sem_seg_cfg()), tiny_batch()
+    last = model.sem_seg_head.classifier.projector[-1]
+    last.requires_grad_(True)
+    last.bias.data[1] += 100  # cluster 1 of 4 wins every point
+    with EventStorage(0) as storage:
+        model(batch)
+        assert storage.latest()["ssl/region_usage"][0] == pytest.approx(1 / 4)
+
+
+def test_twenty_steps_lower_the_total_loss():
+    model, batch = tiny_model(tiny_sem_seg_cfg()), tiny_batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    totals = []
+    for iteration in range(20):
+        total = sum(step(model, batch, iteration).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < totals[0] - 0.1

@@ -1,0 +1,209 @@
+"""Optimizer groups and schedules: learning rates by hand at chosen iterations."""
+
+import math
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from torch import nn
+
+from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.solver import build_lr_scheduler, build_optimizer
+
+BASE_LR = 0.4
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self.dense = nn.ModuleDict(
+            {"projector": nn.Linear(3, 3), "predictor": nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))}
+        )
+        self.dense_other = nn.Linear(3, 3)  # shares a prefix of its name, not a module, with "dense"
+
+
+def _cfg(**solver):
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    cfg.SOLVER.BASE_LR = BASE_LR
+    cfg.SOLVER.MAX_ITER = 100
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.SOLVER.STEPS = ()
+    for key, value in solver.items():
+        cfg.SOLVER[key] = value
+    return cfg
+
+
+def _rates_by_name(optimizer, model):
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def _run(cfg, iterations=None):
+    """Return the learning rate of each parameter by name, before each iteration and after the last.
+
+    As detectron2's LRScheduler hook does, the schedule steps after every iteration: after the last one too.
+    """
+    model = Model()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    history = []
+    for _ in range(cfg.SOLVER.MAX_ITER if iterations is None else iterations):
+        history.append(_rates_by_name(optimizer, model))
+        optimizer.step()
+        scheduler.step()
+    history.append(_rates_by_name(optimizer, model))
+    return history
+
+
+def _rates(cfg):
+    """Learning rate of the backbone at iterations 0 .. MAX_ITER."""
+    return [rates["backbone.0.weight"] for rates in _run(cfg)]
+
+
+def test_cosine_by_hand():
+    # base * (1 + cos(pi t / T)) / 2: whole, 3/4 at a third, half at a half, 0 at the end.
+    rates = _rates(_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", MAX_ITER=60))
+    assert rates[0] == pytest.approx(BASE_LR)
+    assert rates[20] == pytest.approx(0.75 * BASE_LR)
+    assert rates[30] == pytest.approx(0.5 * BASE_LR)
+    assert rates[60] == pytest.approx(0, abs=1e-9)
+
+
+def test_constant():
+    assert _rates(_cfg(LR_SCHEDULER_NAME="WarmupConstantLR")) == pytest.approx([BASE_LR] * 101)
+
+
+def test_poly_with_floor_by_hand():
+    # (base - end) * (1 - t / T) ** 0.9 + end.
+    cfg = _cfg(LR_SCHEDULER_NAME="WarmupPolyLR", POLY_LR_POWER=0.9, BASE_LR_END=0.04)
+    rates = _rates(cfg)
+    assert rates[0] == pytest.approx(0.4)
+    assert rates[50] == pytest.approx(0.36 * 0.5**0.9 + 0.04)  # 0.2329
+    assert rates[100] == pytest.approx(0.04)
+
+
+def test_poly_without_floor_ends_at_zero():
+    rates = _rates(_cfg(LR_SCHEDULER_NAME="WarmupPolyLR", POLY_LR_POWER=2.0))
+    assert rates[50] == pytest.approx(0.25 * BASE_LR)
+    assert rates[100] == pytest.approx(0, abs=1e-9)
+
+
+def test_multi_step_falls_through_to_detectron2():
+    rates = _rates(_cfg(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=(60, 80), GAMMA=0.1))
+    assert [rates[i] for i in (0, 59, 60, 79, 80, 99)] == pytest.approx(
+        [BASE_LR] * 2 + [0.1 * BASE_LR] * 2 + [0.01 * BASE_LR] * 2
+    )
+
+
+@pytest.mark.parametrize("name", ["WarmupConstantLR", "WarmupMultiStepLR"])
+def test_linear_warmup_by_hand(name):
+    # From 0.1 at iteration 0 linearly to 1 at iteration 10: 0.1 + 0.9 * t / 10.
+    rates = _rates(_cfg(LR_SCHEDULER_NAME=name, WARMUP_ITERS=10, WARMUP_FACTOR=0.1, STEPS=(90,)))
+    assert rates[0] == pytest.approx(0.1 * BASE_LR)
+    assert rates[5] == pytest.approx(0.55 * BASE_LR)
+    assert rates[10] == pytest.approx(BASE_LR)
+
+
+def test_unknown_schedule():
+    with pytest.raises(ValueError, match="WarmupNoneLR"):
+        _rates(_cfg(LR_SCHEDULER_NAME="WarmupNoneLR"))
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_fixed_modules_keep_the_base_rate_while_others_fall(warmup):
+    cfg = _cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIXED_LR_MODULES=["dense.predictor"], WARMUP_ITERS=warmup)
+    for iteration, rates in enumerate(_run(cfg)):
+        if iteration < warmup:
+            continue
+        others = BASE_LR * (1 + math.cos(math.pi * iteration / 100)) / 2
+        for name, rate in rates.items():
+            expected = BASE_LR if name.startswith("dense.predictor.") else others
+            assert rate == pytest.approx(expected, abs=1e-9), (iteration, name)
+
+
+def test_fixed_modules_are_not_warmed_up():
+    cfg = _cfg(FIXED_LR_MODULES=["dense.predictor"], WARMUP_ITERS=10, WARMUP_FACTOR=0.1, MAX_ITER=20)
+    for rates in _run(cfg):
+        assert rates["dense.predictor.0.weight"] == BASE_LR
+    assert _run(cfg, 0)[0]["dense.projector.weight"] == pytest.approx(0.1 * BASE_LR)
+
+
+def test_fixed_name_means_a_module_not_a_prefix():
+    rates = _run(_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIXED_LR_MODULES=["dense"]))[-1]
+    fixed = {name for name, rate in rates.items() if rate == BASE_LR}
+    assert fixed == {name for name in rates if name.startswith("dense.")}
+    assert "dense_other.weight" not in fixed
+
+
+def test_unknown_module_is_named_with_the_choice():
+    with pytest.raises(ValueError, match=r"FIXED_LR_MODULES.*'predictor'.*dense\.predictor"):
+        build_optimizer(_cfg(FIXED_LR_MODULES=["predictor"]), Model())
+
+
+def test_grouping_keeps_weight_decay_and_loses_no_parameter():
+    cfg = _cfg(FIXED_LR_MODULES=["dense.predictor"], WEIGHT_DECAY=0.01, WEIGHT_DECAY_NORM=0.0, BIAS_LR_FACTOR=2.0)
+    model = Model()
+    optimizer = build_optimizer(cfg, model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    settings = {
+        names[id(p)]: (g["weight_decay"], g["lr"], g["fix_lr"]) for g in optimizer.param_groups for p in g["params"]
+    }
+    assert settings["backbone.0.weight"] == (0.01, 0.4, False)
+    assert settings["backbone.0.bias"] == (0.01, 0.8, False)
+    assert settings["backbone.1.weight"] == (0.0, 0.4, False)  # a norm
+    assert settings["dense.predictor.0.weight"] == (0.01, 0.4, True)
+    assert settings["dense.predictor.1.weight"] == (0.0, 0.4, True)  # a norm
+    assert settings["dense.projector.weight"] == (0.01, 0.4, False)
+    assert sorted(names.values()) == sorted(settings)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(names)  # none twice
+
+
+def test_bias_factor_of_a_fixed_module_is_kept():
+    cfg = _cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIXED_LR_MODULES=["dense.predictor"], BIAS_LR_FACTOR=2.0)
+    assert _run(cfg)[-1]["dense.predictor.0.bias"] == pytest.approx(2 * BASE_LR)
+
+
+def test_no_fixed_modules_leaves_the_groups_of_detectron2():
+    assert all("fix_lr" not in g for g in build_optimizer(_cfg(), Model()).param_groups)
+
+
+@pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupPolyLR", "WarmupConstantLR"])
+def test_saved_state_continues_the_schedule(name):
+    cfg = _cfg(LR_SCHEDULER_NAME=name, FIXED_LR_MODULES=["dense.predictor"], MAX_ITER=20, WARMUP_ITERS=4)
+    whole = _run(cfg)
+
+    def parts():
+        model = Model()
+        optimizer = build_optimizer(cfg, model)
+        return model, optimizer, build_lr_scheduler(cfg, optimizer)
+
+    _, optimizer, scheduler = parts()
+    for _ in range(7):
+        optimizer.step()
+        scheduler.step()
+    saved = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    model, optimizer, scheduler = parts()
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    for iteration in range(7, 20):
+        assert _rates_by_name(optimizer, model) == pytest.approx(whole[iteration])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_gradient_clipping_survives_the_grouping():
+    cfg = _cfg(FIXED_LR_MODULES=["dense.predictor"])
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0, 0.0, 0.0
+    model = Model()
+    optimizer = build_optimizer(cfg, model)
+    before = model.dense["predictor"][0].weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 3.0)
+    optimizer.step()
+    # The gradient 3 is clipped to 0.5: a step of 0.4 * 0.5.
+    assert torch.allclose(before - model.dense["predictor"][0].weight, torch.full_like(before, 0.2), atol=1e-6)

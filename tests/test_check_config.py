@@ -1,0 +1,157 @@
+"""Values that cannot work: one ValueError, naming key and value, and listing all of them."""
+
+import pytest
+from detectron2.config import get_cfg
+
+from densesiam_d2.check_config import check_config
+from densesiam_d2.config import add_densesiam_config
+
+
+def _cfg(*opts):
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    cfg.DATASETS.TRAIN = ("some_train",)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def test_defaults_pass():
+    check_config(_cfg())
+
+
+def test_defaults_of_pretraining_and_segmentation_pass():
+    check_config(_cfg("MODEL.META_ARCHITECTURE", "DenseSiam"))
+    segmentation = ["MODEL.DENSESIAM.SEM_SEG_ON", True, "MODEL.SEM_SEG_HEAD.NAME", "PseudoLabelSemSegHead"]
+    check_config(_cfg("MODEL.META_ARCHITECTURE", "DenseSiam", *segmentation))
+
+
+BAD = [
+    ("INPUT.SSL.VIEW_SIZE", 0, "> 0"),
+    ("INPUT.SSL.PRE_CROP", -1, ">= 0"),
+    ("INPUT.SSL.VIEWS", ["crop", "half"], "full"),
+    ("INPUT.SSL.VIEWS", ["crop"], "two of"),
+    ("INPUT.SSL.CROP_SCALE", [0.0, 1.0], "0 < low"),
+    ("INPUT.SSL.CROP_SCALE", [0.5, 0.2], "low <= high"),
+    ("INPUT.SSL.CROP_SCALE", [0.5, 1.5], "<= 1"),
+    ("INPUT.SSL.CROP_SCALE_OF", "volume", "area, side"),
+    ("INPUT.SSL.CROP_ASPECT", [1.5, 0.5], "low <= high"),
+    ("INPUT.SSL.MIN_OVERLAP", 1.5, "[0, 1]"),
+    ("INPUT.SSL.INTERPOLATION", "cubic", "bicubic"),
+    ("INPUT.SSL.FLIP_PROB", -0.1, "[0, 1]"),
+    ("INPUT.SSL.JITTER", [0.4, 0.4, 0.4], "four numbers"),
+    ("INPUT.SSL.JITTER", [0.4, 0.4, 0.4, 0.7], "<= 0.5"),
+    ("INPUT.SSL.JITTER_PROB", 2.0, "[0, 1]"),
+    ("INPUT.SSL.GRAYSCALE_PROB", 1.01, "[0, 1]"),
+    ("INPUT.SSL.BLUR_PROB", [0.5], "two numbers"),
+    ("INPUT.SSL.BLUR_PROB", [0.5, 1.5], "[0, 1]"),
+    ("INPUT.SSL.BLUR_SIGMA", [2.0, 0.1], "low <= high"),
+    ("INPUT.SSL.SOLARIZE_PROB", [-0.5, 0.0], "[0, 1]"),
+    ("MODEL.DENSESIAM.PROJ_DIMS", [], "widths"),
+    ("MODEL.DENSESIAM.PROJ_DIMS", [512, 0], "widths"),
+    ("MODEL.DENSESIAM.PRED_DIM", 0, "> 0"),
+    ("MODEL.DENSESIAM.GRID_SIZE", 0, "> 0"),
+    ("MODEL.DENSESIAM.GRID_POSITION", "input", "output, feature"),
+    ("MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT", -1.0, ">= 0"),
+    ("MODEL.DENSESIAM.REGION.LOSS", "mse", "infonce, cosine"),
+    ("MODEL.DENSESIAM.REGION.TEMPERATURE", 0.0, "> 0"),
+    ("MODEL.DENSESIAM.REGION.LOSS_WEIGHT", -0.1, ">= 0"),
+    ("MODEL.DENSESIAM.REGION.START", 1.0, "[0, 1)"),
+    ("MODEL.DENSESIAM.REGION.PROJ_DIMS", [-1], "widths"),
+    ("MODEL.DENSESIAM.REGION.PRED_DIM", 0, "> 0"),
+    ("MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT", -1.0, ">= 0"),
+    ("MODEL.DENSESIAM.IMAGE.PROJ_DIMS", [], "widths"),
+    ("MODEL.DENSESIAM.IMAGE.PRED_DIM", -5, "> 0"),
+    ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 0, "> 0"),
+    ("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", -1.0, ">= 0"),
+    ("MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES", 1, "> 1"),
+    ("MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.NUM_PROJ_CONVS", -1, ">= 0"),
+    ("MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SIMILARITY_WEIGHT", -1.0, ">= 0"),
+    ("SOLVER.AMP.PRECISION", "fp8", "fp16, bf16"),
+    ("SOLVER.BASE_LR", 0.0, "> 0"),
+    ("SOLVER.BASE_LR", float("nan"), "> 0"),
+    ("SOLVER.BASE_LR", float("inf"), "> 0"),
+    ("SOLVER.BASE_LR_END", -0.1, ">= 0"),
+    ("SOLVER.IMS_PER_BATCH", 0, "> 0"),
+    ("SOLVER.MAX_ITER", 0, "> 0"),
+    ("SOLVER.CHECKPOINT_PERIOD", 0, "> 0"),
+    ("SOLVER.WARMUP_ITERS", -1, ">= 0"),
+    ("TEST.EVAL_PERIOD", -1, ">= 0"),
+    ("TEST.SEM_SEG_MATCHING", "majority", "none, hungarian"),
+    ("TEST.CENTER_CROP_SIZE", -1, ">= 0"),
+    ("TEST.SLIDE_WINDOW", -1, ">= 0"),
+    ("TEST.SLIDE_STRIDE", -1, ">= 0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "text"), BAD)
+def test_bad_value_is_named_with_what_it_must_be(key, value, text):
+    with pytest.raises(ValueError) as error:
+        check_config(_cfg(key, value))
+    (line,) = [line for line in str(error.value).splitlines() if line.strip().startswith(f"{key} is ")]
+    assert repr(value) in line
+    assert text in line
+
+
+COMBINATIONS = [
+    (
+        ["MODEL.META_ARCHITECTURE", "DenseSiam", "TEST.PRECISE_BN.ENABLED", True],
+        "TEST.PRECISE_BN.ENABLED is True",
+    ),
+    (
+        ["MODEL.META_ARCHITECTURE", "DenseSiam", "MODEL.DENSESIAM.SEM_SEG_ON", True],
+        "MODEL.SEM_SEG_HEAD.NAME is 'SemSegFPNHead'",
+    ),
+    (["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 0], "TEST.SLIDE_STRIDE is 0"),
+    (["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 770], "TEST.SLIDE_STRIDE is 770"),
+    (["SOLVER.BASE_LR", 0.1, "SOLVER.BASE_LR_END", 0.2], "SOLVER.BASE_LR_END is 0.2"),
+    (["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu"], "SOLVER.AMP.PRECISION is 'fp16'"),
+    (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
+]
+
+
+@pytest.mark.parametrize(("opts", "text"), COMBINATIONS)
+def test_bad_combination_is_named(opts, text):
+    with pytest.raises(ValueError) as error:
+        check_config(_cfg(*opts))
+    assert text in str(error.value)
+    assert len(str(error.value).splitlines()) == 2  # one problem, one line
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["TEST.PRECISE_BN.ENABLED", True],  # transfer recipes use it
+        ["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 769],
+        ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bf16", "MODEL.DEVICE", "cpu"],
+        ["SOLVER.AMP.ENABLED", True],
+        ["MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES", 0],
+        ["MODEL.DENSESIAM.REGION.LOSS_WEIGHT", 0.0],
+    ],
+)
+def test_neighbours_of_bad_values_pass(opts):
+    check_config(_cfg(*opts))
+
+
+def test_several_problems_are_listed_at_once():
+    opts = ["INPUT.SSL.VIEW_SIZE", -3, "SOLVER.AMP.PRECISION", "int4", "SOLVER.IMS_PER_BATCH", 7]
+    with pytest.raises(ValueError) as error:
+        check_config(_cfg(*opts), world_size=2)
+    text = str(error.value)
+    assert len(text.splitlines()) == 4  # the heading and three problems
+    assert "INPUT.SSL.VIEW_SIZE is -3" in text
+    assert "SOLVER.AMP.PRECISION is 'int4'" in text
+    assert "SOLVER.IMS_PER_BATCH is 7" in text
+
+
+@pytest.mark.parametrize(
+    ("batch", "world_size", "reference", "nearest"),
+    [(10, 4, 0, "8 or 12"), (3, 8, 0, "such as 8"), (10, 1, 4, "8 or 12")],
+)
+def test_batch_that_processes_cannot_share_is_named_with_the_nearest(batch, world_size, reference, nearest):
+    cfg = _cfg("SOLVER.IMS_PER_BATCH", batch, "SOLVER.REFERENCE_WORLD_SIZE", reference)
+    with pytest.raises(ValueError, match=rf"IMS_PER_BATCH is {batch}.*{nearest}"):
+        check_config(cfg, world_size=world_size)
+
+
+def test_evaluation_needs_neither_training_data_nor_a_fitting_batch():
+    check_config(_cfg("DATASETS.TRAIN", (), "SOLVER.IMS_PER_BATCH", 7), world_size=2, eval_only=True)
