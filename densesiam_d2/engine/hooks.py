@@ -1,0 +1,51 @@
+"""Hooks of the training loop. They own nothing of any method."""
+
+import logging
+from pathlib import Path
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
+from torch.nn.parallel import DistributedDataParallel
+
+from densesiam_d2.checkpoint.export import backbone_metadata, backbone_state, save_backbone
+
+__all__ = ["ExportBackboneHook", "ProgressHook", "SSLMetricPrinter"]
+
+
+def unwrap(model):
+    """Return the module inside a DistributedDataParallel wrapper, or the model itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+class ProgressHook(HookBase):
+    """Tell the model before each step what share of training is done, as ``model.progress`` in [0, 1]."""
+
+    def before_step(self) -> None:
+        unwrap(self.trainer.model).progress = self.trainer.iter / self.trainer.max_iter
+
+
+class ExportBackboneHook(HookBase):
+    """Write ``backbone.pkl`` into a folder once training is complete."""
+
+    def __init__(self, cfg, output_dir: str):
+        """Take the config, whose facts go into the file's metadata, and the folder."""
+        self._cfg = cfg
+        self._path = Path(output_dir) / "backbone.pkl"
+
+    def after_train(self) -> None:
+        # Also called when training breaks off: half a pretraining must not look like a whole one.
+        if comm.is_main_process() and self.trainer.iter + 1 >= self.trainer.max_iter:
+            state = backbone_state(unwrap(self.trainer.model))
+            save_backbone(self._path, state, backbone_metadata(self._cfg, iteration=self.trainer.iter + 1))
+            logging.getLogger(__name__).info("Wrote the pretrained backbone to %s", self._path)
+
+
+class SSLMetricPrinter(EventWriter):
+    """Print the latest ``ssl/*`` metrics, which detectron2's own printer leaves out."""
+
+    def write(self) -> None:
+        latest = {k[4:]: v for k, (v, _) in get_event_storage().latest().items() if k.startswith("ssl/")}
+        if latest:
+            text = "  ".join(f"{name}: {value:.4f}" for name, value in sorted(latest.items()))
+            logging.getLogger(__name__).info(" ssl  %s", text)

@@ -1,0 +1,225 @@
+"""The entrypoint on real images, tiny: pretrain, resume, export, fine-tune, evaluate, and its errors."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+
+import train_net
+from densesiam_d2.data.scenes import register_scenes
+from densesiam_d2.engine import argument_parser, prepare
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "INPUT.SSL.VIEW_SIZE",
+    "64",
+    "SOLVER.IMS_PER_BATCH",
+    "4",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "SEED",
+    "3",
+    "MODEL.DEVICE",
+    "cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> str:
+    """Six labelled scenes of 96 pixels, registered under the returned name."""
+    name = "scenes_of_test_train_net"
+    if name not in DatasetCatalog:
+        register_scenes(name, tmp_path_factory.mktemp("scenes") / "set", num=6, seed=0, size=96)
+    return name
+
+
+def run(config: str, *options: str, flags: tuple[str, ...] = ()):
+    """Do what ``python train_net.py --config-file config flags options`` does, in this process."""
+    args = argument_parser().parse_args([*flags, "--config-file", str(ROOT / "configs" / config), *map(str, options)])
+    prepare(args)
+    return train_net.main(args)
+
+
+@pytest.fixture(scope="module")
+def pretrained(scenes, tmp_path_factory) -> Path:
+    """Pretrain 6 iterations in one go; the folder."""
+    folder = tmp_path_factory.mktemp("straight")
+    run("demo/pretrain.yaml", *TINY, "DATASETS.TRAIN", f"('{scenes}',)", "SOLVER.MAX_ITER", 6, "OUTPUT_DIR", folder)
+    return folder
+
+
+def test_pretraining_writes_its_files(pretrained):
+    assert {"backbone.pkl", "model_final.pth", "metrics.json", "config.yaml"} <= {p.name for p in pretrained.iterdir()}
+    rows = [json.loads(line) for line in (pretrained / "metrics.json").read_text().splitlines()]
+    logged = {name: value for row in rows for name, value in row.items()}
+    assert {"loss_pixel", "loss_region", "ssl/z_std", "ssl/overlap", "ssl/region_usage"} <= set(logged)
+    assert logged["ssl/z_std_ideal"] == pytest.approx(128**-0.5)
+
+
+def test_resume_continues_the_schedule(scenes, tmp_path, monkeypatch):
+    """Break off after iteration 2 of 6 and resume: rates and iterations go on where they were."""
+    options = [*TINY, "DATASETS.TRAIN", f"('{scenes}',)", "SOLVER.MAX_ITER", 6, "OUTPUT_DIR", tmp_path]
+    options += ["SOLVER.CHECKPOINT_PERIOD", 3]
+    rates = []
+
+    def run_step(trainer):
+        if trainer.iter == 3 and trainer.start_iter == 0:
+            raise KeyboardInterrupt
+        original(trainer)
+        rates.append((trainer.iter, trainer.optimizer.param_groups[0]["lr"]))
+
+    original = train_net.Trainer.run_step
+    monkeypatch.setattr(train_net.Trainer, "run_step", run_step)
+    with pytest.raises(KeyboardInterrupt):
+        run("demo/pretrain.yaml", *options)
+    assert (tmp_path / "model_0000002.pth").is_file()
+    assert not (tmp_path / "backbone.pkl").exists()  # half a pretraining exports nothing
+    run("demo/pretrain.yaml", *options, flags=("--resume",))
+    # SOLVER.BASE_LR 0.05 times half of 1 + cos(pi * iteration / 6).
+    expected = [0.05 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]
+    assert [i for i, _ in rates] == [0, 1, 2, 3, 4, 5]
+    assert [rate for _, rate in rates] == pytest.approx(expected)
+    assert (tmp_path / "backbone.pkl").is_file()
+
+
+def test_transfer_fills_the_backbone_and_is_evaluated(scenes, pretrained, tmp_path, caplog):
+    tiny = "INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96 SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2 SOLVER.STEPS ()"
+    options = f"{tiny} DATALOADER.NUM_WORKERS 0 MODEL.DEVICE cpu OUTPUT_DIR {tmp_path}".split()
+    sets = ["DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
+    with caplog.at_level("INFO"):
+        run("demo/mask_rcnn.yaml", *options, *sets, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
+    assert "100 of 100 tensors filled" in caplog.text
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results[scenes]) == {"bbox", "segm"}
+    # The trained model's own file evaluates to the same numbers.
+    again = run(
+        "demo/mask_rcnn.yaml", *options, *sets, "MODEL.WEIGHTS", tmp_path / "model_final.pth", flags=("--eval-only",)
+    )
+    assert again["bbox"]["AP50"] == pytest.approx(results[scenes]["bbox"]["AP50"], nan_ok=True)
+
+
+def test_transfer_stops_when_weights_do_not_fit(scenes, pretrained, tmp_path):
+    options = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 34, "OUTPUT_DIR", tmp_path, "DATALOADER.NUM_WORKERS", 0]
+    options += ["DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
+    with pytest.raises(ValueError, match="depth"):
+        run("demo/mask_rcnn.yaml", *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
+
+
+def test_unsupervised_segmentation_and_its_evaluation(scenes, pretrained, tmp_path):
+    options = [*TINY, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", tmp_path, "MODEL.DENSESIAM.GRID_SIZE", 16]
+    options += ["DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
+    options += ["INPUT.SSL.PRE_CROP", 96, "TEST.CENTER_CROP_SIZE", 96]
+    run("demo/unsup_seg.yaml", *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
+    scores = json.loads((tmp_path / "results.json").read_text())[scenes]["sem_seg"]
+    assert 0 < scores["mIoU"] <= 100
+    assert {"mIoU_th_full", "mIoU_th_block", "mIoU_st_full", "used_clusters"} <= set(scores)
+    # The head alone, under detectron2's own segmentor, gives the same numbers from the same file.
+    stock = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.WEIGHTS", tmp_path / "model_final.pth"]
+    again = run("demo/unsup_seg.yaml", *options, *stock, flags=("--eval-only",))
+    assert again["sem_seg"]["mIoU"] == pytest.approx(scores["mIoU"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", ["SOLVER.AMP.ENABLED True SOLVER.AMP.PRECISION bf16", "SOLVER.CLIP_GRADIENTS.ENABLED True"]
+)
+def test_training_options(scenes, tmp_path, options):
+    options = [
+        *TINY,
+        "DATASETS.TRAIN",
+        f"('{scenes}',)",
+        "SOLVER.MAX_ITER",
+        2,
+        "OUTPUT_DIR",
+        tmp_path,
+        *options.split(),
+    ]
+    run("demo/pretrain.yaml", *options)
+    last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    assert -1.0 <= last["loss_pixel"] < 1.0
+
+
+def test_reference_world_size_scales(scenes, tmp_path):
+    """4 images, 41 iterations and rate 0.05 on 2 GPUs are 2 images, 82 iterations and 0.025 on one process."""
+    args = ["SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.MAX_ITER", 41, "DATASETS.TRAIN", f"('{scenes}',)"]
+    command = ["--config-file", ROOT / "configs/demo/pretrain.yaml", *TINY, *args, "OUTPUT_DIR", tmp_path]
+    trainer = train_net.Trainer(train_net.setup(argument_parser().parse_args([str(word) for word in command])))
+    assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH, trainer.cfg.SOLVER.BASE_LR) == (82, 2, 0.025)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("SOLVER.BASE_LRR 0.1", "SOLVER.BASE_LRR.*did you mean SOLVER.BASE_LR"),
+        ("SOLVER.MAX_ITER 0", "SOLVER.MAX_ITER is 0"),
+        ("MODEL.DENSESIAM.GRID_POSITION middle", "GRID_POSITION is 'middle'"),
+        ("DATASETS.TRAIN ('folder:/no/such/folder',)", "/no/such/folder"),
+        ("DATASETS.TRAIN ('imagenet_trian',)", "imagenet_trian.*did you mean imagenet_train"),
+        ("SOLVER.IMS_PER_BATCH", "KEY VALUE"),
+    ],
+)
+def test_mistakes_stop_at_start_up(options, message):
+    args = argument_parser().parse_args(["--config-file", str(ROOT / "configs/demo/pretrain.yaml"), *options.split()])
+    with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
+        prepare(args)
+
+
+def _command(*words, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+def test_a_mistake_is_one_line_and_exit_code_2():
+    done = _command("train_net.py", "--config-file", "configs/pretrain.yaml", "SOLVER.BASE_LRR", "1.0")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "did you mean SOLVER.BASE_LR?" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
+def test_two_cpu_processes_and_the_line_about_the_cpu(tmp_path):
+    """The same command under torchrun and with --num-gpus 2; and the fall-back to one process."""
+    from densesiam_d2.data.scenes import write_scenes
+
+    write_scenes(tmp_path / "scenes", num=4, seed=0, size=64)
+    options = [*TINY[:-2], "DATASETS.TRAIN", f"('folder:{tmp_path / 'scenes' / 'images'}',)", "SOLVER.MAX_ITER", "2"]
+    options = ["--config-file", "configs/demo/pretrain.yaml", "--num-gpus", "2", *options, "OUTPUT_DIR"]
+    alone = _command("train_net.py", *options, tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    assert "No GPU found: running on the CPU, in one process" in alone.stdout
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train_net.py"]
+    for name, start in (("launch", ["train_net.py"]), ("torchrun", torchrun)):
+        done = _command(*start, *options, tmp_path / name, "MODEL.DEVICE", "cpu")
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "World size: 2" in done.stdout + done.stderr, name
+        assert "naiveSyncBN instead of SyncBN" in done.stdout + done.stderr, name
+        assert (tmp_path / name / "backbone.pkl").is_file()
+
+
+def test_readme_script(tmp_path):
+    """The script of the README runs as it stands, with a small folder and size put in."""
+    from densesiam_d2.data.scenes import write_scenes
+
+    write_scenes(tmp_path / "scenes", num=4, seed=0, size=64)
+    script = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    tiny = (
+        'cfg.merge_from_list("MODEL.DEVICE cpu SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 INPUT.SSL.VIEW_SIZE 64 '
+        f'DATALOADER.NUM_WORKERS 0 OUTPUT_DIR {tmp_path / "out"}".split())\n'
+    )
+    assert "/data/mine" in script and "trainer = MyTrainer(cfg)\n" in script
+    script = script.replace("/data/mine", str(tmp_path / "scenes" / "images"))
+    script = script.replace("trainer = MyTrainer(cfg)\n", f"{tiny}trainer = MyTrainer(cfg)\n")
+    (tmp_path / "script.py").write_text(script)
+    done = _command(tmp_path / "script.py", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "model_final.pth").is_file()

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Pretrain, segment without labels, fine-tune and evaluate: one entrypoint.
+
+python train_net.py --config-file configs/pretrain.yaml --num-gpus 8
+python train_net.py --config-file configs/transfer/coco_mask_rcnn_R50_FPN_1x.yaml --num-gpus 8 \
+    MODEL.WEIGHTS output/pretrain/backbone.pkl
+python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/.../model_final.pth
+"""
+
+import sys
+
+try:
+    import detectron2  # noqa: F401
+except ImportError:
+    sys.exit(
+        "detectron2 is not installed: `make demo` installs a tested set; for a GPU server see README.md, 'Install'"
+    )
+
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from densesiam_d2.checkpoint.export import expected_metadata
+from densesiam_d2.checkpoint.loading import CheckedCheckpointer
+from densesiam_d2.engine import Trainer, argument_parser, launch, prepare, setup
+
+
+def main(args):
+    """Run one process of a training or evaluation."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        CheckedCheckpointer(
+            model, cfg.OUTPUT_DIR, expect=expected_metadata(cfg), strict=cfg.MODEL.WEIGHTS_STRICT
+        ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = argument_parser().parse_args()
+    try:
+        device = prepare(arguments)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"train_net.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    launch(main, arguments, device=device)
