@@ -26,6 +26,11 @@ _IMAGE_FOLDERS = {
     "coco_2017_plus": ["coco/train2017", "coco/unlabeled2017"],
 }
 
+# The 11 classes of CamVid in the order of the SegNet tutorial's label maps; the last things, the others stuff.
+_CAMVID_CLASSES = (
+    "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()  # noqa: SIM905
+)
+
 # Metadata of detectron2's and our datasets that names a file, and a folder that holds images or label maps.
 _FILE_KEYS = ("json_file", "panoptic_json", "image_list")
 _FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")
@@ -37,16 +42,21 @@ def datasets_root() -> Path:
 
 
 def register_all_datasets(root: str | Path) -> None:
-    """Register what detectron2 does not: image-only ImageNet and COCO, COCO-Stuff 27 and Cityscapes 27.
+    """Register what detectron2 does not: image-only ImageNet and COCO, COCO-Stuff 27, Cityscapes 27, CamVid.
 
     Args:
-        root: the folder that holds ``imagenet``, ``coco`` and ``cityscapes``. Nothing in it is read yet.
+        root: the folder that holds ``imagenet``, ``coco``, ``cityscapes`` and ``camvid``. Nothing in it is read yet.
     """
     root = Path(root)
     for name, folders in _IMAGE_FOLDERS.items():
         folders = [str(root / folder) for folder in folders]
         DatasetCatalog.register(name, lambda folders=folders: load_image_folder(*folders))
         MetadataCatalog.get(name).set(image_roots=folders)
+    for split in ("train", "val", "test"):
+        name = f"camvid_{split}"
+        camvid = root / "camvid"
+        register_sem_seg_folder(name, camvid / "images" / split, camvid / "labels" / split, _CAMVID_CLASSES)
+        MetadataCatalog.get(name).set(thing_ids=[8, 9, 10], stuff_ids=list(range(8)))
     register_coco_stuff27(root / "coco")
     register_cityscapes27(root / "cityscapes")
 
