@@ -19,8 +19,8 @@ setup(
     python_requires=">=3.10",
     # detectron2 is needed too but has no release on the package index (README, "Install").
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "numpy>=1.23.5",
         "fvcore",
         "iopath",

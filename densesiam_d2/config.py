@@ -118,7 +118,8 @@ def _add_densesiam_keys(cfg: CfgNode) -> None:
     ds.REGION.PROJ_DIMS = [512, 512, 256]
     ds.REGION.PRED_DIM = 128
 
-    # Optional SimSiam branch on globally pooled features (in the released model class, off in its config).
+    # Optional SimSiam branch on globally pooled features (in the released model class, off in its config). With
+    # SEM_SEG_ON it pools the decoder's map, where the released one pools res5.
     ds.IMAGE_ON = False
     ds.IMAGE = CfgNode()
     ds.IMAGE.LOSS_WEIGHT = 1.0

@@ -33,7 +33,7 @@ def view_box(transforms, height: int, width: int, view_height: int, view_width: 
     points = np.asarray(transforms.apply_coords(corners.copy()), dtype=np.float64)
     offset = points[0]
     scale = (points[3] - points[0]) / (width, height)
-    if not np.all(scale) or not np.allclose(points, corners * scale + offset, atol=1e-3):
+    if not np.all(scale) or not np.abs(points - (corners * scale + offset)).max() < 1e-3:  # "not": NaN is refused too
         raise ValueError(
             f"a view must be an axis-aligned rectangle of its image; {transforms} rotates, shears or warps it"
         )

@@ -1,6 +1,7 @@
 """Datasets by name: those built in besides detectron2's own, folders with label maps, and a check before any work."""
 
 import difflib
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -141,14 +142,19 @@ def _suggest(name: str) -> str:
 
 
 def _find_problems(metadata: Metadata) -> list[str]:
-    """Say which files and folders of a dataset are missing or empty."""
+    """Say which files, folders and packages (of the ``[demo]`` extra) of a dataset are missing or empty."""
     files = [metadata.get(key) for key in _FILE_KEYS]
     folders = [*(metadata.get(key) for key in _FOLDER_KEYS), *metadata.get("image_roots", ())]
     if metadata.get("evaluator_type") == "pascal_voc":
         root = Path(metadata.dirname)
         files.append(root / "ImageSets" / "Main" / f"{metadata.split}.txt")
         folders.append(root / "JPEGImages")
-    problems = [f"the file {file} does not exist" for file in files if file and not Path(file).is_file()]
+    problems = [
+        f"its photographs need {name}: pip install 'densesiam_d2[demo]' (in a checkout: pip install -e '.[demo]')"
+        for name in metadata.get("packages", ())
+        if importlib.util.find_spec(name) is None
+    ]
+    problems += [f"the file {file} does not exist" for file in files if file and not Path(file).is_file()]
     problems += [problem for folder in folders if folder and (problem := _find_folder_problem(Path(folder)))]
     if metadata.get("evaluator_type") == "cityscapes_sem_seg" and not problems:
         labels = Path(metadata.gt_dir)

