@@ -112,10 +112,11 @@ def test_paths_in_the_comment_exist(path):
 @yamls
 def test_yaml_is_plain_data_with_two_hops_at_most(path):
     text, hops = path.read_text(), 0
+    most = 3 if path.parent.name == "quick" else 2  # the quick ones shrink others
     while base := yaml.safe_load(text).get("_BASE_"):  # safe_load raises for python tags
         path, hops = path.parent / base, hops + 1
         text = path.read_text()
-    assert hops <= 2
+    assert hops <= most
 
 
 @yamls

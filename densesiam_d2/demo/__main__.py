@@ -19,9 +19,7 @@ from densesiam_d2.demo.summary import write_summary
 
 _TRAIN_SETS = ("scenes_train", "demo_photos")
 _TEST_SET = "scenes_val"
-# --quick: a few iterations on a few images, to see that everything works. Its numbers mean nothing.
 _QUICK_TEST_SET = "scenes_tiny"
-_QUICK_OPTS = ("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0")
 
 
 def build_stages(output: Path, *, quick: bool) -> list[Stage]:
@@ -29,19 +27,17 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
 
     Args:
         output: folder of the demo; each stage gets a folder in it.
-        quick: run a few iterations on a few images only.
+        quick: two iterations on a few images each, to see that everything works.
     """
-    train = (*_QUICK_OPTS, "DATASETS.TRAIN", f"('{_QUICK_TEST_SET}',)") if quick else ()
-    test = ("DATASETS.TEST", f"('{_QUICK_TEST_SET}',)") if quick else ()
+    yaml = "configs/quick/{}_instant_test.yaml" if quick else "configs/demo/{}.yaml"
+    pretraining, segmentation, detection = (yaml.format(name) for name in ("pretrain", "unsup_seg", "mask_rcnn"))
     backbone = output / "pretrain" / "backbone.pkl"
-    segmentation, detection = "configs/demo/unsup_seg.yaml", "configs/demo/mask_rcnn.yaml"
     return [
         Stage(
             "pretrain",
             "pretraining a ResNet-18 with DenseSiam, without labels",
-            "configs/demo/pretrain.yaml",
+            pretraining,
             output / "pretrain",
-            opts=train,
             product="backbone.pkl",
         ),
         Stage(
@@ -50,7 +46,6 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
             segmentation,
             output / "unsup_seg",
             weights=backbone,
-            opts=(*train, *test),
         ),
         Stage(
             "unsup_seg_random",
@@ -58,7 +53,6 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
             segmentation,
             output / "unsup_seg_random",
             weights="",
-            opts=test,
             eval_only=True,
         ),
         Stage(
@@ -67,7 +61,6 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
             detection,
             output / "mask_rcnn",
             weights=backbone,
-            opts=(*train, *test),
         ),
         Stage(
             "mask_rcnn_scratch",
@@ -75,7 +68,6 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
             detection,
             output / "mask_rcnn_scratch",
             weights="",
-            opts=(*train, *test),
         ),
     ]
 

@@ -16,18 +16,10 @@ from densesiam_d2.data.scenes import register_scenes
 from densesiam_d2.engine import argument_parser, prepare
 
 ROOT = Path(__file__).parents[2]
-TINY = [
-    "INPUT.SSL.VIEW_SIZE",
-    "64",
-    "SOLVER.IMS_PER_BATCH",
-    "4",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "SEED",
-    "3",
-    "MODEL.DEVICE",
-    "cpu",
-]
+PRETRAIN, UNSUP_SEG, MASK_RCNN, FCN = (
+    f"quick/{name}_instant_test.yaml" for name in ("pretrain", "unsup_seg", "mask_rcnn", "fcn")
+)
+CPU = ["SEED", "3", "MODEL.DEVICE", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +42,7 @@ def run(config: str, *options: str, flags: tuple[str, ...] = ()):
 def pretrained(scenes, tmp_path_factory) -> Path:
     """Pretrain 6 iterations in one go; the folder."""
     folder = tmp_path_factory.mktemp("straight")
-    run("demo/pretrain.yaml", *TINY, "DATASETS.TRAIN", f"('{scenes}',)", "SOLVER.MAX_ITER", 6, "OUTPUT_DIR", folder)
+    run(PRETRAIN, *CPU, "DATASETS.TRAIN", f"('{scenes}',)", "SOLVER.MAX_ITER", 6, "OUTPUT_DIR", folder)
     return folder
 
 
@@ -64,7 +56,7 @@ def test_pretraining_writes_its_files(pretrained):
 
 def test_resume_continues_the_schedule(scenes, tmp_path, monkeypatch):
     """Break off after iteration 2 of 6 and resume: rates and iterations go on where they were."""
-    options = [*TINY, "DATASETS.TRAIN", f"('{scenes}',)", "SOLVER.MAX_ITER", 6, "OUTPUT_DIR", tmp_path]
+    options = [*CPU, "DATASETS.TRAIN", f"('{scenes}',)", "SOLVER.MAX_ITER", 6, "OUTPUT_DIR", tmp_path]
     options += ["SOLVER.CHECKPOINT_PERIOD", 3]
     rates = []
 
@@ -77,10 +69,10 @@ def test_resume_continues_the_schedule(scenes, tmp_path, monkeypatch):
     original = train_net.Trainer.run_step
     monkeypatch.setattr(train_net.Trainer, "run_step", run_step)
     with pytest.raises(KeyboardInterrupt):
-        run("demo/pretrain.yaml", *options)
+        run(PRETRAIN, *options)
     assert (tmp_path / "model_0000002.pth").is_file()
     assert not (tmp_path / "backbone.pkl").exists()  # half a pretraining exports nothing
-    run("demo/pretrain.yaml", *options, flags=("--resume",))
+    run(PRETRAIN, *options, flags=("--resume",))
     # SOLVER.BASE_LR 0.05 times half of 1 + cos(pi * iteration / 6).
     expected = [0.05 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]
     assert [i for i, _ in rates] == [0, 1, 2, 3, 4, 5]
@@ -89,39 +81,42 @@ def test_resume_continues_the_schedule(scenes, tmp_path, monkeypatch):
 
 
 def test_transfer_fills_the_backbone_and_is_evaluated(scenes, pretrained, tmp_path, caplog):
-    tiny = "INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96 SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2 SOLVER.STEPS ()"
-    options = f"{tiny} DATALOADER.NUM_WORKERS 0 MODEL.DEVICE cpu OUTPUT_DIR {tmp_path}".split()
-    sets = ["DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
+    options = [*CPU, "OUTPUT_DIR", tmp_path, "DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
     with caplog.at_level("INFO"):
-        run("demo/mask_rcnn.yaml", *options, *sets, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
+        run(MASK_RCNN, *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
     assert "100 of 100 tensors filled" in caplog.text
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results[scenes]) == {"bbox", "segm"}
     # The trained model's own file evaluates to the same numbers.
-    again = run(
-        "demo/mask_rcnn.yaml", *options, *sets, "MODEL.WEIGHTS", tmp_path / "model_final.pth", flags=("--eval-only",)
-    )
+    again = run(MASK_RCNN, *options, "MODEL.WEIGHTS", tmp_path / "model_final.pth", flags=("--eval-only",))
     assert again["bbox"]["AP50"] == pytest.approx(results[scenes]["bbox"]["AP50"], nan_ok=True)
 
 
+def test_semantic_transfer_is_evaluated(scenes, pretrained, tmp_path, caplog):
+    options = [*CPU, "OUTPUT_DIR", tmp_path, "DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
+    with caplog.at_level("INFO"):
+        run(FCN, *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
+    assert "100 of 100 tensors filled" in caplog.text
+    scores = json.loads((tmp_path / "results.json").read_text())[scenes]["sem_seg"]
+    assert 0 < scores["mIoU"] < 100 and "used_clusters" not in scores
+
+
 def test_transfer_stops_when_weights_do_not_fit(scenes, pretrained, tmp_path):
-    options = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 34, "OUTPUT_DIR", tmp_path, "DATALOADER.NUM_WORKERS", 0]
+    options = [*CPU, "MODEL.RESNETS.DEPTH", 34, "OUTPUT_DIR", tmp_path]
     options += ["DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
     with pytest.raises(ValueError, match="depth"):
-        run("demo/mask_rcnn.yaml", *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
+        run(MASK_RCNN, *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
 
 
 def test_unsupervised_segmentation_and_its_evaluation(scenes, pretrained, tmp_path):
-    options = [*TINY, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", tmp_path, "MODEL.DENSESIAM.GRID_SIZE", 16]
-    options += ["DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
-    options += ["INPUT.SSL.PRE_CROP", 96, "TEST.CENTER_CROP_SIZE", 96]
-    run("demo/unsup_seg.yaml", *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
+    options = [*CPU, "OUTPUT_DIR", tmp_path, "DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
+    run(UNSUP_SEG, *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
     scores = json.loads((tmp_path / "results.json").read_text())[scenes]["sem_seg"]
     assert 0 < scores["mIoU"] <= 100
     assert {"mIoU_th_full", "mIoU_th_block", "mIoU_st_full", "used_clusters"} <= set(scores)
     # The head alone, under detectron2's own segmentor, gives the same numbers from the same file.
     stock = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.WEIGHTS", tmp_path / "model_final.pth"]
-    again = run("demo/unsup_seg.yaml", *options, *stock, flags=("--eval-only",))
+    again = run(UNSUP_SEG, *options, *stock, flags=("--eval-only",))
     assert again["sem_seg"]["mIoU"] == pytest.approx(scores["mIoU"], abs=1e-6)
 
 
@@ -129,17 +124,7 @@ def test_unsupervised_segmentation_and_its_evaluation(scenes, pretrained, tmp_pa
     "options", ["SOLVER.AMP.ENABLED True SOLVER.AMP.PRECISION bf16", "SOLVER.CLIP_GRADIENTS.ENABLED True"]
 )
 def test_training_options(scenes, tmp_path, options):
-    options = [
-        *TINY,
-        "DATASETS.TRAIN",
-        f"('{scenes}',)",
-        "SOLVER.MAX_ITER",
-        2,
-        "OUTPUT_DIR",
-        tmp_path,
-        *options.split(),
-    ]
-    run("demo/pretrain.yaml", *options)
+    run(PRETRAIN, *CPU, "DATASETS.TRAIN", f"('{scenes}',)", "OUTPUT_DIR", tmp_path, *options.split())
     last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
     assert -1.0 <= last["loss_pixel"] < 1.0
 
@@ -147,7 +132,7 @@ def test_training_options(scenes, tmp_path, options):
 def test_reference_world_size_scales(scenes, tmp_path):
     """4 images, 41 iterations and rate 0.05 on 2 GPUs are 2 images, 82 iterations and 0.025 on one process."""
     args = ["SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.MAX_ITER", 41, "DATASETS.TRAIN", f"('{scenes}',)"]
-    command = ["--config-file", ROOT / "configs/demo/pretrain.yaml", *TINY, *args, "OUTPUT_DIR", tmp_path]
+    command = ["--config-file", ROOT / f"configs/{PRETRAIN}", *CPU, *args, "OUTPUT_DIR", tmp_path]
     trainer = train_net.Trainer(train_net.setup(argument_parser().parse_args([str(word) for word in command])))
     assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH, trainer.cfg.SOLVER.BASE_LR) == (82, 2, 0.025)
 
@@ -164,7 +149,7 @@ def test_reference_world_size_scales(scenes, tmp_path):
     ],
 )
 def test_mistakes_stop_at_start_up(options, message):
-    args = argument_parser().parse_args(["--config-file", str(ROOT / "configs/demo/pretrain.yaml"), *options.split()])
+    args = argument_parser().parse_args(["--config-file", str(ROOT / f"configs/{PRETRAIN}"), *options.split()])
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
         prepare(args)
 
@@ -192,8 +177,8 @@ def test_two_cpu_processes_and_the_line_about_the_cpu(tmp_path):
     from densesiam_d2.data.scenes import write_scenes
 
     write_scenes(tmp_path / "scenes", num=4, seed=0, size=64)
-    options = [*TINY[:-2], "DATASETS.TRAIN", f"('folder:{tmp_path / 'scenes' / 'images'}',)", "SOLVER.MAX_ITER", "2"]
-    options = ["--config-file", "configs/demo/pretrain.yaml", "--num-gpus", "2", *options, "OUTPUT_DIR"]
+    options = [*CPU[:2], "DATASETS.TRAIN", f"('folder:{tmp_path / 'scenes' / 'images'}',)", "SOLVER.MAX_ITER", "2"]
+    options = ["--config-file", f"configs/{PRETRAIN}", "--num-gpus", "2", *options, "OUTPUT_DIR"]
     alone = _command("train_net.py", *options, tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr[-2000:]
     assert "No GPU found: running on the CPU, in one process" in alone.stdout
