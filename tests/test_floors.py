@@ -1,0 +1,51 @@
+"""Imports between the parts of the package go down only (CONTRIBUTING.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "densesiam_d2"
+FLOORS = {
+    0: {"geometry", "losses", "layers"},
+    1: {"data", "modeling", "solver", "evaluation", "checkpoint"},
+    2: {"config", "check_config", "engine"},
+    3: {"tools", "demo", "__init__"},
+}
+FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}
+# Parts of one floor that may import each other: below, where losses stand on layers, and above, where nothing ends.
+FREE = {0, 2, 3}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules that a file imports, with absolute names."""
+    names = set()
+    package = ["densesiam_d2", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            names.add(".".join([*base, *([node.module] if node.module else [])]))
+    return names
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_part_has_a_floor():
+    assert {part_of(path) for path in FILES} == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    part = part_of(path)
+    for name in imports(path):
+        first, *rest = name.split(".")
+        if FLOOR[part] == 0:
+            assert first not in ("detectron2", "fvcore"), f"{name}: the ground floor needs torch and numpy only"
+        if first != "densesiam_d2" or not rest or rest[0] == part:
+            continue
+        assert FLOOR[rest[0]] < FLOOR[part] or (FLOOR[rest[0]] == FLOOR[part] in FREE), f"{part} imports {name}"
