@@ -78,7 +78,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg):
         model = super().build_model(cfg)
         # Convolutions are faster in this memory order: a little on the CPU, far more on tensor cores.
-        return model.to(memory_format=torch.channels_last) if isinstance(model, SiameseMetaArch) else model
+        return model.to(memory_format=torch.channels_last)
 
     @classmethod
     def build_optimizer(cls, cfg, model):
