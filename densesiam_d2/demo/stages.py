@@ -39,7 +39,6 @@ class Stage:
         config: path of the yaml, relative to the project's root.
         output: its OUTPUT_DIR.
         weights: MODEL.WEIGHTS: a file, "" for random initialisation, None for what the yaml says.
-        opts: further KEY VALUE words.
         eval_only: evaluate without training.
         product: the file in ``output`` that later stages need.
     """
@@ -49,7 +48,6 @@ class Stage:
     config: str
     output: Path
     weights: Path | str | None = None
-    opts: tuple[str, ...] = ()
     eval_only: bool = False
     product: str = "results.json"
 
@@ -59,7 +57,7 @@ class Stage:
         words = ["train_net.py", "--config-file", self.config]
         words += ["--eval-only"] if self.eval_only else []
         words += [] if self.weights is None else ["MODEL.WEIGHTS", _relative(self.weights)]
-        return [*words, "OUTPUT_DIR", _relative(self.output), *self.opts]
+        return [*words, "OUTPUT_DIR", _relative(self.output)]
 
     @property
     def command(self) -> str:
@@ -69,7 +67,7 @@ class Stage:
     @property
     def max_iter(self) -> int:
         """Number of training iterations."""
-        return load_config(str(ROOT / self.config), list(self.opts)).SOLVER.MAX_ITER
+        return load_config(str(ROOT / self.config)).SOLVER.MAX_ITER
 
 
 def _relative(path: Path | str) -> str:
@@ -150,7 +148,7 @@ def _progress(line: str, total: int) -> str | None:
 
 
 def _config_hash(stage: Stage) -> str:
-    return hashlib.sha256(load_config(str(ROOT / stage.config), list(stage.opts)).dump().encode()).hexdigest()[:16]
+    return hashlib.sha256(load_config(str(ROOT / stage.config)).dump().encode()).hexdigest()[:16]
 
 
 def _file_hash(path: Path | str | None) -> str | None:
