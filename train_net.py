@@ -30,7 +30,7 @@ def main(args):
     if args.eval_only:
         model = Trainer.build_model(cfg)
         CheckedCheckpointer(
-            model, cfg.OUTPUT_DIR, expect=expected_metadata(cfg), strict=cfg.MODEL.WEIGHTS_STRICT
+            model, cfg.OUTPUT_DIR, expect=expected_metadata(cfg), strict=cfg.MODEL.WEIGHTS_STRICT, whole_model=True
         ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.utils.registry import Registry
 
 __all__ = ["check_config"]
 
@@ -29,13 +31,20 @@ def _probability(v: float) -> bool:
     return 0 <= v <= 1
 
 
+def _registered_in(registry: Registry) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: v in registry, f"the name of a {registry._name.lower()}"
+
+
 _PROBABILITY = (_probability, "in [0, 1]")
 _PROBABILITY_PAIR = (_all_of(_probability, 2), "two numbers in [0, 1], one per view")
 _POSITIVE = (_positive, "> 0")
 _NOT_NEGATIVE = (_not_negative, ">= 0")
+_NORM = _one_of("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
 _WIDTHS = (_all_of(lambda v: isinstance(v, int) and v > 0), "a list of widths > 0")
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
+    "INPUT.FORMAT": _one_of("RGB", "BGR"),
     "INPUT.SSL.VIEW_SIZE": _POSITIVE,
     "INPUT.SSL.PRE_CROP": _NOT_NEGATIVE,
     "INPUT.SSL.VIEWS": (_all_of(lambda v: v in ("crop", "full"), 2), 'two of "crop", "full"'),
@@ -45,12 +54,16 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "INPUT.SSL.MIN_OVERLAP": _PROBABILITY,
     "INPUT.SSL.INTERPOLATION": _one_of("bilinear", "bicubic"),
     "INPUT.SSL.FLIP_PROB": _PROBABILITY,
-    "INPUT.SSL.JITTER": (lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5, "four numbers >= 0, the last <= 0.5"),
+    "INPUT.SSL.JITTER": (
+        lambda v: len(v) == 4 and min(v) >= 0 and max(v[:3]) <= 1 and v[3] <= 0.5,
+        "four numbers in [0, 1], the last <= 0.5",
+    ),
     "INPUT.SSL.JITTER_PROB": _PROBABILITY,
     "INPUT.SSL.GRAYSCALE_PROB": _PROBABILITY,
     "INPUT.SSL.BLUR_PROB": _PROBABILITY_PAIR,
     "INPUT.SSL.BLUR_SIGMA": (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "[low, high] with 0 < low <= high"),
     "INPUT.SSL.SOLARIZE_PROB": _PROBABILITY_PAIR,
+    "MODEL.BACKBONE.NAME": _registered_in(BACKBONE_REGISTRY),
     "MODEL.DENSESIAM.PROJ_DIMS": _WIDTHS,
     "MODEL.DENSESIAM.PRED_DIM": _POSITIVE,
     "MODEL.DENSESIAM.GRID_SIZE": _POSITIVE,
@@ -65,6 +78,13 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT": _NOT_NEGATIVE,
     "MODEL.DENSESIAM.IMAGE.PROJ_DIMS": _WIDTHS,
     "MODEL.DENSESIAM.IMAGE.PRED_DIM": _POSITIVE,
+    "MODEL.META_ARCHITECTURE": _registered_in(META_ARCH_REGISTRY),
+    "MODEL.PIXEL_MEAN": (lambda v: len(v) == 3, "three numbers"),
+    "MODEL.PIXEL_STD": (_all_of(_positive, 3), "three numbers > 0"),
+    "MODEL.RESNETS.DEPTH": (lambda v: v in (18, 34, 50, 101, 152), "one of 18, 34, 50, 101, 152"),
+    "MODEL.RESNETS.NORM": _NORM,
+    "MODEL.SSL.NORM": _NORM,
+    "MODEL.SEM_SEG_HEAD.NORM": _NORM,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": _POSITIVE,
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": _NOT_NEGATIVE,
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES": (lambda v: v == 0 or v > 1, "0 (none) or > 1"),
@@ -74,7 +94,13 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "SOLVER.BASE_LR": (lambda v: _positive(v) and math.isfinite(v), "> 0"),
     "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
     "SOLVER.IMS_PER_BATCH": _POSITIVE,
+    "SOLVER.LR_SCHEDULER_NAME": _one_of(
+        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupConstantLR", "WarmupPolyLR"
+    ),
     "SOLVER.MAX_ITER": _POSITIVE,
+    "SOLVER.POLY_LR_CONSTANT_ENDING": _PROBABILITY,
+    "SOLVER.POLY_LR_POWER": _POSITIVE,
+    "SOLVER.STEPS": (lambda v: list(v) == sorted(v), "in ascending order"),
     "SOLVER.CHECKPOINT_PERIOD": _POSITIVE,
     "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
@@ -101,11 +127,22 @@ def check_config(cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False) 
         value = cfg
         for name in key.split("."):
             value = value[name]
-        if not check(value):
+        if not _holds(check, value):
             problems.append(f"{key} is {value!r}; it must be {text}")
-    problems += _combinations(cfg) + ([] if eval_only else _training(cfg, world_size))
+    problems += _combinations(cfg) + (_evaluation(cfg) if eval_only else _training(cfg, world_size))
     if problems:
         raise ValueError("the config cannot work:\n  " + "\n  ".join(problems))
+
+
+def _holds(check: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return check(value)
+    except TypeError:  # words where numbers belong
+        return False
+
+
+def _evaluation(cfg: CfgNode) -> list[str]:
+    return [] if cfg.DATASETS.TEST else ["DATASETS.TEST is empty; --eval-only needs a data set"]
 
 
 def _combinations(cfg: CfgNode) -> list[str]:
@@ -134,6 +171,8 @@ def _training(cfg: CfgNode, world_size: int) -> list[str]:
         below, above = batch // world * world, (batch // world + 1) * world
         nearest = f"{below} or {above}" if below else f"{above}"
         problems.append(f"SOLVER.IMS_PER_BATCH is {batch}; {world} processes need a multiple, such as {nearest}")
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and world_size > 1:
+        problems.append("SOLVER.AMP.ENABLED is True; batch norm over several CPU processes is inaccurate in bf16")
     if not cfg.DATASETS.TRAIN:
         problems.append("DATASETS.TRAIN is empty; name a data set, such as \"('folder:/data/mine',)\"")
     return problems

@@ -119,7 +119,8 @@ def _add_densesiam_keys(cfg: CfgNode) -> None:
     ds.REGION.PRED_DIM = 128
 
     # Optional SimSiam branch on globally pooled features (in the released model class, off in its config). With
-    # SEM_SEG_ON it pools the decoder's map, where the released one pools res5.
+    # SEM_SEG_ON it pools the decoder's map, where the released one pools res5. For a fixed rate of its predictor add
+    # "image.predictor" to SOLVER.FIXED_LR_MODULES.
     ds.IMAGE_ON = False
     ds.IMAGE = CfgNode()
     ds.IMAGE.LOSS_WEIGHT = 1.0

@@ -61,6 +61,22 @@ BAD = [
     ("MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT", -1.0, ">= 0"),
     ("MODEL.DENSESIAM.IMAGE.PROJ_DIMS", [], "widths"),
     ("MODEL.DENSESIAM.IMAGE.PRED_DIM", -5, "> 0"),
+    ("DATALOADER.NUM_WORKERS", -2, ">= 0"),
+    ("INPUT.FORMAT", "RBG", "RGB, BGR"),
+    ("INPUT.SSL.CROP_SCALE", ["a", "b"], "low <= high"),
+    ("INPUT.SSL.JITTER", [2.0, 0.4, 0.4, 0.1], "[0, 1]"),
+    ("MODEL.BACKBONE.NAME", "build_resnet_backbon", "the name of a backbone"),
+    ("MODEL.META_ARCHITECTURE", "DenseSiamm", "the name of a meta_arch"),
+    ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], "three numbers > 0"),
+    ("MODEL.PIXEL_MEAN", [0.0], "three numbers"),
+    ("MODEL.RESNETS.DEPTH", 19, "18, 34, 50"),
+    ("MODEL.RESNETS.NORM", "XX", "SyncBN"),
+    ("MODEL.SSL.NORM", "SynBN", "SyncBN"),
+    ("MODEL.SEM_SEG_HEAD.NORM", "Bn", "SyncBN"),
+    ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosine", "WarmupCosineLR"),
+    ("SOLVER.POLY_LR_CONSTANT_ENDING", 1.5, "[0, 1]"),
+    ("SOLVER.POLY_LR_POWER", 0.0, "> 0"),
+    ("SOLVER.STEPS", (5, 1), "ascending"),
     ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 0, "> 0"),
     ("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", -1.0, ">= 0"),
     ("MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES", 1, "> 1"),
@@ -154,4 +170,14 @@ def test_batch_that_processes_cannot_share_is_named_with_the_nearest(batch, worl
 
 
 def test_evaluation_needs_neither_training_data_nor_a_fitting_batch():
-    check_config(_cfg("DATASETS.TRAIN", (), "SOLVER.IMS_PER_BATCH", 7), world_size=2, eval_only=True)
+    test = ("DATASETS.TEST", ("scenes_val",))
+    check_config(_cfg("DATASETS.TRAIN", (), "SOLVER.IMS_PER_BATCH", 7, *test), world_size=2, eval_only=True)
+    with pytest.raises(ValueError, match="TEST is empty"):
+        check_config(_cfg("DATASETS.TEST", ()), eval_only=True)
+
+
+def test_mixed_precision_on_several_cpu_processes_is_refused():
+    cfg = _cfg("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bf16", "MODEL.DEVICE", "cpu")
+    check_config(cfg, world_size=1)
+    with pytest.raises(ValueError, match="several CPU processes"):
+        check_config(cfg, world_size=2)

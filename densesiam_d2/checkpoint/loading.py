@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 
 import numpy as np
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
 
 from densesiam_d2.checkpoint.export import expected_metadata, known_metadata
@@ -41,6 +42,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         save_dir: directory of the run's own checkpoints.
         expect: facts to compare with the file's metadata, from :meth:`expected_metadata`; None compares nothing.
         strict: raise on an unfilled tensor or a contradiction; False warns instead.
+        whole_model: check every tensor of the model, not only the backbone's: for evaluation.
         save_to_disk: whether :meth:`save` writes; None: on the main process only.
         checkpointables: as in detectron2.
     """
@@ -52,12 +54,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
         *,
         expect: Mapping[str, Any] | None = None,
         strict: bool = True,
+        whole_model: bool = False,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._expect = dict(expect or {})
         self._strict = strict
+        self._whole_model = whole_model
         self._weights_path = ""  # set while MODEL.WEIGHTS is being loaded
 
     expected_metadata = staticmethod(expected_metadata)
@@ -81,7 +85,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if not path:
             logger.info("MODEL.WEIGHTS is empty: training from random weights")
             return {}
-        if "://" not in path and not Path(path.partition("?")[0]).is_file():
+        # The main process decides, as in detectron2, which sends its weights to machines that lack the file.
+        if "://" not in path and not comm.all_gather(Path(path.partition("?")[0]).is_file())[0]:
             raise FileNotFoundError(f"MODEL.WEIGHTS: file {path} does not exist")
         self._weights_path = path
         try:
@@ -133,6 +138,12 @@ class CheckedCheckpointer(DetectionCheckpointer):
         self._check_metadata(checkpoint.get("metadata", {}))
         incompatible = super()._load_model(checkpoint)
         self._check_filled(incompatible.missing_keys, state)
+        if self._whole_model and incompatible.missing_keys:
+            missing = incompatible.missing_keys
+            self._complain(
+                f"MODEL.WEIGHTS {self._weights_path} lacks {len(missing)} tensors of the model to be evaluated, "
+                f"such as {missing[0]}"
+            )
         return incompatible
 
     def _backbone_names(self) -> list[str]:

@@ -13,7 +13,14 @@ from detectron2.data.datasets import load_sem_seg
 
 from .cityscapes27 import register_cityscapes27
 from .coco_stuff import register_coco_stuff27
-from .image_folders import FOLDER_PREFIX, LIST_PREFIX, load_image_folder, register_path_datasets, walk_images
+from .image_folders import (
+    FOLDER_PREFIX,
+    LIST_PREFIX,
+    load_image_folder,
+    load_image_list,
+    register_path_datasets,
+    walk_images,
+)
 from .image_io import IMAGE_SUFFIXES
 
 __all__ = ["check_datasets", "datasets_root", "register_all_datasets", "register_sem_seg_folder"]
@@ -33,7 +40,7 @@ _CAMVID_CLASSES = (
 )
 
 # Metadata of detectron2's and our datasets that names a file, and a folder that holds images or label maps.
-_FILE_KEYS = ("json_file", "panoptic_json", "image_list")
+_FILE_KEYS = ("json_file", "panoptic_json")
 _FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")
 
 
@@ -110,7 +117,7 @@ def _load_sem_seg_folder(image_root: Path, label_root: Path) -> list[dict]:
 def check_datasets(cfg: CfgNode) -> None:
     """Find out before any model is built whether the datasets of a config exist; registers its path datasets.
 
-    Looks at folders and files, without opening any: all problems come in one error.
+    Looks at folders and files, and opens none but lists of images: all problems come in one error.
 
     Args:
         cfg: a config; DATASETS.TRAIN and DATASETS.TEST are read.
@@ -156,6 +163,11 @@ def _find_problems(metadata: Metadata) -> list[str]:
     ]
     problems += [f"the file {file} does not exist" for file in files if file and not Path(file).is_file()]
     problems += [problem for folder in folders if folder and (problem := _find_folder_problem(Path(folder)))]
+    if metadata.get("image_list"):
+        try:
+            load_image_list(metadata.image_list)
+        except (FileNotFoundError, ValueError) as error:
+            problems.append(str(error))
     if metadata.get("evaluator_type") == "cityscapes_sem_seg" and not problems:
         labels = Path(metadata.gt_dir)
         if next(labels.glob("*/*_labelTrainIds.png"), None) is None:

@@ -28,6 +28,7 @@ def load_image_folder(*roots: str | Path) -> list[dict]:
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: a folder holds no image.
+        OSError: a folder, or one below it, cannot be read.
     """
     records = []
     for root in map(Path, roots):
@@ -88,12 +89,16 @@ def register_path_datasets(names: Iterable[str]) -> None:
             MetadataCatalog.get(name).set(image_list=str(path))
 
 
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would leave out a folder that cannot be read
+
+
 def walk_images(root: Path, skipped: Counter) -> Iterator[str]:
     """Yield the images below a folder in any order; count the other files by suffix."""
     if not root.is_dir():
         raise FileNotFoundError(f"the image folder {root} does not exist")
     seen = set()  # of folders, so that links in a circle end
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_raise):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()

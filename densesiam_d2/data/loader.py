@@ -1,6 +1,7 @@
 """The loader of pretraining: images of any dataset, without their annotations, as batches of two views."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ class ImageFiles(Dataset):
 
     def __init__(self, names: Sequence[str]):
         """Pack the names."""
-        encoded = [name.encode() for name in names]
+        encoded = [os.fsencode(name) for name in names]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
 
@@ -29,7 +30,7 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         start = self._ends[index - 1] if index else 0
-        return {"file_name": self._bytes[start : self._ends[index]].tobytes().decode()}
+        return {"file_name": os.fsdecode(self._bytes[start : self._ends[index]].tobytes())}
 
 
 def build_two_view_train_loader(

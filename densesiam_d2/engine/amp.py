@@ -1,5 +1,6 @@
 """Mixed precision on CUDA (fp16 with loss scaling, or bf16) and on the CPU (bf16)."""
 
+import logging
 import time
 
 import torch
@@ -51,4 +52,8 @@ class MixedPrecisionTrainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        scale = state_dict.get("grad_scaler")
+        if scale:
+            self.grad_scaler.load_state_dict(scale)
+        elif self.grad_scaler.is_enabled():
+            logging.getLogger(__name__).info("the checkpoint is not of fp16 training: the loss scale starts anew")

@@ -35,9 +35,9 @@ class ExportBackboneHook(HookBase):
 
     def after_train(self) -> None:
         # Also called when training breaks off: half a pretraining must not look like a whole one.
-        if comm.is_main_process() and self.trainer.iter + 1 >= self.trainer.max_iter:
+        if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
             state = backbone_state(unwrap(self.trainer.model))
-            save_backbone(self._path, state, backbone_metadata(self._cfg, iteration=self.trainer.iter + 1))
+            save_backbone(self._path, state, backbone_metadata(self._cfg, iteration=self.trainer.max_iter))
             logging.getLogger(__name__).info("Wrote the pretrained backbone to %s", self._path)
 
 

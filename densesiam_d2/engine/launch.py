@@ -7,7 +7,12 @@ from detectron2.engine import launch as launch_d2
 from detectron2.utils import comm
 from torch import distributed as dist
 
-__all__ = ["launch"]
+__all__ = ["launch", "under_torchrun"]
+
+
+def under_torchrun() -> bool:
+    """Tell whether torchrun, or something like it, has started this process."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def launch(main, args, *, device: str) -> None:
@@ -21,13 +26,15 @@ def launch(main, args, *, device: str) -> None:
         args: the parsed command line.
         device: ``MODEL.DEVICE``.
     """
-    if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if under_torchrun():
         _join_torchrun(device)
         try:
             main(args)
         finally:
             dist.destroy_process_group()
         return
+    if torch.device(device).type == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or detectron2's processes would claim GPUs and speak NCCL
     launch_d2(
         main,
         args.num_gpus,

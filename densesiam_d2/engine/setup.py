@@ -17,6 +17,7 @@ from densesiam_d2.check_config import check_config
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.data.image_folders import register_path_datasets
+from densesiam_d2.engine.launch import under_torchrun
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 
 __all__ = ["argument_parser", "load_config", "prepare", "replace_sync_bn", "setup"]
@@ -80,11 +81,11 @@ def replace_sync_bn(cfg: CfgNode) -> None:
     """On the CPU, replace every "SyncBN" by a norm that computes the same there, and say so once.
 
     ``nn.SyncBatchNorm`` refuses CPU tensors. In one process plain BN is the same; in several, detectron2's own
-    implementation over all-reduce is.
+    implementation over all-reduce is, in the mode that weighs processes by what they hold.
     """
     if cfg.MODEL.DEVICE != "cpu":
         return
-    substitute = "naiveSyncBN" if comm.get_world_size() > 1 else "BN"
+    substitute = "naiveSyncBN_N" if comm.get_world_size() > 1 else "BN"
     replaced = [key for key in _all_keys(cfg) if key.endswith("NORM") and _get(cfg, key) == "SyncBN"]
     if replaced:
         cfg.merge_from_list([word for key in replaced for word in (key, substitute)])
@@ -112,8 +113,9 @@ def prepare(args: argparse.Namespace) -> str:
         ImportError: a package that the data needs is not installed.
     """
     cfg = load_config(args.config_file, args.opts)
-    world_size = int(os.environ.get("WORLD_SIZE", 0))
-    if not world_size:
+    if under_torchrun():
+        world_size = int(os.environ["WORLD_SIZE"])
+    else:
         _settle_processes(cfg, args)
         world_size = args.num_gpus * args.num_machines
     check_config(cfg, world_size=world_size, eval_only=args.eval_only)
@@ -125,11 +127,11 @@ def prepare(args: argparse.Namespace) -> str:
 
 
 def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
-    if cfg.MODEL.DEVICE != "cpu":
+    if cfg.MODEL.DEVICE.startswith("cuda"):
         available = torch.cuda.device_count()
         if args.num_gpus > available:
             raise ValueError(f"--num-gpus {args.num_gpus}, but this machine has {available}")
-    elif "MODEL.DEVICE" not in args.opts:
+    elif "MODEL.DEVICE" not in args.opts and not torch.cuda.is_available():
         print(
             f"No GPU found: running on the CPU, in one process instead of --num-gpus {args.num_gpus}. "
             "(For N CPU processes: --num-gpus N ... MODEL.DEVICE cpu)"

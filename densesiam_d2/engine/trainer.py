@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -114,9 +116,16 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process() and cfg.DATASETS.TEST:
             per_dataset = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
             path = Path(cfg.OUTPUT_DIR) / "results.json"
-            path.write_text(json.dumps(per_dataset, indent=2))
+            path.write_text(json.dumps(_without_nan(per_dataset), indent=2, allow_nan=False))
             logger.info("Results are in %s", path)
         return results
+
+
+def _without_nan(value):
+    """Return nested scores with None for NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def distribute(model):

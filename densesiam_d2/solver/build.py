@@ -68,14 +68,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     """Build a schedule that respects fixed groups.
 
-    ``SOLVER.LR_SCHEDULER_NAME``: "WarmupConstantLR", "WarmupPolyLR" (``POLY_LR_POWER``, ending at ``BASE_LR_END``), or
+    ``SOLVER.LR_SCHEDULER_NAME``: "WarmupConstantLR", "WarmupPolyLR" (``POLY_LR_POWER``, ending at the
+    share ``POLY_LR_CONSTANT_ENDING`` of the base rate), or
     any name of detectron2's.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME == "WarmupConstantLR":
         decay = LinearParamScheduler(1.0, 1.0)  # fvcore's constant one refuses the call after the last step
     elif solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
-        decay = PolyWithFloor(solver.POLY_LR_POWER, solver.BASE_LR_END / solver.BASE_LR)
+        decay = PolyWithFloor(solver.POLY_LR_POWER, solver.POLY_LR_CONSTANT_ENDING)
     else:
         scheduler = build_d2_lr_scheduler(cfg, optimizer)  # raises for a name that nobody knows
         # It has warmed up the groups' learning rates already; the scheduler below starts from "initial_lr" as it did.

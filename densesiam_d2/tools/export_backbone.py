@@ -71,7 +71,8 @@ def _metadata(checkpoint: Mapping[str, Any], layout: str, source: Path, config_f
     cfg = get_cfg()
     add_densesiam_config(cfg)
     cfg.merge_from_file(str(config_file), allow_unsafe=False)  # a yaml must not run code
-    return backbone_metadata(cfg, checkpoint.get("iteration"))
+    last = checkpoint.get("iteration")  # counted from 0
+    return backbone_metadata(cfg, None if last is None else last + 1)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -97,7 +97,7 @@ def test_tool_reads_the_config_beside_the_checkpoint(tmp_path, capsys):
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "recognised detectron2 model: ResNet-18, 100 tensors" in printed and "pixel_format: RGB" in printed
-    assert read_checkpoint(tmp_path / "backbone.pkl")["metadata"]["iteration"] == 7
+    assert read_checkpoint(tmp_path / "backbone.pkl")["metadata"]["iteration"] == 8
     cfg.MODEL.RESNETS.DEPTH = 50
     (tmp_path / "config.yaml").write_text(cfg.dump())
     assert main(arguments) == 1

@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 
 from densesiam_d2.checkpoint import CheckedCheckpointer, backbone_metadata, backbone_state, save_backbone
 from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.solver import build_lr_scheduler
 from tests.checkpoint.networks import d2_resnet
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -50,6 +51,16 @@ def test_header_and_schedule(path):
     if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         assert max(cfg.SOLVER.STEPS) < cfg.SOLVER.MAX_ITER
     assert cfg.MODEL.WEIGHTS == ""
+
+
+def test_cityscapes_schedule_ends_at_the_published_rate():
+    cfg = load(CONFIGS / "transfer" / "cityscapes_fcn_R50_d8.yaml")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    optimizer.step()
+    scheduler.last_epoch = cfg.SOLVER.MAX_ITER - 1
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)  # mmsegmentation's min_lr
 
 
 @pytest.mark.parametrize("path", [p for p in TRANSFER if not p.stem.endswith("2x")], ids=lambda path: path.stem)

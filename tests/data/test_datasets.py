@@ -172,6 +172,12 @@ def test_check_of_missing_data_and_of_nothing(tmp_path):
         check_datasets(make_cfg(["imagenet_train"]))
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/a.txt does not exist"):
         check_datasets(make_cfg([f"list:{tmp_path}/a.txt"]))
+    (tmp_path / "b.txt").write_text("gone.jpg\ngone_too.jpg\n")
+    with pytest.raises(FileNotFoundError, match=r"2 of the 2 images in .*b\.txt do not exist"):
+        check_datasets(make_cfg([f"list:{tmp_path}/b.txt"]))
+    (tmp_path / "c.txt").write_text("\n")
+    with pytest.raises(FileNotFoundError, match=r"c\.txt is empty"):
+        check_datasets(make_cfg([f"list:{tmp_path}/c.txt"]))
     with pytest.raises(FileNotFoundError, match=r"trainval\.txt does not exist"):
         check_datasets(make_cfg(["voc_2007_trainval"]))
     check_datasets(make_cfg())

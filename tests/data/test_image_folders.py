@@ -1,4 +1,5 @@
 import logging
+import os
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -57,6 +58,20 @@ def test_links_are_followed_and_circles_end(folder):
     (folder.parent / "elsewhere").mkdir()
     Image.new("RGB", (8, 6)).save(folder.parent / "elsewhere" / "4.png")
     assert len(load_image_folder(folder)) == 4
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(folder, monkeypatch):
+    locked = sorted(path for path in folder.iterdir() if path.is_dir())[0]
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == str(locked):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match=locked.name):
+        load_image_folder(folder)
 
 
 def test_missing_and_empty_folder(folder, tmp_path):

@@ -1,5 +1,6 @@
 import itertools
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -84,11 +85,11 @@ def test_mistakes(cfg, caplog):
 
 
 def test_image_files_hold_any_name():
-    names = ["a.jpg", "", "图/ü.png", "b" * 300]
+    names = ["a.jpg", "", "图/ü.png", os.fsdecode(b"latin-\xfc.jpg"), "b" * 300]
     files = ImageFiles(names)
-    assert len(files) == 4
-    assert [files[i]["file_name"] for i in range(4)] == names
+    assert len(files) == 5
+    assert [files[i]["file_name"] for i in range(5)] == names
     with pytest.raises(IndexError):
-        files[4]
-    assert files._bytes.nbytes == sum(len(name.encode()) for name in names)
+        files[5]
+    assert files._bytes.nbytes == sum(len(os.fsencode(name)) for name in names)
     assert files._ends.dtype == np.int64

@@ -12,8 +12,9 @@ import torch
 from detectron2.data import DatasetCatalog
 
 import train_net
+from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.data.scenes import register_scenes
-from densesiam_d2.engine import argument_parser, prepare
+from densesiam_d2.engine import argument_parser, launch, prepare
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN, UNSUP_SEG, MASK_RCNN, FCN = (
@@ -52,6 +53,7 @@ def test_pretraining_writes_its_files(pretrained):
     logged = {name: value for row in rows for name, value in row.items()}
     assert {"loss_pixel", "loss_region", "ssl/z_std", "ssl/overlap", "ssl/region_usage"} <= set(logged)
     assert logged["ssl/z_std_ideal"] == pytest.approx(128**-0.5)
+    assert read_checkpoint(pretrained / "backbone.pkl")["metadata"]["iteration"] == 6
 
 
 def test_resume_continues_the_schedule(scenes, tmp_path, monkeypatch):
@@ -85,11 +87,15 @@ def test_transfer_fills_the_backbone_and_is_evaluated(scenes, pretrained, tmp_pa
     with caplog.at_level("INFO"):
         run(MASK_RCNN, *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
     assert "100 of 100 tensors filled" in caplog.text
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
     assert set(results[scenes]) == {"bbox", "segm"}
+    assert results[scenes]["bbox"]["APl"] is None  # no object of 96-pixel images is large
     # The trained model's own file evaluates to the same numbers.
     again = run(MASK_RCNN, *options, "MODEL.WEIGHTS", tmp_path / "model_final.pth", flags=("--eval-only",))
-    assert again["bbox"]["AP50"] == pytest.approx(results[scenes]["bbox"]["AP50"], nan_ok=True)
+    assert again["bbox"]["AP50"] == pytest.approx(results[scenes]["bbox"]["AP50"])
+    # A backbone alone is no detector to be scored.
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors of the model to be evaluated"):
+        run(MASK_RCNN, *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl", flags=("--eval-only",))
 
 
 def test_semantic_transfer_is_evaluated(scenes, pretrained, tmp_path, caplog):
@@ -127,6 +133,40 @@ def test_training_options(scenes, tmp_path, options):
     run(PRETRAIN, *CPU, "DATASETS.TRAIN", f"('{scenes}',)", "OUTPUT_DIR", tmp_path, *options.split())
     last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
     assert -1.0 <= last["loss_pixel"] < 1.0
+
+
+def test_a_failure_in_the_last_iteration_exports_nothing(scenes, tmp_path, monkeypatch):
+    def run_step(trainer):
+        if trainer.iter == 1:
+            raise FloatingPointError
+        original(trainer)
+
+    original = train_net.Trainer.run_step
+    monkeypatch.setattr(train_net.Trainer, "run_step", run_step)
+    with pytest.raises(FloatingPointError):
+        run(PRETRAIN, *CPU, "DATASETS.TRAIN", f"('{scenes}',)", "OUTPUT_DIR", tmp_path)
+    assert not (tmp_path / "backbone.pkl").exists()
+
+
+def test_resume_with_another_precision(scenes, tmp_path):
+    options = [*CPU, "DATASETS.TRAIN", f"('{scenes}',)", "OUTPUT_DIR", tmp_path]
+    run(PRETRAIN, *options)
+    amp = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bf16", "SOLVER.MAX_ITER", 4]
+    run(PRETRAIN, *options, *amp, flags=("--resume",))
+    assert read_checkpoint(tmp_path / "backbone.pkl")["metadata"]["iteration"] == 4
+
+
+def test_cpu_processes_do_not_see_gpus(monkeypatch):
+    """detectron2's launcher would otherwise choose NCCL on a machine with a GPU."""
+    seen = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    module = sys.modules["densesiam_d2.engine.launch"]  # the package exports a function of that name
+    monkeypatch.setattr(module, "launch_d2", lambda *_, **__: seen.append(os.environ.copy()))
+    args = argument_parser().parse_args(["--num-gpus", "2"])
+    launch(train_net.main, args, device="cuda")
+    launch(train_net.main, args, device="cpu")
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["0,1", ""]
 
 
 def test_reference_world_size_scales(scenes, tmp_path):
@@ -187,7 +227,7 @@ def test_two_cpu_processes_and_the_line_about_the_cpu(tmp_path):
         done = _command(*start, *options, tmp_path / name, "MODEL.DEVICE", "cpu")
         assert done.returncode == 0, done.stderr[-2000:]
         assert "World size: 2" in done.stdout + done.stderr, name
-        assert "naiveSyncBN instead of SyncBN" in done.stdout + done.stderr, name
+        assert "naiveSyncBN_N instead of SyncBN" in done.stdout + done.stderr, name
         assert (tmp_path / name / "backbone.pkl").is_file()
 
 

@@ -77,7 +77,7 @@ def test_constant():
 
 def test_poly_with_floor_by_hand():
     # (base - end) * (1 - t / T) ** 0.9 + end.
-    cfg = _cfg(LR_SCHEDULER_NAME="WarmupPolyLR", POLY_LR_POWER=0.9, BASE_LR_END=0.04)
+    cfg = _cfg(LR_SCHEDULER_NAME="WarmupPolyLR", POLY_LR_POWER=0.9, POLY_LR_CONSTANT_ENDING=0.1)
     rates = _rates(cfg)
     assert rates[0] == pytest.approx(0.4)
     assert rates[50] == pytest.approx(0.36 * 0.5**0.9 + 0.04)  # 0.2329

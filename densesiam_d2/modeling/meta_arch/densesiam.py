@@ -168,9 +168,10 @@ class DenseSiam(SiameseMetaArch):
         Returns:
             Weighted scalar.
         """
-        zr1 = self.region.projector(pool_regions(f1, z1))  # (N, D, M, 1)
-        zr2 = self.region.projector(pool_regions(f2, z2))
-        pr1, pr2 = self.region.predictor(zr1), self.region.predictor(zr2)
+        with torch.autocast(f1.device.type, enabled=False):  # sums over a whole view can exceed fp16's 65,504
+            zr1 = self.region.projector(pool_regions(f1, z1))  # (N, D, M, 1)
+            zr2 = self.region.projector(pool_regions(f2, z2))
+            pr1, pr2 = self.region.predictor(zr1), self.region.predictor(zr2)
         if self.region_loss == "cosine":
             loss = (negative_cosine(pr1, zr2, valid) + negative_cosine(pr2, zr1, valid)) / 2
         else:

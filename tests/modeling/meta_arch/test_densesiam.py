@@ -26,6 +26,20 @@ def step(model, batch, iteration=1):
         return model(batch)
 
 
+def test_region_heads_stay_in_float32_under_autocast():
+    """Pooled sums can pass the largest half-precision number, so their heads must not see half precision either."""
+    model = tiny_model(tiny_cfg())
+    channels = model.region.projector[0].in_channels
+    torch.manual_seed(0)
+    f1, f2 = torch.randn(2, channels, 4, 4), torch.randn(2, channels, 4, 4)
+    z1, z2 = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
+    valid = torch.ones(2, dtype=torch.bool)
+    expected = model.region_losses(f1, f2, z1, z2, valid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = model.region_losses(f1, f2, z1, z2, valid)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def latest(model, batch):
     with EventStorage(0) as storage:
         model(batch)
