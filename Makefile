@@ -27,6 +27,8 @@ clean:
 # detectron2's wheel is pure Python but for compiled operators tagged for Python 3.10, so pip takes it only when told that
 # version and a folder. Its hash stands in requirements.txt.
 $(STAMP): requirements.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "The pinned set needs Python 3.11 or 3.12: make ... PYTHON=python3.11"; exit 1; }
 	@echo "[1/3] packages (about 6 GB on disk, most of it torch's CUDA libraries)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt

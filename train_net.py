@@ -13,14 +13,15 @@ try:
     import detectron2  # noqa: F401
 except ImportError:
     sys.exit(
-        "detectron2 is not installed: `make demo` installs a tested set; for a GPU server see README.md, 'Install'"
+        "detectron2 is not installed in this environment: `make demo` installs a tested set (then: source "
+        ".venv/bin/activate); for a GPU server see README.md, 'Install'"
     )
 
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.export import expected_metadata
-from densesiam_d2.checkpoint.loading import CheckedCheckpointer
+from densesiam_d2.checkpoint.loading import CheckedCheckpointer, WeightsError
 from densesiam_d2.engine import Trainer, argument_parser, launch, prepare, setup
 
 
@@ -48,4 +49,8 @@ if __name__ == "__main__":
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"train_net.py: {error}", file=sys.stderr)
         sys.exit(2)
-    launch(main, arguments, device=device)
+    try:
+        launch(main, arguments, device=device)
+    except WeightsError as error:
+        print(f"train_net.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -147,7 +147,16 @@ def _evaluation(cfg: CfgNode) -> list[str]:
 
 def _combinations(cfg: CfgNode) -> list[str]:
     problems = []
-    test, head = cfg.TEST, cfg.MODEL.SEM_SEG_HEAD
+    test, head, resnets = cfg.TEST, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.RESNETS
+    width = 64 if resnets.DEPTH < 50 else 256
+    if "resnet" in cfg.MODEL.BACKBONE.NAME and width != resnets.RES2_OUT_CHANNELS:
+        problems.append(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; a ResNet-{resnets.DEPTH} has {width}"
+        )
+    if cfg.MODEL.META_ARCHITECTURE != "DenseSiam":
+        bare = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith(("folder:", "list:"))]
+        if bare:
+            problems.append(f"DATASETS has {bare[0]!r}, without labels; {cfg.MODEL.META_ARCHITECTURE} needs labels")
     if cfg.MODEL.META_ARCHITECTURE == "DenseSiam":
         if not cfg.MODEL.SSL.NORM:
             problems.append("MODEL.SSL.NORM is ''; the heads need a norm, such as 'SyncBN'")

@@ -87,6 +87,8 @@ def _reason(error: Exception) -> str:
     forbidden = re.search(r"GLOBAL (\S+)", str(error))
     if forbidden:
         return f"it asks for {forbidden[1]}, which is not plain weights"
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
+        return "it is no file of torch.save"  # torch's own text advises to run whatever is in it
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -16,7 +16,7 @@ from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.checkpoint.layouts import recognise
 from densesiam_d2.checkpoint.names import depth_of
 
-__all__ = ["CheckedCheckpointer"]
+__all__ = ["CheckedCheckpointer", "WeightsError"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,17 @@ _CONFIG_KEYS = {
 }
 
 
+class WeightsError(ValueError):
+    """MODEL.WEIGHTS does not fit the config."""
+
+
 class CheckedCheckpointer(DetectionCheckpointer):
     """A ``DetectionCheckpointer`` that checks what MODEL.WEIGHTS fills, and reads no code from files.
 
     When starting from MODEL.WEIGHTS (``resume_or_load`` that does not resume) it counts how many of the model's
-    backbone tensors the file fills, and compares the metadata stored by ``save_backbone`` with the config. Checkpoints
-    of other layouts (torchvision, MoCo, our pretraining, ...) are converted while loading. Resuming skips all this.
+    backbone tensors the file fills, and compares the metadata in it (of ``save_backbone`` or :meth:`save`) with the
+    config. Checkpoints of other layouts (torchvision, MoCo, our pretraining, ...) are converted while loading. Resuming
+    skips all this.
 
     Args:
         model: the model, DDP-wrapped or not.
@@ -78,12 +83,12 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such local file.
-            ValueError: the file does not fill the whole backbone, or its metadata contradicts the config.
+            WeightsError: the file does not fill the whole backbone, or its metadata contradicts the config.
         """
         if resume and self.has_checkpoint():
             return super().resume_or_load(path, resume=True)
         if not path:
-            logger.info("MODEL.WEIGHTS is empty: training from random weights")
+            logger.info("MODEL.WEIGHTS is empty: random weights")
             return {}
         # The main process decides, as in detectron2, which sends its weights to machines that lack the file.
         if "://" not in path and not comm.all_gather(Path(path.partition("?")[0]).is_file())[0]:
@@ -94,6 +99,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
         finally:
             self._weights_path = ""
             self._parsed_url_during_load = None  # detectron2 leaves it set after an error
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save as detectron2 does, with the facts that :meth:`resume_or_load` compares beside the weights."""
+        super().save(name, **{"metadata": self._expect, **kwargs})
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read what detectron2 reads, in its order, but without its unrestricted unpickling."""
@@ -197,7 +206,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
     def _complain(self, message: str) -> None:
         if self._strict:
-            raise ValueError(f"{message} (MODEL.WEIGHTS_STRICT False makes this a warning)")
+            raise WeightsError(f"{message} (MODEL.WEIGHTS_STRICT False makes this a warning)")
         logger.warning(message)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ["IMAGE_SUFFIXES", "read_image", "read_label"]
 
@@ -87,6 +87,8 @@ def _named_errors(path: str | Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise  # names the file already
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read {path}: no image of a known kind") from error
     except _DECODING_ERRORS as error:
         raise ValueError(f"cannot read {path}: {error or type(error).__name__}") from error
 

@@ -67,7 +67,8 @@ def build_two_view_train_loader(
         raise ValueError(f"DATASETS.TRAIN {tuple(names)} has no images")
 
     logger = logging.getLogger(__name__)
-    logger.info("Pretraining on %d images of %s", len(dataset), ", ".join(names))
+    epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / len(dataset)
+    logger.info("Pretraining on %d images of %s, %.1f epochs", len(dataset), ", ".join(names), epochs)
     if len(dataset) < cfg.SOLVER.IMS_PER_BATCH:
         logger.warning("%d images are fewer than SOLVER.IMS_PER_BATCH %d", len(dataset), cfg.SOLVER.IMS_PER_BATCH)
     return build_detection_train_loader(

@@ -44,6 +44,8 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_densesiam_config(cfg)
+    if not config_file:
+        raise ValueError("--config-file is missing, such as --config-file configs/pretrain.yaml")
     if not Path(config_file).is_file():
         raise FileNotFoundError(f"--config-file {config_file}: no such file")
     if len(opts) % 2:
@@ -61,6 +63,8 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
 def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
     text = str(error.args[0]) if error.args else str(error)
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
+    if "DATASETS." in text:
+        return f"{text}; data sets are a tuple, such as DATASETS.TRAIN \"('folder:/data/mine',)\""
     if not unknown:
         return f"{config_file} or the command line: {text}"
     key = unknown.group(1)
@@ -119,11 +123,22 @@ def prepare(args: argparse.Namespace) -> str:
         _settle_processes(cfg, args)
         world_size = args.num_gpus * args.num_machines
     check_config(cfg, world_size=world_size, eval_only=args.eval_only)
+    _check_weights(cfg, args)
     if args.eval_only:
         cfg.DATASETS.TRAIN = ()
     check_datasets(cfg)
     ensure_cityscapes_api([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     return cfg.MODEL.DEVICE
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if args.resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
+        return
+    if args.eval_only and not weights and "MODEL.WEIGHTS" not in args.opts:
+        raise ValueError("--eval-only needs MODEL.WEIGHTS FILE (MODEL.WEIGHTS '' if random weights are meant)")
+    if weights and "://" not in weights and args.machine_rank == 0 and not Path(weights.partition("?")[0]).is_file():
+        raise FileNotFoundError(f"MODEL.WEIGHTS: file {weights} does not exist")
 
 
 def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -132,8 +147,9 @@ def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
         if args.num_gpus > available:
             raise ValueError(f"--num-gpus {args.num_gpus}, but this machine has {available}")
     elif "MODEL.DEVICE" not in args.opts and not torch.cuda.is_available():
+        instead = f" instead of --num-gpus {args.num_gpus}" if args.num_gpus > 1 else ""
         print(
-            f"No GPU found: running on the CPU, in one process instead of --num-gpus {args.num_gpus}. "
+            f"No GPU found: running on the CPU, in one process{instead}. "
             "(For N CPU processes: --num-gpus N ... MODEL.DEVICE cpu)"
         )
         args.num_gpus = 1

@@ -61,7 +61,8 @@ def export_backbone(source: Path, output: Path, *, layout: str = "detectron2", c
 def _metadata(checkpoint: Mapping[str, Any], layout: str, source: Path, config_file: Path | None) -> dict[str, Any]:
     beside = source.parent / "config.yaml"
     known = known_metadata(checkpoint, layout)
-    if config_file is None and known:
+    stored = checkpoint.get("metadata", {})  # of the run itself; another command may have replaced its config.yaml
+    if config_file is None and known and not (stored and beside.is_file()):
         return {"method": layout, **known}
     if config_file is None and not beside.is_file():
         raise ValueError(f"{source}: nothing says which images this backbone expects; give --config-file")
@@ -72,7 +73,7 @@ def _metadata(checkpoint: Mapping[str, Any], layout: str, source: Path, config_f
     add_densesiam_config(cfg)
     cfg.merge_from_file(str(config_file), allow_unsafe=False)  # a yaml must not run code
     last = checkpoint.get("iteration")  # counted from 0
-    return backbone_metadata(cfg, None if last is None else last + 1)
+    return {**backbone_metadata(cfg, None if last is None else last + 1), **stored}
 
 
 def main(arguments: list[str] | None = None) -> int:

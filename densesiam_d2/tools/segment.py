@@ -28,6 +28,7 @@ from detectron2.modeling import build_model
 from matplotlib.colors import hsv_to_rgb
 from torch import nn
 
+from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 
@@ -137,10 +138,8 @@ class Segmentor:
 
 def _fill(model: nn.Module, weights: str) -> None:
     """Load a training checkpoint; what it has besides (projectors, optimizer) is left out."""
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"--weights {weights}: no such file")
-    checkpoint = torch.load(weights, map_location="cpu", weights_only=True)
-    state = checkpoint.get("model", checkpoint)
+    checkpoint = read_checkpoint(weights)
+    state = {name: torch.as_tensor(value) for name, value in checkpoint.get("model", checkpoint).items()}
     wanted = model.state_dict()
     for name in wanted.keys() & state.keys():
         have, want = tuple(state[name].shape), tuple(wanted[name].shape)
@@ -257,6 +256,8 @@ def main(argv: list[str] | None = None) -> None:
         cfg.MODEL.WEIGHTS = args.weights
         replace_sync_bn(cfg)
         names, colors = _names_and_colors(cfg, args.matching)
+        if not 0 <= args.alpha <= 1:
+            raise ValueError(f"--alpha {args.alpha} must lie between 0 and 1")
         report = segment_folder(Segmentor(cfg), args.input, args.output, names, colors, args.alpha)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -10,18 +10,19 @@ in all three panels.
 
 import argparse
 import itertools
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
-from densesiam_d2.config import add_densesiam_config
-from densesiam_d2.data import TwoViewDatasetMapper, check_datasets, read_image, register_path_datasets
+from densesiam_d2.data import IMAGE_SUFFIXES, TwoViewDatasetMapper, check_datasets, read_image, register_path_datasets
+from densesiam_d2.engine.setup import load_config
 from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids
 
 __all__ = ["draw_views", "main"]
@@ -84,10 +85,18 @@ def main(args: list[str] | None = None) -> None:
     if arguments.num < 1:
         parser.error(f"--num {arguments.num} is not a number of images")
 
-    cfg = get_cfg()
-    add_densesiam_config(cfg)
-    cfg.merge_from_file(arguments.config_file, allow_unsafe=False)
-    cfg.merge_from_list(arguments.opts)
+    try:
+        _draw(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"show_views: {error}")
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    if Path(arguments.output).suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"--output {arguments.output} must end like an image, such as views.png")
+    cfg = load_config(arguments.config_file, arguments.opts)
+    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "SemanticSegmentor", "SlidingSemanticSegmentor"):
+        raise ValueError(f"{arguments.config_file} trains {cfg.MODEL.META_ARCHITECTURE} on whole images, not on views")
     seed_all_rng(arguments.seed)
     files = _find_files(cfg, arguments.input)
     chosen = files[:: max(1, len(files) // arguments.num)][: arguments.num]

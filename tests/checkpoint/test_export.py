@@ -9,6 +9,7 @@ from detectron2.modeling import build_backbone
 
 from densesiam_d2.checkpoint import (
     TORCHVISION_METADATA,
+    CheckedCheckpointer,
     backbone_metadata,
     backbone_state,
     from_torchvision,
@@ -102,6 +103,20 @@ def test_tool_reads_the_config_beside_the_checkpoint(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(cfg.dump())
     assert main(arguments) == 1
     assert "holds a ResNet-18, but its config says depth 50" in capsys.readouterr().err
+
+
+def test_tool_trusts_what_the_run_stored_more_than_the_config_beside_it(tmp_path):
+    """A mistyped command in a finished run's folder replaces config.yaml; the checkpoint still knows its images."""
+    model = torch.nn.Module()
+    model.backbone = d2_resnet(18)
+    facts = {**TORCHVISION_METADATA, "depth": 18}
+    CheckedCheckpointer(model, str(tmp_path), expect=facts).save("model_final", iteration=7)
+    cfg = resnet_cfg(18)
+    cfg.INPUT.FORMAT, cfg.MODEL.RESNETS.DEPTH = "BGR", 50
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert main(["--input", str(tmp_path / "model_final.pth"), "--output", str(tmp_path / "backbone.pkl")]) == 0
+    metadata = read_checkpoint(tmp_path / "backbone.pkl")["metadata"]
+    assert {key: metadata[key] for key in facts} == facts and metadata["iteration"] == 8
 
 
 def test_tool_from_the_command_line(tmp_path):

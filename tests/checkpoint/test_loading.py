@@ -173,7 +173,7 @@ def test_resuming_skips_the_check_and_restores_everything(tmp_path, logged):
 def test_empty_weights_and_missing_file(logged):
     model = fpn_detector(18)
     assert checkpointer(model).resume_or_load("", resume=False) == {}
-    assert "MODEL.WEIGHTS is empty: training from random weights" in logged.text
+    assert "MODEL.WEIGHTS is empty: random weights" in logged.text
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS: file nowhere\.pkl does not exist"):
         checkpointer(model).resume_or_load("nowhere.pkl", resume=False)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,12 +187,23 @@ def test_reference_world_size_scales(scenes, tmp_path):
         ("DATASETS.TRAIN ('folder:/no/such/folder',)", "/no/such/folder"),
         ("DATASETS.TRAIN ('imagenet_trian',)", "imagenet_trian.*did you mean imagenet_train"),
         ("SOLVER.IMS_PER_BATCH", "KEY VALUE"),
+        ("DATASETS.TRAIN folder:/x", r"data sets are a tuple, such as DATASETS.TRAIN \"\('folder:/data/mine',\)\""),
+        ("MODEL.WEIGHTS /no/such.pth", "MODEL.WEIGHTS: file /no/such.pth does not exist"),
+        ("MODEL.RESNETS.DEPTH 50", "RES2_OUT_CHANNELS is 64; a ResNet-50 has 256"),
+        ("MODEL.META_ARCHITECTURE GeneralizedRCNN DATASETS.TRAIN ('folder:/x',)", "'folder:/x', without labels"),
     ],
 )
 def test_mistakes_stop_at_start_up(options, message):
     args = argument_parser().parse_args(["--config-file", str(ROOT / f"configs/{PRETRAIN}"), *options.split()])
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
         prepare(args)
+
+
+def test_evaluating_random_weights_must_be_asked_for():
+    command = ["--eval-only", "--config-file", str(ROOT / "configs" / FCN)]
+    with pytest.raises(ValueError, match="--eval-only needs MODEL.WEIGHTS FILE"):
+        prepare(argument_parser().parse_args(command))
+    prepare(argument_parser().parse_args([*command, "MODEL.WEIGHTS", ""]))
 
 
 def _command(*words, **environment) -> subprocess.CompletedProcess:
@@ -203,6 +215,24 @@ def _command(*words, **environment) -> subprocess.CompletedProcess:
         capture_output=True,
         timeout=300,
     )
+
+
+def test_modules_that_the_readme_names_explain_themselves():
+    modules = sorted(set(re.findall(r"python -m (densesiam_d2[\w.]+)", (ROOT / "README.md").read_text())))
+    assert len(modules) >= 4
+    for module in modules:
+        done = _command("-m", module, "--help")
+        assert done.returncode == 0 and "usage:" in done.stdout, module
+
+
+def test_weights_that_do_not_fit_are_one_line(pretrained, tmp_path):
+    command = ["--config-file", f"configs/{FCN}", "MODEL.RESNETS.DEPTH", "34", "OUTPUT_DIR", tmp_path / "out"]
+    done = _command(
+        "train_net.py", *command, "MODEL.WEIGHTS", pretrained / "backbone.pkl", DETECTRON2_DATASETS=tmp_path
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "depth is 18 in the file but MODEL.RESNETS.DEPTH is 34" in done.stderr.splitlines()[-1]
 
 
 def test_a_mistake_is_one_line_and_exit_code_2():

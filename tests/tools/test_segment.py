@@ -111,7 +111,7 @@ def test_matching_names_the_clusters(run, tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "opts", "message"),
     [
-        ({"weights": "none.pth"}, (), r"error: --weights .*none\.pth: no such file"),
+        ({"weights": "none.pth"}, (), r"error: weight file .*none\.pth does not exist"),
         ({"source": "nowhere"}, (), r"error: --input .*nowhere: no such folder"),
         ({"output": "images/out"}, (), r"error: --output .* lies in --input"),
         (

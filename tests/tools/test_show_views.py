@@ -40,14 +40,19 @@ def test_command(tmp_path, capsys):
     for i in range(3):
         Image.fromarray(smooth_image(60, 80, seed=i)).save(tmp_path / "photos" / f"{i}.png")
     config = tmp_path / "c.yaml"
-    config.write_text("VERSION: 2\nINPUT:\n  FORMAT: RGB\n")
+    config.write_text("VERSION: 2\nMODEL:\n  META_ARCHITECTURE: DenseSiam\nINPUT:\n  FORMAT: RGB\n")
     output = tmp_path / "views.png"
     base = ["--config-file", str(config), "--output", str(output)]
     show_views.main([*base, "--input", str(tmp_path / "photos"), "--num", "2", "INPUT.SSL.VIEW_SIZE", "32"])
     assert "2 of 3 images" in capsys.readouterr().out
     row = show_views.TITLE + show_views.HEIGHT + show_views.MARGIN
     assert Image.open(output).size[1] == 2 * row
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        show_views.main([*base, "--input", str(tmp_path / "nowhere")])
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
-        show_views.main(base)
+    for words, message in (
+        ([*base, "--input", str(tmp_path / "nowhere")], "nowhere does not exist"),
+        (base, r"DATASETS\.TRAIN is empty"),
+        ([*base, "INPUT.SSL.VIEW_SIZEE", "3"], r"did you mean INPUT\.SSL\.VIEW_SIZE"),
+        ([*base, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "whole images, not on views"),
+        ([*base[:2], "--output", str(tmp_path / "views")], "must end like an image"),
+    ):
+        with pytest.raises(SystemExit, match=f"show_views: (?s:.*){message}"):
+            show_views.main(words)
