@@ -201,7 +201,7 @@ def test_mistakes_stop_at_start_up(options, message):
 
 def test_evaluating_random_weights_must_be_asked_for():
     command = ["--eval-only", "--config-file", str(ROOT / "configs" / FCN)]
-    with pytest.raises(ValueError, match="--eval-only needs MODEL.WEIGHTS FILE"):
+    with pytest.raises(ValueError, match="--eval-only needs MODEL"):
         prepare(argument_parser().parse_args(command))
     prepare(argument_parser().parse_args([*command, "MODEL.WEIGHTS", ""]))
 
