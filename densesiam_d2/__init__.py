@@ -17,9 +17,12 @@ _EXPORTS = {
     "add_densesiam_config": "config",
     "DenseSiam": "modeling",
     "PseudoLabelSemSegHead": "modeling",
+    "ExportBackboneHook": "engine",
     "ProgressHook": "engine",
     "Trainer": "engine",
     "TwoViewDatasetMapper": "data",
+    "build_lr_scheduler": "solver",
+    "build_optimizer": "solver",
     "build_two_view_train_loader": "data",
     "register_path_datasets": "data",
 }

@@ -277,4 +277,4 @@ def test_readme_script(tmp_path):
     (tmp_path / "script.py").write_text(script)
     done = _command(tmp_path / "script.py", PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "out" / "model_final.pth").is_file()
+    assert (tmp_path / "out" / "model_final.pth").is_file() and (tmp_path / "out" / "backbone.pkl").is_file()
