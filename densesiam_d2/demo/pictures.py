@@ -128,9 +128,7 @@ def draw_legend(names: Sequence[str], colors: np.ndarray) -> np.ndarray:
     return canvas
 
 
-def draw_detections(
-    cfgs: Sequence[CfgNode], dataset: str, indices: Sequence[int], threshold: float = 0.5
-) -> np.ndarray:
+def draw_detections(cfgs: Sequence[CfgNode], dataset: str, indices: Sequence[int], threshold: float) -> np.ndarray:
     """Draw images with their labelled instances (first row) and those that each model predicts (a row each).
 
     Args:

