@@ -4,8 +4,10 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -259,6 +261,21 @@ def test_two_cpu_processes_and_the_line_about_the_cpu(tmp_path):
         assert "World size: 2" in done.stdout + done.stderr, name
         assert "naiveSyncBN_N instead of SyncBN" in done.stdout + done.stderr, name
         assert (tmp_path / name / "backbone.pkl").is_file()
+
+
+def test_two_machines(scenes, tmp_path):
+    """Two launches of one process each that meet at one address, as on two machines with a common folder."""
+    folder = Path(DatasetCatalog.get(scenes)[0]["file_name"]).parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    options = ["--config-file", f"configs/{PRETRAIN}", "--num-machines", "2", "--dist-url", address]
+    options += [*CPU, "DATASETS.TRAIN", f"('folder:{folder}',)", "OUTPUT_DIR", tmp_path]
+    with ThreadPoolExecutor() as pool:
+        machines = list(pool.map(lambda r: _command("train_net.py", "--machine-rank", r, *options), (0, 1)))
+    assert [done.returncode for done in machines] == [0, 0], machines[0].stderr[-2000:]
+    assert "World size: 2" in machines[0].stdout + machines[0].stderr
+    assert (tmp_path / "backbone.pkl").is_file()
 
 
 def test_readme_script(tmp_path):
