@@ -7,14 +7,16 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import numpy as np
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
 from densesiam_d2.checkpoint.export import expected_metadata, known_metadata
-from densesiam_d2.checkpoint.files import read_checkpoint
+from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
 from densesiam_d2.checkpoint.layouts import recognise
 from densesiam_d2.checkpoint.names import depth_of
+from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
 
 __all__ = ["CheckedCheckpointer", "WeightsError"]
 
@@ -101,8 +103,43 @@ class CheckedCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # detectron2 leaves it set after an error
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save as detectron2 does, with the facts that :meth:`resume_or_load` compares beside the weights."""
-        super().save(name, **{"metadata": self._expect, **kwargs})
+        """Write ``save_dir/name.pth`` and then the tag that names it; a crash leaves each as it was or complete.
+
+        Beside what detectron2 saves stand the facts that :meth:`resume_or_load` compares.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as file:
+            torch.save({"model": self.model.state_dict(), **states, "metadata": self._expect, **kwargs}, file)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write the name of the newest checkpoint."""
+        with atomic_write(Path(self.save_dir) / TAG) as file:
+            file.write(last_filename_basename.encode())
+
+    def has_checkpoint(self) -> bool:
+        """Tell whether the main process has a checkpoint or its tag in ``save_dir``; to be asked in all processes."""
+        here = bool(self.save_dir) and (Path(self.save_dir, TAG).exists() or bool(own_checkpoints(self.save_dir)))
+        return comm.all_gather(here)[0]
+
+    def get_checkpoint_file(self) -> str:
+        """Return the checkpoint to resume from; to be asked in all processes, and the main one decides.
+
+        Raises:
+            WeightsError: there are checkpoints, but none is whole: starting anew would write over them.
+        """
+        path, rejected = newest_valid(self.save_dir) if comm.is_main_process() else (None, [])
+        for line in rejected:
+            logger.warning("cannot resume from %s", line)
+        chosen = comm.all_gather(str(path) if path else "")[0]
+        if not chosen:
+            lines = "; ".join(rejected)
+            raise WeightsError(f"--resume: no whole checkpoint in {self.save_dir} ({lines}): move what is there away")
+        return chosen
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read what detectron2 reads, in its order, but without its unrestricted unpickling."""

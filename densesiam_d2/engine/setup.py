@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from densesiam_d2.check_config import check_config
+from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.data.image_folders import register_path_datasets
@@ -132,9 +133,14 @@ def prepare(args: argparse.Namespace) -> str:
 
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    weights = cfg.MODEL.WEIGHTS
-    if args.resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
+    weights, earlier = cfg.MODEL.WEIGHTS, own_checkpoints(cfg.OUTPUT_DIR)
+    if args.resume and earlier:
         return
+    if earlier and not args.eval_only:
+        raise ValueError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds an earlier run ({earlier[-1].name}): go on with it by --resume, "
+            "or name another OUTPUT_DIR"
+        )
     if args.eval_only and not weights and "MODEL.WEIGHTS" not in args.opts:
         raise ValueError("--eval-only needs MODEL.WEIGHTS FILE (MODEL.WEIGHTS '' if random weights are meant)")
     if weights and "://" not in weights and args.machine_rank == 0 and not Path(weights.partition("?")[0]).is_file():

@@ -195,10 +195,18 @@ def test_reference_world_size_scales(scenes, tmp_path):
         ("MODEL.META_ARCHITECTURE GeneralizedRCNN DATASETS.TRAIN ('folder:/x',)", "'folder:/x', without labels"),
     ],
 )
-def test_mistakes_stop_at_start_up(options, message):
-    args = argument_parser().parse_args(["--config-file", str(ROOT / f"configs/{PRETRAIN}"), *options.split()])
+def test_mistakes_stop_at_start_up(options, message, tmp_path):
+    command = ["--config-file", str(ROOT / "configs" / PRETRAIN), "OUTPUT_DIR", str(tmp_path), *options.split()]
+    args = argument_parser().parse_args(command)
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
         prepare(args)
+
+
+def test_a_folder_with_checkpoints_is_not_trained_over(pretrained):
+    command = ["--config-file", str(ROOT / "configs" / PRETRAIN), "OUTPUT_DIR", str(pretrained)]
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR .* holds an earlier run \(model_final\.pth\).*--resume"):
+        prepare(argument_parser().parse_args(command))
+    prepare(argument_parser().parse_args(["--resume", *command]))
 
 
 def test_evaluating_random_weights_must_be_asked_for():

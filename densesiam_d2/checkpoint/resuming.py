@@ -1,0 +1,69 @@
+"""Which of a run's own checkpoints to go on from: the newest one that is whole."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import torch
+
+__all__ = ["find_damage", "newest_valid", "own_checkpoints"]
+
+TAG = "last_checkpoint"
+
+
+def own_checkpoints(folder: str | Path) -> list[Path]:
+    """Return the checkpoints that training left in a folder, by name."""
+    return sorted(Path(folder).glob("model_*.pth"))
+
+
+def find_damage(path: Path) -> str | None:
+    """Say what is wrong with a file of ``torch.save``; None if nothing is.
+
+    Compares every stored checksum, which ``torch.load`` does not: a flipped bit would become a weight.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        return str(error) or type(error).__name__
+    return f"the checksum of {broken} is wrong" if broken else None
+
+
+def newest_valid(folder: str | Path) -> tuple[Path | None, list[str]]:
+    """Find the checkpoint to resume from.
+
+    It is the one that the tag file names or, where the tag or that file is damaged, the whole one of the highest
+    iteration.
+
+    Args:
+        folder: OUTPUT_DIR of the run.
+
+    Returns:
+        The file, None if there is no whole one; and a line for each thing that was rejected on the way.
+    """
+    folder, rejected = Path(folder), []
+    tagged = _tagged(folder)
+    if tagged is None:
+        rejected.append(f"{folder / TAG} is missing or names no file")
+    elif damage := find_damage(tagged):
+        rejected.append(f"{tagged}: {damage}")
+    else:
+        return tagged, rejected
+    whole = []
+    for path in own_checkpoints(folder):
+        if path == tagged:
+            continue
+        if damage := find_damage(path):
+            rejected.append(f"{path}: {damage}")
+            continue
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        whole.append((content.get("iteration", -1), path))
+    return max(whole)[1] if whole else None, rejected
+
+
+def _tagged(folder: Path) -> Path | None:
+    try:
+        name = (folder / TAG).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return folder / name if name and (folder / name).is_file() else None
