@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
+
+from densesiam_d2.modeling import trains_on_views
 
 __all__ = ["check_config"]
 
@@ -124,9 +127,7 @@ def check_config(cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False) 
     """
     problems = []
     for key, (check, text) in RULES.items():
-        value = cfg
-        for name in key.split("."):
-            value = value[name]
+        value = attrgetter(key)(cfg)
         if not _holds(check, value):
             problems.append(f"{key} is {value!r}; it must be {text}")
     problems += _combinations(cfg) + (_evaluation(cfg) if eval_only else _training(cfg, world_size))
@@ -153,16 +154,17 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems.append(
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; a ResNet-{resnets.DEPTH} has {width}"
         )
-    if cfg.MODEL.META_ARCHITECTURE != "DenseSiam":
+    if not trains_on_views(cfg):
         bare = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith(("folder:", "list:"))]
         if bare:
             problems.append(f"DATASETS has {bare[0]!r}, without labels; {cfg.MODEL.META_ARCHITECTURE} needs labels")
-    if cfg.MODEL.META_ARCHITECTURE == "DenseSiam":
+    if trains_on_views(cfg):
         if not cfg.MODEL.SSL.NORM:
             problems.append("MODEL.SSL.NORM is ''; the heads need a norm, such as 'SyncBN'")
         if cfg.TEST.PRECISE_BN.ENABLED:
             problems.append("TEST.PRECISE_BN.ENABLED is True; pretraining keeps its own batch statistics: set False")
-        if cfg.MODEL.DENSESIAM.SEM_SEG_ON and head.NAME != "PseudoLabelSemSegHead":
+        segments = cfg.MODEL.META_ARCHITECTURE == "DenseSiam" and cfg.MODEL.DENSESIAM.SEM_SEG_ON
+        if segments and head.NAME != "PseudoLabelSemSegHead":
             problems.append(f"MODEL.SEM_SEG_HEAD.NAME is {head.NAME!r}; SEM_SEG_ON needs 'PseudoLabelSemSegHead'")
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
         problems.append(f"TEST.SLIDE_STRIDE is {test.SLIDE_STRIDE}; it must be 1 to SLIDE_WINDOW, {test.SLIDE_WINDOW}")

@@ -140,6 +140,7 @@ def test_bad_combination_is_named(opts, text):
         ["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 769],
         ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bf16", "MODEL.DEVICE", "cpu"],
         ["SOLVER.AMP.ENABLED", True],
+        ["MODEL.META_ARCHITECTURE", "DenseSiam", "DATASETS.TRAIN", ("folder:/x",)],
         ["MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES", 0],
         ["MODEL.DENSESIAM.REGION.LOSS_WEIGHT", 0.0],
     ],

@@ -6,7 +6,6 @@ import contextlib
 import os
 import pickle
 import re
-import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -106,14 +105,12 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(temporary)
+    temporary = path.with_name(f".{path.name}.partial")  # one name: what a killed run left is written over
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
         _sync_folder(path.parent)  # or a power cut could undo the renaming
     finally:

@@ -110,10 +110,11 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
+        metadata = {"method": type(self.model).__name__, **self._expect} if self._expect else {}
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
         with atomic_write(path) as file:
-            torch.save({"model": self.model.state_dict(), **states, "metadata": self._expect, **kwargs}, file)
+            torch.save({"model": self.model.state_dict(), **states, "metadata": metadata, **kwargs}, file)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

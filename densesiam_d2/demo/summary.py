@@ -1,7 +1,6 @@
 """What the demo's report says: reads the results of all stages and writes ``report.html`` and ``results.json``."""
 
 import json
-import math
 import os
 import platform
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from densesiam_d2.demo.baselines import assign_colours, evaluate_colour_kmeans
 from densesiam_d2.demo.report import Section, compare, write_report
 from densesiam_d2.demo.stages import ROOT, Stage
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.tools.segment import Segmentor
 
 __all__ = ["write_summary"]
@@ -89,20 +89,13 @@ def write_summary(
         "mask_rcnn": {"pretrained": runs["mask_rcnn"].results, "scratch": runs["mask_rcnn_scratch"].results},
         "stages": {name: {k: run.record[k] for k in ("command", "seconds", "finished")} for name, run in runs.items()},
     }
-    (output / "results.json").write_text(json.dumps(_without_nan(results), indent=2))
+    write_json(output / "results.json", results)
     return write_report(output / "report.html", "DenseSiam in detectron2: demo", introduction, sections)
 
 
 def _read_results(stage: Stage, test_set: str) -> dict:
     path = stage.output / "results.json"
     return json.loads(path.read_text())[test_set] if path.is_file() else {}
-
-
-def _without_nan(value):
-    """Replace nan, which JSON does not have, by None in nested dicts."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _introduce(train_set: str, test_set: str, quick: bool) -> list[str]:

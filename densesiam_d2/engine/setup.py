@@ -5,6 +5,7 @@ import difflib
 import logging
 import os
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -64,10 +65,9 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
 def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
     text = str(error.args[0]) if error.args else str(error)
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
-    if "DATASETS." in text:
-        return f"{text}; data sets are a tuple, such as DATASETS.TRAIN \"('folder:/data/mine',)\""
     if not unknown:
-        return f"{config_file} or the command line: {text}"
+        tuples = "; data sets are a tuple, such as DATASETS.TRAIN \"('folder:/data/mine',)\""
+        return f"{config_file} or the command line: {text}{tuples if 'DATASETS.' in text else ''}"
     key = unknown.group(1)
     near = difflib.get_close_matches(key, _all_keys(cfg), n=1)
     return f"no config key {key}" + (f"; did you mean {near[0]}?" if near else "")
@@ -91,16 +91,10 @@ def replace_sync_bn(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE != "cpu":
         return
     substitute = "naiveSyncBN_N" if comm.get_world_size() > 1 else "BN"
-    replaced = [key for key in _all_keys(cfg) if key.endswith("NORM") and _get(cfg, key) == "SyncBN"]
+    replaced = [key for key in _all_keys(cfg) if key.endswith("NORM") and attrgetter(key)(cfg) == "SyncBN"]
     if replaced:
         cfg.merge_from_list([word for key in replaced for word in (key, substitute)])
         logging.getLogger("densesiam_d2").info("CPU: %s instead of SyncBN for %s", substitute, ", ".join(replaced))
-
-
-def _get(cfg: CfgNode, key: str):
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg
 
 
 def prepare(args: argparse.Namespace) -> str:
@@ -143,7 +137,8 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
     if args.eval_only and not weights and "MODEL.WEIGHTS" not in args.opts:
         raise ValueError("--eval-only needs MODEL.WEIGHTS FILE (MODEL.WEIGHTS '' if random weights are meant)")
-    if weights and "://" not in weights and args.machine_rank == 0 and not Path(weights.partition("?")[0]).is_file():
+    on_first_machine = int(os.environ.get("GROUP_RANK", args.machine_rank)) == 0  # under torchrun; its weights count
+    if weights and "://" not in weights and on_first_machine and not Path(weights.partition("?")[0]).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS: file {weights} does not exist")
 
 

@@ -1,10 +1,7 @@
 """The trainer of every stage: pretraining, unsupervised segmentation, transfer."""
 
-import json
 import logging
-import math
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +19,8 @@ from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
 from densesiam_d2.engine.amp import MixedPrecisionTrainer
 from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, SSLMetricPrinter
 from densesiam_d2.evaluation.build import build_evaluator
-from densesiam_d2.modeling import DenseSiam, SiameseMetaArch
+from densesiam_d2.evaluation.json_scores import write_json
+from densesiam_d2.modeling import DenseSiam, trains_on_views
 from densesiam_d2.solver import build_lr_scheduler, build_optimizer
 
 __all__ = ["Trainer"]
@@ -69,7 +67,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list:
         """Return detectron2's hooks, preceded by the time and followed by the export for two-view methods."""
         ret = super().build_hooks()
-        if issubclass(_meta_arch(self.cfg), SiameseMetaArch):
+        if trains_on_views(self.cfg):
             ret = [ProgressHook(), *ret, ExportBackboneHook(self.cfg, self.cfg.OUTPUT_DIR)]
         return ret
 
@@ -92,7 +90,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        if issubclass(_meta_arch(cfg), SiameseMetaArch):
+        if trains_on_views(cfg):
             return build_two_view_train_loader(cfg)
         if issubclass(_meta_arch(cfg), SemanticSegmentor):
             return build_detection_train_loader(cfg, mapper=SemSegDatasetMapper(cfg, True, cfg.DATASETS.TRAIN))
@@ -116,16 +114,9 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process() and cfg.DATASETS.TEST:
             per_dataset = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
             path = Path(cfg.OUTPUT_DIR) / "results.json"
-            path.write_text(json.dumps(_without_nan(per_dataset), indent=2, allow_nan=False))
+            write_json(path, per_dataset)
             logger.info("Results are in %s", path)
         return results
-
-
-def _without_nan(value):
-    """Return nested scores with None for NaN, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {k: _without_nan(v) for k, v in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def distribute(model):

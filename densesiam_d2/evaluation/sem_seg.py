@@ -5,7 +5,6 @@ Shape shorthand: K classes, P channels of the prediction, H,W pixels.
 
 import json
 import logging
-import math
 from collections import OrderedDict
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
+from densesiam_d2.evaluation.json_scores import write_json
 
 __all__ = ["SemSegConfusionEvaluator", "predicted_labels", "read_labels"]
 
@@ -152,7 +152,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         results, details = self._score(matrix)
         if self._output_dir:
             record = {"sem_seg": results, "num_images": num_images, **details, "confusion": matrix.tolist()}
-            self._write(record)
+            write_json(self._output_dir / "sem_seg_evaluation.json", record)
         headline = {name: value for name, value in results.items() if not name.startswith("IoU-")}
         logger.info("%s, %d images: %s", self._dataset_name, num_images, json.dumps(_rounded(headline)))
         return OrderedDict({"sem_seg": results})
@@ -186,11 +186,6 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         if x["file_name"] not in self._label_files:
             raise ValueError(f"{x['file_name']}: dataset '{self._dataset_name}' has no 'sem_seg_file_name' for it")
         return read_labels(self._label_files[x["file_name"]], self._label_map)
-
-    def _write(self, record: dict) -> None:
-        self._output_dir.mkdir(parents=True, exist_ok=True)
-        record["sem_seg"] = {k: None if math.isnan(v) else v for k, v in record["sem_seg"].items()}  # JSON has no nan
-        (self._output_dir / "sem_seg_evaluation.json").write_text(json.dumps(record))
 
 
 def _compact(label_map) -> np.ndarray | None:

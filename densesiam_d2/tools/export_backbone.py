@@ -61,9 +61,10 @@ def export_backbone(source: Path, output: Path, *, layout: str = "detectron2", c
 def _metadata(checkpoint: Mapping[str, Any], layout: str, source: Path, config_file: Path | None) -> dict[str, Any]:
     beside = source.parent / "config.yaml"
     known = known_metadata(checkpoint, layout)
-    stored = checkpoint.get("metadata", {})  # of the run itself; another command may have replaced its config.yaml
-    if config_file is None and known and not (stored and beside.is_file()):
-        return {"method": layout, **known}
+    last = checkpoint.get("iteration")  # counted from 0
+    iteration = None if last is None else last + 1
+    if config_file is None and known:  # surer than a config.yaml, which a later command may have replaced
+        return {"method": layout, "iteration": iteration, **known}
     if config_file is None and not beside.is_file():
         raise ValueError(f"{source}: nothing says which images this backbone expects; give --config-file")
     config_file = config_file or beside
@@ -72,8 +73,7 @@ def _metadata(checkpoint: Mapping[str, Any], layout: str, source: Path, config_f
     cfg = get_cfg()
     add_densesiam_config(cfg)
     cfg.merge_from_file(str(config_file), allow_unsafe=False)  # a yaml must not run code
-    last = checkpoint.get("iteration")  # counted from 0
-    return {**backbone_metadata(cfg, None if last is None else last + 1), **stored}
+    return backbone_metadata(cfg, iteration)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from PIL import Image
 from densesiam_d2.data import IMAGE_SUFFIXES, TwoViewDatasetMapper, check_datasets, read_image, register_path_datasets
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids
+from densesiam_d2.modeling import trains_on_views
 
 __all__ = ["draw_views", "main"]
 
@@ -95,7 +96,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     if Path(arguments.output).suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"--output {arguments.output} must end like an image, such as views.png")
     cfg = load_config(arguments.config_file, arguments.opts)
-    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "SemanticSegmentor", "SlidingSemanticSegmentor"):
+    if not trains_on_views(cfg):
         raise ValueError(f"{arguments.config_file} trains {cfg.MODEL.META_ARCHITECTURE} on whole images, not on views")
     seed_all_rng(arguments.seed)
     files = _find_files(cfg, arguments.input)

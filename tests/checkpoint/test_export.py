@@ -117,6 +117,12 @@ def test_tool_trusts_what_the_run_stored_more_than_the_config_beside_it(tmp_path
     assert main(["--input", str(tmp_path / "model_final.pth"), "--output", str(tmp_path / "backbone.pkl")]) == 0
     metadata = read_checkpoint(tmp_path / "backbone.pkl")["metadata"]
     assert {key: metadata[key] for key in facts} == facts and metadata["iteration"] == 8
+    # A config that is named wins over what is stored.
+    cfg.MODEL.RESNETS.DEPTH = 18
+    (tmp_path / "named.yaml").write_text(cfg.dump())
+    command = ["--input", str(tmp_path / "model_final.pth"), "--output", str(tmp_path / "backbone.pkl")]
+    assert main([*command, "--config-file", str(tmp_path / "named.yaml")]) == 0
+    assert read_checkpoint(tmp_path / "backbone.pkl")["metadata"]["pixel_format"] == "BGR"
 
 
 def test_tool_from_the_command_line(tmp_path):

@@ -100,3 +100,11 @@ def test_the_same_name_is_replaced_whole(folder):
         file.write(b"half")
         raise ZeroDivisionError
     assert resumed_from(folder) == 29
+
+
+def test_what_a_killed_save_left_is_written_over(folder):
+    """After kill -9 no cleaning code runs: the next save of that name must use the same file."""
+    (folder / ".model_0000039.pth.partial").write_bytes(b"half")
+    CheckedCheckpointer(model_of(39), str(folder)).save("model_0000039", iteration=39)
+    assert resumed_from(folder) == 39
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]

@@ -2,14 +2,14 @@
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["SiameseMetaArch"]
+__all__ = ["SiameseMetaArch", "trains_on_views"]
 
 METRIC_PERIOD = 20  # iterations, as detectron2's writers
 
@@ -160,6 +160,12 @@ class SiameseMetaArch(nn.Module):
                 **{f"ssl/{name}": float(value) for name, value in metrics.items()},
             },
         )
+
+
+def trains_on_views(cfg) -> bool:
+    """Tell whether MODEL.META_ARCHITECTURE names a method of this kind; False for names that nobody registered."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), SiameseMetaArch)
 
 
 def _zero_init_residual(backbone: nn.Module) -> None:

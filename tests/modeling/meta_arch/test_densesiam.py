@@ -18,6 +18,7 @@ from tests.modeling.meta_arch.tiny import (
     tiny_batch,
     tiny_cfg,
     tiny_model,
+    totals_of_twenty_steps,
 )
 
 
@@ -265,13 +266,5 @@ def test_evaluation_returns_features_without_a_segmentation_head():
 
 
 def test_twenty_steps_lower_the_total_loss():
-    model, batch = tiny_model(tiny_cfg()), tiny_batch()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    totals = []
-    for iteration in range(20):
-        total = sum(step(model, batch, iteration).values())
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        totals.append(total.item())
+    totals = totals_of_twenty_steps(tiny_model(tiny_cfg()), tiny_batch(), lr=0.02)
     assert totals[-1] < totals[0] - 0.1

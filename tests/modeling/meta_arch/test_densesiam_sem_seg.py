@@ -15,6 +15,7 @@ from tests.modeling.meta_arch.tiny import (
     tiny_batch,
     tiny_model,
     tiny_sem_seg_cfg,
+    totals_of_twenty_steps,
 )
 
 
@@ -139,13 +140,5 @@ def test_region_usage_counts_the_clusters_that_win():
 
 
 def test_twenty_steps_lower_the_total_loss():
-    model, batch = tiny_model(tiny_sem_seg_cfg()), tiny_batch()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    totals = []
-    for iteration in range(20):
-        total = sum(step(model, batch, iteration).values())
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        totals.append(total.item())
+    totals = totals_of_twenty_steps(tiny_model(tiny_sem_seg_cfg()), tiny_batch(), lr=0.05)
     assert totals[-1] < totals[0] - 0.1

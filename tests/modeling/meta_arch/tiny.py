@@ -3,6 +3,7 @@
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from densesiam_d2.config import add_densesiam_config
@@ -88,6 +89,20 @@ def tiny_batch(num_images=2, size=64, seed=0):
         "view_boxes": boxes.repeat(num_images // 2 + 1, 1, 1)[:num_images],
         "file_name": [f"{i}.jpg" for i in range(num_images)],
     }
+
+
+def totals_of_twenty_steps(model, batch, lr):
+    """Train for twenty steps on one batch; the total losses before each."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    totals = []
+    for iteration in range(20):
+        with EventStorage(iteration):
+            total = sum(model(batch).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    return totals
 
 
 def freeze_statistics(model):

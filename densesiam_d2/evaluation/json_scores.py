@@ -1,0 +1,20 @@
+"""Scores as JSON, which has no NaN: what does not exist is null."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["write_json"]
+
+
+def write_json(path: Path, scores: Mapping) -> None:
+    """Write nested dicts of scores to a file, with null for NaN; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_without_nan(scores), indent=2, allow_nan=False))
+
+
+def _without_nan(value):
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
