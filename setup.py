@@ -26,6 +26,7 @@ setup(
         "iopath",
         "pycocotools",
         "opencv-python>=4.8",
+        "safetensors>=0.5",
         "pillow",
         "scipy",
         "tqdm",

@@ -5,6 +5,7 @@ from densesiam_d2.checkpoint.export import (
     expected_metadata,
     known_metadata,
     save_backbone,
+    save_safetensors,
     save_torchvision,
 )
 from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
@@ -26,6 +27,7 @@ __all__ = [
     "read_checkpoint",
     "recognise",
     "save_backbone",
+    "save_safetensors",
     "save_torchvision",
     "to_torchvision",
 ]

@@ -1,7 +1,8 @@
-"""Backbones as files: detectron2's ``.pkl`` with the facts about its input, and torchvision's ``.pth``."""
+"""Backbones as files: ``.pkl`` or ``.safetensors`` with the facts about their input, and torchvision's ``.pth``."""
 
 import copy
 import importlib.metadata
+import json
 import logging
 import pickle
 from collections.abc import Mapping
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from safetensors.numpy import save
 from torch import nn
 
-from densesiam_d2.checkpoint.files import atomic_write
+from densesiam_d2.checkpoint.files import SAFETENSORS_KEY, atomic_write
 from densesiam_d2.checkpoint.layouts import LAYOUTS, recognise
 from densesiam_d2.checkpoint.names import to_torchvision
 
@@ -24,6 +26,7 @@ __all__ = [
     "expected_metadata",
     "known_metadata",
     "save_backbone",
+    "save_safetensors",
     "save_torchvision",
 ]
 
@@ -131,6 +134,24 @@ def save_backbone(path: str | Path, state: Mapping[str, np.ndarray], metadata: M
     }
     with atomic_write(path) as file:
         pickle.dump(content, file, protocol=4)
+
+
+def save_safetensors(path: str | Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Write a backbone as a ``.safetensors``, a format that cannot hold code, under detectron2's names.
+
+    Args:
+        path: file to write, ending in ``.safetensors``.
+        state: name -> array under detectron2's names, from :func:`backbone_state`.
+        metadata: from :func:`backbone_metadata`; numbers, strings and lists. It stands in the header as JSON.
+
+    Raises:
+        ValueError: the path has another suffix.
+    """
+    _check_suffix(path, ".safetensors")
+    arrays = {name: np.array(value, order="C") for name, value in state.items()}  # save() takes no other order
+    header = {"format": "pt", SAFETENSORS_KEY: json.dumps(dict(metadata))}
+    with atomic_write(path) as file:
+        file.write(save(arrays, header))
 
 
 def save_torchvision(path: str | Path, state: Mapping[str, np.ndarray]) -> None:

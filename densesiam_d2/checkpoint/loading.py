@@ -33,7 +33,7 @@ _CONFIG_KEYS = {
 
 
 class WeightsError(ValueError):
-    """MODEL.WEIGHTS does not fit the config."""
+    """MODEL.WEIGHTS, or a checkpoint to resume from, cannot be read or does not fit the config."""
 
 
 class CheckedCheckpointer(DetectionCheckpointer):
@@ -85,7 +85,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such local file.
-            WeightsError: the file does not fill the whole backbone, or its metadata contradicts the config.
+            WeightsError: the file is damaged, holds code, does not fill the whole backbone, or its metadata contradicts
+                the config.
         """
         if resume and self.has_checkpoint():
             return super().resume_or_load(path, resume=True)
@@ -102,10 +103,18 @@ class CheckedCheckpointer(DetectionCheckpointer):
             self._weights_path = ""
             self._parsed_url_during_load = None  # detectron2 leaves it set after an error
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """Write ``save_dir/name.pth`` and then the tag that names it; a crash leaves each as it was or complete.
 
         Beside what detectron2 saves stand the facts that :meth:`resume_or_load` compares.
+
+        Args:
+            name: of the file, without suffix.
+            tag: whether a resumed run is to start from it.
+            kwargs: further content.
+
+        Raises:
+            OSError: the file could not be written; nothing of it is left.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -113,9 +122,16 @@ class CheckedCheckpointer(DetectionCheckpointer):
         metadata = {"method": type(self.model).__name__, **self._expect} if self._expect else {}
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
-        with atomic_write(path) as file:
-            torch.save({"model": self.model.state_dict(), **states, "metadata": metadata, **kwargs}, file)
-        self.tag_last_checkpoint(path.name)
+        content = {"model": self.model.state_dict(), **states, "metadata": metadata, **kwargs}
+        try:
+            with atomic_write(path) as file:
+                torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # of which torch tells only "unexpected pos"
+                raise error.__context__ from None
+            raise
+        if tag:
+            self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of the newest checkpoint."""
@@ -143,8 +159,13 @@ class CheckedCheckpointer(DetectionCheckpointer):
         return chosen
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read what detectron2 reads, in its order, but without its unrestricted unpickling."""
-        content = read_checkpoint(filename)
+        """Read what detectron2 reads and ``.safetensors``, in its order, but without its unrestricted unpickling."""
+        try:
+            content = read_checkpoint(filename)
+        except ValueError as error:
+            raise WeightsError(str(error)) from error
+        if filename.endswith(".safetensors") and "metadata" in content:  # of save_safetensors, so with bare names
+            content["matching_heuristics"] = True
         if filename.endswith(".pkl") and "__author__" not in content and "state_dict" not in content:
             blobs = content.get("blobs", content)  # a Caffe2 file; detectors have "blobs", ImageNet models do not
             blobs = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}

@@ -4,7 +4,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import torch
+from densesiam_d2.checkpoint.files import read_checkpoint
 
 __all__ = ["find_damage", "newest_valid", "own_checkpoints"]
 
@@ -44,7 +44,7 @@ def newest_valid(folder: str | Path) -> tuple[Path | None, list[str]]:
     folder, rejected = Path(folder), []
     tagged = _tagged(folder)
     if tagged is None:
-        rejected.append(f"{folder / TAG} is missing or names no file")
+        rejected.append(f"{folder / TAG} is missing or names no .pth file of that folder")
     elif damage := find_damage(tagged):
         rejected.append(f"{tagged}: {damage}")
     else:
@@ -56,14 +56,18 @@ def newest_valid(folder: str | Path) -> tuple[Path | None, list[str]]:
         if damage := find_damage(path):
             rejected.append(f"{path}: {damage}")
             continue
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        whole.append((content.get("iteration", -1), path))
+        try:
+            whole.append((read_checkpoint(path).get("iteration", -1), path))
+        except ValueError as error:
+            rejected.append(str(error))
     return max(whole)[1] if whole else None, rejected
 
 
 def _tagged(folder: Path) -> Path | None:
+    """Return the file that the tag names; None if it leads out of the folder, or to a file of another kind."""
     try:
         name = (folder / TAG).read_text().strip()
+        ours = name == Path(name).name and name.endswith(".pth") and (folder / name).is_file()
     except (OSError, UnicodeDecodeError):
         return None
-    return folder / name if name and (folder / name).is_file() else None
+    return folder / name if ours else None

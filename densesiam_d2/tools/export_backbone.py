@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import get_cfg
-
 from densesiam_d2.checkpoint import (
     backbone_metadata,
     depth_of,
@@ -22,9 +20,10 @@ from densesiam_d2.checkpoint import (
     read_checkpoint,
     recognise,
     save_backbone,
+    save_safetensors,
     save_torchvision,
 )
-from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.engine.setup import load_config
 
 __all__ = ["export_backbone", "main"]
 
@@ -34,8 +33,9 @@ def export_backbone(source: Path, output: Path, *, layout: str = "detectron2", c
 
     Args:
         source: checkpoint of any layout that ``recognise`` knows.
-        output: file to write: ``.pkl`` for "detectron2", ``.pth`` for "torchvision".
-        layout: "detectron2" or "torchvision".
+        output: file to write: ``.pkl`` for "detectron2", ``.safetensors`` for "safetensors" (detectron2's names as
+            well), ``.pth`` for "torchvision".
+        layout: "detectron2", "safetensors" or "torchvision".
         config_file: the config that the checkpoint was trained under, if not beside it.
 
     Raises:
@@ -50,6 +50,8 @@ def export_backbone(source: Path, output: Path, *, layout: str = "detectron2", c
         raise ValueError(f"{source} holds a ResNet-{depth}, but its config says depth {metadata['depth']}")
     if layout == "torchvision":
         save_torchvision(output, state)
+    elif layout == "safetensors":
+        save_safetensors(output, state, metadata)
     else:
         save_backbone(output, state, metadata)
     print(f"recognised {name}: ResNet-{depth}, {len(state)} tensors")
@@ -70,18 +72,17 @@ def _metadata(checkpoint: Mapping[str, Any], layout: str, source: Path, config_f
     config_file = config_file or beside
     if not config_file.is_file():
         raise FileNotFoundError(f"--config-file {config_file} does not exist")
-    cfg = get_cfg()
-    add_densesiam_config(cfg)
-    cfg.merge_from_file(str(config_file), allow_unsafe=False)  # a yaml must not run code
-    return backbone_metadata(cfg, iteration)
+    return backbone_metadata(load_config(str(config_file)), iteration)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="Turn any checkpoint with a ResNet in it into a backbone file.")
-    parser.add_argument("--input", type=Path, required=True, help="checkpoint (.pth, .pth.tar, .pkl)")
-    parser.add_argument("--output", type=Path, required=True, help="file to write (.pkl, or .pth for torchvision)")
-    parser.add_argument("--format", choices=["detectron2", "torchvision"], default="detectron2")
+    parser.add_argument("--input", type=Path, required=True, help="checkpoint (.pth, .pth.tar, .pkl, .safetensors)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="file to write (.pkl, .safetensors, or .pth for torchvision)"
+    )
+    parser.add_argument("--format", choices=["detectron2", "safetensors", "torchvision"], default="detectron2")
     parser.add_argument(
         "--config-file", type=Path, help="config of the training run; default: config.yaml beside input"
     )

@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from densesiam_d2.checkpoint import (
     save_torchvision,
     to_torchvision,
 )
+from densesiam_d2.engine.hooks import ExportBackboneHook
 from densesiam_d2.tools.export_backbone import main
 from tests.checkpoint.networks import d2_resnet, prefixed, resnet_cfg, tv_resnet
 
@@ -85,6 +87,36 @@ def test_backbone_file_content(tmp_path):
     }
     with pytest.raises(ValueError, match=r"needs a name ending in \.pkl"):
         save_backbone(tmp_path / "backbone.pth", state, {})
+
+
+def test_the_hook_writes_the_same_in_both_formats(tmp_path):
+    model = torch.nn.Module()
+    model.backbone = d2_resnet(18, seed=3).to(memory_format=torch.channels_last)
+    hook = ExportBackboneHook(resnet_cfg(18), str(tmp_path))
+    hook.trainer = SimpleNamespace(model=model, iter=2, max_iter=3)
+    hook.after_train()
+    assert not list(tmp_path.iterdir())  # half a pretraining
+    hook.trainer.iter = 3
+    hook.after_train()
+    pkl, safetensors = (read_checkpoint(tmp_path / f"backbone.{suffix}") for suffix in ("pkl", "safetensors"))
+    assert pkl["metadata"] == safetensors["metadata"] and safetensors["metadata"]["iteration"] == 3
+    assert pkl["model"].keys() == safetensors["model"].keys()
+    assert all(np.array_equal(value, safetensors["model"][name]) for name, value in pkl["model"].items())
+
+
+def test_tool_writes_and_reads_safetensors(tmp_path, capsys):
+    theirs = tv_resnet(18)
+    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    command = ["--input", str(tmp_path / "resnet18.pth"), "--format", "safetensors", "--output"]
+    assert main([*command, str(tmp_path / "b.pkl")]) == 1
+    assert "needs a name ending in .safetensors" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "b.safetensors")]) == 0
+    metadata = read_checkpoint(tmp_path / "b.safetensors")["metadata"]
+    assert metadata == {"method": "torchvision", "iteration": None, "depth": 18, **TORCHVISION_METADATA}
+    back = ["--input", str(tmp_path / "b.safetensors"), "--format", "torchvision"]
+    assert main([*back, "--output", str(tmp_path / "back.pth")]) == 0
+    exported = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert torch.equal(exported["layer3.0.downsample.0.weight"], theirs.state_dict()["layer3.0.downsample.0.weight"])
 
 
 def test_tool_reads_the_config_beside_the_checkpoint(tmp_path, capsys):

@@ -1,4 +1,5 @@
 import argparse
+import json
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -6,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from densesiam_d2.checkpoint import atomic_write, read_checkpoint
+from densesiam_d2.checkpoint import atomic_write, read_checkpoint, save_safetensors
 
 
 class Evil:
@@ -30,6 +32,84 @@ def test_pickles_of_arrays_load(tmp_path, protocol):
     assert loaded["model"]["s"] == 2 and loaded["n"] == 3
 
 
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_arrays_of_numbers_come_as_they_were(tmp_path, suffix, protocol):
+    arrays = [np.arange(6).reshape(2, 3).astype(code) for code in ("<f4", ">f4", "<f8", "<f2", ">i8", "u1", "?", "<c8")]
+    arrays += [arrays[0].T, np.array(3.0), np.float64(0.1), np.int64(7)]
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps({"model": arrays}, protocol=protocol))
+    else:
+        torch.save({"model": arrays}, path, pickle_protocol=2)
+    loaded = read_checkpoint(path)["model"]
+    again = pickle.loads(pickle.dumps(loaded, protocol=protocol))
+    for array, *copies in zip(arrays, loaded, again, strict=True):
+        for copy in copies:  # NumPy gives some back in this machine's byte order
+            assert copy.dtype.newbyteorder("=") == array.dtype.newbyteorder("=") and np.array_equal(copy, array)
+    assert all(type(copy) in (np.ndarray, np.float64, np.int64) for copy in again)
+
+
+class Crafted:
+    """An array of two numbers, or only its dtype, that has another state in the file than NumPy would write."""
+
+    def __init__(self, code, state, dtype_only=False):
+        self.code, self.state, self.dtype_only = code, state, dtype_only
+
+    def __reduce__(self):
+        if self.dtype_only:
+            return np.dtype, (self.code, False, True), self.state
+        reconstruct, arguments, _ = np.empty(0).__reduce__()
+        return (
+            reconstruct,
+            arguments,
+            (1, (2,), Crafted(self.code, self.state, dtype_only=True), False, b"?\x80\0\0" * 2),
+        )
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+def test_arrays_of_objects_are_refused(tmp_path, suffix):
+    """NumPy itself takes eight bytes of such a file for the address of an object."""
+    plain = (3, "<", None, None, None, -1, -1, 0)
+    for i, array in enumerate((np.array([None]), np.zeros(1, "f4,O"), Crafted("O", plain))):
+        path = tmp_path / f"{i}.{suffix}"
+        torch.save({"model": array}, path) if suffix == "pth" else path.write_bytes(pickle.dumps({"model": array}))
+        with pytest.raises(
+            ValueError, match=rf"^cannot read weights from {path}: it has arrays of .*, not of numbers$"
+        ):
+            read_checkpoint(path)
+
+
+def test_of_the_state_of_a_dtype_only_the_byte_order_counts(tmp_path):
+    outside = (3, ">", None, ("a",), {"a": (np.dtype("f8"), 400)}, 4, 1, 63)  # NumPy would read 400 bytes further on
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": Crafted("f4", outside)}))
+    loaded = read_checkpoint(tmp_path / "w.pkl")["model"]
+    assert loaded.tolist() == [1, 1] and loaded.dtype.names is None
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", ["w.pkl", "w.pth", "old.pth", "w.safetensors"])
+def test_any_damage_is_named(tmp_path, name):
+    path, weights = tmp_path / name, {"a": torch.ones(2)}
+    if name == "w.pkl":
+        path.write_bytes(pickle.dumps({"a": np.ones(2)}))
+    elif name == "w.safetensors":
+        save_safetensors(path, {"a": np.ones(2)}, {})
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=name == "w.pth")
+    content, errors, random = path.read_bytes(), 0, np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        damaged[random.integers(min(len(content), 500))] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            assert str(error).startswith(f"cannot read weights from {path}: ") and "\n" not in str(error)
+            errors += 1
+    assert errors > 50
+
+
 @pytest.mark.parametrize("name", ["evil.pkl", "evil.pth", "evil.pth.tar"])
 def test_code_in_a_weight_file_does_not_run(tmp_path, name):
     marker = tmp_path / "marker"
@@ -41,6 +121,48 @@ def test_code_in_a_weight_file_does_not_run(tmp_path, name):
     with pytest.raises(ValueError, match=rf"cannot read weights from .*{name}: it asks for \S+, which is not plain"):
         read_checkpoint(tmp_path / name)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_the_environment_cannot_make_torch_run_code(tmp_path, monkeypatch, new_format):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    content = {"model": {"w": torch.zeros(1)}, "x": Evil(tmp_path / "marker")}
+    torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ValueError, match=r"evil\.pth: it asks for \S+, which is not plain"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_safetensors_hold_tensors_and_our_metadata(tmp_path):
+    path = tmp_path / "new" / "w.safetensors"
+    metadata = {"pixel_mean": [123.675, 0.0], "stride_in_1x1": False, "iteration": None, "method": 'Dense"Siam', "n": 3}
+    columns = np.arange(6, dtype=np.float32).reshape(2, 3).T  # not in the order that the format asks for
+    save_safetensors(path, {"a.weight": columns, "count": np.array(7)}, metadata)
+    content = read_checkpoint(path)
+    assert content.keys() == {"model", "metadata"} and content["metadata"] == metadata
+    assert content["model"]["a.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert content["model"]["count"].shape == () and content["model"]["count"] == 7
+    with pytest.raises(ValueError, match=r"needs a name ending in \.safetensors"):
+        save_safetensors(tmp_path / "w.pkl", {}, {})
+
+
+def test_safetensors_of_others_have_no_metadata(tmp_path):
+    weights = {"a": torch.ones(1, dtype=torch.bfloat16)}
+    save_file(weights, tmp_path / "w.safetensors", metadata={"format": "pt", "iteration": "3"})
+    assert read_checkpoint(tmp_path / "w.safetensors") == {"model": weights}
+    save_file(weights, tmp_path / "bare.safetensors")
+    assert read_checkpoint(tmp_path / "bare.safetensors") == {"model": weights}
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "header", "metadata", "table"])
+def test_damaged_safetensors_are_named(tmp_path, damage):
+    path = tmp_path / "w.safetensors"
+    header = {"table": json.dumps([3]), "metadata": "{"}.get(damage, "{}")
+    save_file({"a": torch.ones(64)}, path, metadata={"densesiam_d2": header})
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "torn": content[:-1], "header": b"\xff" * 8 + content[8:]}.get(damage, content))
+    with pytest.raises(ValueError, match=rf"^cannot read weights from {path}: [^\n]+$"):
+        read_checkpoint(path)
 
 
 def test_moco_style_files_load(tmp_path):

@@ -6,9 +6,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.modeling import build_model
+from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from densesiam_d2.checkpoint import CheckedCheckpointer, backbone_metadata, backbone_state, save_backbone
+from densesiam_d2.checkpoint import (
+    CheckedCheckpointer,
+    backbone_metadata,
+    backbone_state,
+    save_backbone,
+    save_safetensors,
+)
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
 from tests.checkpoint.networks import d2_resnet, fpn_cfg, fpn_detector, prefixed, resnet_cfg, tv_resnet
 
@@ -44,6 +51,38 @@ def test_every_backbone_tensor_of_mask_rcnn_is_filled(backbone_pkl, logged):
     checkpointer(model, fpn_cfg(18)).resume_or_load(backbone_pkl, resume=False)
     assert_filled(model.backbone.bottom_up)
     assert f"backbone: 100 of 100 tensors filled from {backbone_pkl}" in logged.text
+
+
+def test_safetensors_fill_as_pkl_does_and_are_checked(tmp_path, logged):
+    path = tmp_path / "backbone.safetensors"
+    save_safetensors(path, backbone_state(EXPORTED), backbone_metadata(resnet_cfg(18), 1))
+    model, cfg = fpn_detector(18, seed=1), fpn_cfg(18)
+    checkpointer(model, cfg).resume_or_load(str(path), resume=False)
+    assert_filled(model.backbone.bottom_up)
+    assert f"backbone: 100 of 100 tensors filled from {path}" in logged.text
+    cfg.INPUT.FORMAT = "BGR"
+    with pytest.raises(ValueError, match=r"pixel_format is RGB in the file but INPUT\.FORMAT is BGR"):
+        checkpointer(model, cfg).resume_or_load(str(path), resume=False)
+    # Half a ResNet is counted, as it is from a .pkl: res2 to res4 are 1 + 4 + 5 + 5 convolutions of 5 tensors.
+    half = {name: value for name, value in backbone_state(EXPORTED).items() if not name.startswith("res5.")}
+    save_safetensors(path, half, {})
+    with pytest.raises(ValueError, match="backbone: 75 of 100 tensors filled"):
+        checkpointer(model).resume_or_load(str(path), resume=False)
+
+
+def test_safetensors_of_others_load(tmp_path, logged):
+    """A torchvision-named backbone, as timm stores it, and a whole detector."""
+    torchvision, source = tv_resnet(18, seed=7).state_dict(), fpn_detector(18, seed=2).state_dict()
+    save_file(torchvision, tmp_path / "resnet.safetensors", metadata={"format": "pt"})
+    save_file(source, tmp_path / "detector.safetensors")
+    model, cfg = fpn_detector(18, seed=1), fpn_cfg(18)
+    checkpointer(model, cfg).resume_or_load(str(tmp_path / "resnet.safetensors"), resume=False)
+    assert torch.equal(model.backbone.bottom_up.res3[0].shortcut.weight, torchvision["layer2.0.downsample.0.weight"])
+    cfg.INPUT.FORMAT = "BGR"  # torchvision's conventions hold where the file says nothing
+    with pytest.raises(ValueError, match=r"pixel_format is RGB in the file"):
+        checkpointer(model, cfg).resume_or_load(str(tmp_path / "resnet.safetensors"), resume=False)
+    checkpointer(model, cfg, whole_model=True).resume_or_load(str(tmp_path / "detector.safetensors"), resume=False)
+    assert all(torch.equal(value, source[name]) for name, value in model.state_dict().items())
 
 
 def test_c4_detector_fills_res5_but_not_the_extra_norm(tmp_path, logged):

@@ -7,6 +7,7 @@ from densesiam_d2.checkpoint import CheckedCheckpointer
 from densesiam_d2.checkpoint.files import atomic_write
 from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.checkpoint.resuming import find_damage, newest_valid
+from tests.faults.evil import evil_pth
 
 
 def model_of(value):
@@ -42,6 +43,25 @@ def test_a_bad_tag_does_not_matter(folder, content):
     if content is not None:
         (folder / "last_checkpoint").write_bytes(content)
     assert resumed_from(folder) == 29
+
+
+@pytest.mark.parametrize("name", ["../model_0000039.pth", "{folder}/../model_0000039.pth", "sub/x.pth", "x.pkl", ".."])
+def test_a_tag_names_a_checkpoint_of_this_folder_only(folder, name, caplog):
+    (folder / "sub").mkdir()
+    for other in ("../model_0000039.pth", "sub/x.pth", "x.pkl"):
+        torch.save({"model": model_of(39).state_dict(), "iteration": 39}, folder / other)
+    (folder / "last_checkpoint").write_text(name.format(folder=folder))
+    assert resumed_from(folder) == 29
+    assert f"cannot resume from {folder}/last_checkpoint is missing or names no .pth file of that folder" in caplog.text
+
+
+def test_a_checkpoint_with_code_is_passed_over(folder, monkeypatch, caplog):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    evil_pth(folder / "model_0000039.pth", folder / "marker")
+    (folder / "last_checkpoint").unlink()
+    assert resumed_from(folder) == 29
+    assert f"cannot read weights from {folder}/model_0000039.pth: it asks for" in caplog.text
+    assert not (folder / "marker").exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.6, 0.9, 0.9999])
