@@ -10,7 +10,7 @@ from .augmentation import (
 from .color_augmentation import ColorJitter, RandomGaussianBlur, RandomGrayscale, RandomSolarize
 from .datasets import check_datasets, datasets_root, register_all_datasets, register_sem_seg_folder
 from .image_folders import load_image_folder, load_image_list, register_path_datasets
-from .image_io import IMAGE_SUFFIXES, read_image, read_label
+from .image_io import IMAGE_SUFFIXES, UnreadableImageError, read_image, read_label
 from .loader import build_two_view_train_loader
 from .photos import register_all_photos
 from .scenes import register_all_scenes
@@ -30,6 +30,7 @@ __all__ = [
     "ResizeCenterCrop",
     "SemSegDatasetMapper",
     "TwoViewDatasetMapper",
+    "UnreadableImageError",
     "build_two_view_train_loader",
     "check_datasets",
     "collate_views",

@@ -11,7 +11,14 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["IMAGE_SUFFIXES", "read_image", "read_label"]
+__all__ = [
+    "DECODING_ERRORS",
+    "IMAGE_SUFFIXES",
+    "UnreadableImageError",
+    "check_ordinary_image",
+    "read_image",
+    "read_label",
+]
 
 # Endings (lower case) of the files that count as images when a folder is listed.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -20,18 +27,28 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 MAX_PIXELS = 89_478_485
 # Longer strips than this are no photographs, and resizing their short side would need gigabytes.
 MAX_ASPECT = 100
+# A file of that many pixels, each of three 16-bit numbers, without compression.
+MAX_BYTES = 6 * MAX_PIXELS
+
+# Pillow knows forty more. Some of them start other programs: EPS starts Ghostscript.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 # What Pillow and OpenCV raise on damaged files. Everything else is a fault of the program and passes through.
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
     EOFError,
     MemoryError,
+    RuntimeError,  # of Pillow's AVIF decoder
     struct.error,
     Image.DecompressionBombError,
     cv2.error,
 )
+
+
+class UnreadableImageError(ValueError):
+    """A file cannot be read as an image, or not as a label map. The message is one line that names the file."""
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -51,8 +68,8 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is no image, is too large, or holds floating-point or 32-bit integer pixels,
-            whose range nobody knows. The message names the file.
+        UnreadableImageError: it is damaged, no image, no regular file, too large, too narrow, may not be read, or holds
+            floating-point or 32-bit integer pixels, whose range nobody knows.
     """
     with _named_errors(path):
         data = _read_bytes(path)
@@ -71,13 +88,29 @@ def read_label(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or not one 8-bit channel. The message names the file.
+        UnreadableImageError: as in :func:`read_image`, or there is not one 8-bit channel.
     """
-    with _named_errors(path), Image.open(io.BytesIO(_read_bytes(path))) as image:
-        _check_size(*image.size)
+    with _named_errors(path), _open(_read_bytes(path)) as image:
         if image.mode not in ("L", "P"):
             raise ValueError(f"a label map needs one 8-bit channel, this file has mode {image.mode}")
         return np.array(image)
+
+
+def check_ordinary_image(path: str | Path) -> None:
+    """Check, without decoding, that a reader which knows none of the rules here will see the right pixels.
+
+    For detectron2's own mapper, which opens pipes and addresses and turns 16-bit images white.
+
+    Args:
+        path: a local file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableImageError: as in :func:`read_image`, or the pixels have 16 bits.
+    """
+    with _named_errors(path), _open(_read_bytes(path)) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise ValueError(f"pixels of mode {image.mode} are not read here; convert the file to 8 bit")
 
 
 @contextlib.contextmanager
@@ -88,15 +121,21 @@ def _named_errors(path: str | Path) -> Iterator[None]:
     except FileNotFoundError:
         raise  # names the file already
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read {path}: no image of a known kind") from error
-    except _DECODING_ERRORS as error:
-        raise ValueError(f"cannot read {path}: {error or type(error).__name__}") from error
+        raise UnreadableImageError(f"cannot read {path}: no image of a known kind") from error
+    except DECODING_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise UnreadableImageError(f"cannot read {path}: {reason.splitlines()[0]}") from error
 
 
 def _read_bytes(path: str | Path) -> bytes:
     path = Path(path)
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+    if path.is_symlink() and not path.exists():
+        raise ValueError("a link to a file that does not exist")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise ValueError("not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f"{status.st_size:,} bytes are more than the limit of {MAX_BYTES:,}")
     return path.read_bytes()
 
 
@@ -137,6 +176,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte before the marker
             position += 1
+        elif marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # has no length, and no business before the frame
+            return None
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, not DHT, JPG or DAC
             height, width, components = struct.unpack_from(">HHB", data, position + 5)
             return (height, width, components) if height and width else None
@@ -145,11 +186,22 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
     return None
 
 
+def _open(data: bytes) -> Image.Image:
+    """Open an image of sound kind and size; its pixels are not decoded yet."""
+    image = Image.open(io.BytesIO(data))
+    if image.format not in _FORMATS:
+        raise ValueError(f"{image.format} files are not read; convert it to PNG")
+    _check_size(*image.size)
+    if image.format == "PNG":
+        image.verify()  # the checksums, which decoding ignores
+        image = Image.open(io.BytesIO(data))
+    return image
+
+
 def _decode_any(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
-        _check_size(*image.size)
+    with _open(data) as image:
         is_png = image.format == "PNG"
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
             grey = np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)  # 65535 = 255 * 257
             return np.repeat(grey[:, :, None], 3, axis=2)
@@ -158,4 +210,4 @@ def _decode_any(data: bytes) -> np.ndarray:
             raise ValueError(f"{kind} pixels have no known range; convert the file to 8 or 16 bit")
         if "transparency" in image.info:  # Pillow asks for this step
             image = image.convert("RGBA")
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))

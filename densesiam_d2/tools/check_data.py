@@ -1,0 +1,320 @@
+"""Read every image once, before a long run does, and say which cannot be read and why.
+
+    python -m densesiam_d2.tools.check_data /data/photos --report report.json --list good.txt
+
+A source is a folder (also as folder:/path) or list:/path.txt, as in DATASETS.TRAIN. To train on the readable images
+only, set DATASETS.TRAIN "('list:good.txt',)".
+
+That an image can be read does not prove that it is intact: most damage within a file gives wrong pixels, not an error.
+Checksums do prove it: write a manifest where the data are good, and compare with it wherever they were copied to.
+
+    python -m densesiam_d2.tools.check_data /data/photos --write-manifest photos.jsonl
+    python -m densesiam_d2.tools.check_data /copy/of/photos --manifest photos.jsonl
+
+Exit status: 0 if all is well; 1 if an image is unreadable, or missing or changed by the manifest; 2 for wrong usage.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection, wait
+from operator import itemgetter
+from pathlib import Path
+from statistics import median
+
+from PIL import Image
+from tqdm import tqdm
+
+from densesiam_d2.checkpoint.files import atomic_write
+from densesiam_d2.data.image_folders import FOLDER_PREFIX, LIST_PREFIX, walk_images
+from densesiam_d2.data.image_io import DECODING_ERRORS, IMAGE_SUFFIXES, MAX_BYTES, UnreadableImageError, read_image
+
+__all__ = ["CheckedFile", "check_files", "main"]
+
+SMALL = 32  # pixels; an image with a shorter side has little to learn from
+EXAMPLES = 10  # of each finding are printed; the report has them all
+
+
+@dataclass
+class CheckedFile:
+    """What reading a file has shown; None where unknown."""
+
+    path: str
+    error: str | None = None
+    size: tuple[int, int] | None = None  # width, height
+    kind: str | None = None  # such as "JPEG RGB"
+    checksum: tuple[int, str] | None = None  # bytes, SHA-256
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", metavar="FOLDER_OR_LIST", help="/path, folder:/path or list:/path.txt")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="write all findings here")
+    parser.add_argument("--list", type=Path, metavar="TXT", help="write the absolute paths of the readable images here")
+    parser.add_argument("--write-manifest", type=Path, metavar="JSONL", help="write the checksum of each file here")
+    parser.add_argument("--manifest", type=Path, metavar="JSONL", help="compare with a file of --write-manifest")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read (default %(default)s)")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds for one image (default %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        return 0 if _check(args) else 1
+    except (ValueError, OSError) as error:
+        print(f"check_data: {error}", file=sys.stderr)
+        return 2
+
+
+def _check(args: argparse.Namespace) -> bool:
+    """Do what the command line asks for, and tell whether all is well."""
+    if args.workers < 1 or args.timeout <= 0:
+        raise ValueError(f"--workers {args.workers} and --timeout {args.timeout} must be positive")
+    for path in filter(None, (args.report, args.list, args.write_manifest)):
+        if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: name a file in a folder that exists")
+    with_checksums = bool(args.manifest or args.write_manifest)
+    if with_checksums and len(args.sources) > 1:
+        raise ValueError("paths in a manifest are relative to one folder: give one source")
+    manifest = _read_manifest(args.manifest) if args.manifest else None
+    skipped, paths = Counter(), {}
+    for source in args.sources:
+        root, found = _find_images(source, skipped)
+        paths.update(dict.fromkeys(found))  # a set that keeps the order
+    paths = list(paths)
+
+    files = check_files(paths, args.workers, args.timeout, with_checksums)
+    report, checksums = _summarize(tqdm(files, total=len(paths), unit=" images", disable=None))  # no bar in a log file
+    report = {"sources": args.sources, **report, "skipped": skipped}
+    if with_checksums:
+        report["duplicates"] = _find_duplicates(checksums)
+        by_name = {os.path.relpath(path, root): checksums.get(path) for path in paths}
+    if args.manifest:
+        report["manifest"] = _compare(manifest, by_name)
+    _print_report(report)
+
+    if args.write_manifest:
+        lines = ({"path": name, "bytes": sums[0], "sha256": sums[1]} for name, sums in by_name.items() if sums)
+        _write_lines(args.write_manifest, map(json.dumps, lines))
+    if args.list:
+        unreadable = {file["path"] for file in report["unreadable"]}
+        good = [path for path in paths if path not in unreadable]
+        _write_lines(args.list, filter(_fits_list, good))
+        _print_findings("left out of the list, which cannot hold such names", [p for p in good if not _fits_list(p)])
+    if args.report:
+        _write_lines(args.report, [json.dumps(report, indent=1)])
+    differences = report.get("manifest", {"missing": [], "changed": []})
+    return not (report["unreadable"] or differences["missing"] or differences["changed"])
+
+
+def _find_images(source: str, skipped: Counter) -> tuple[Path, list[str]]:
+    """Return the folder of a source, and the absolute paths of its images; count the other files by their ending."""
+    path = Path(source.removeprefix(LIST_PREFIX).removeprefix(FOLDER_PREFIX)).expanduser().absolute()
+    if source.startswith(LIST_PREFIX):  # by the rules of load_image_list, except that files may be missing
+        try:
+            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source} is no list of images, one a line in UTF-8: {error}") from error
+        root, paths = path.parent, [str(path.parent / name) for name in names if name]
+    elif path.is_file():
+        raise ValueError(f"{source} is a file: give a folder, or list:{source} if it is a list of images")
+    else:
+        root, paths = path, sorted(walk_images(path, skipped))
+    if not paths:
+        raise ValueError(f"{source} holds no images (endings {' '.join(IMAGE_SUFFIXES)})")
+    return root, paths
+
+
+def check_files(
+    paths: Iterable[str], workers: int, timeout: float = 60, with_checksums: bool = False
+) -> Iterator[CheckedFile]:
+    """Read files in worker processes, and yield the results as they come.
+
+    A file that kills its worker, or is not read in time, is reported like any other, and the rest goes on.
+
+    Args:
+        paths: the files.
+        workers: number of processes.
+        timeout: seconds for one file.
+        with_checksums: whether to find the checksums too.
+    """
+    paths = iter(paths)
+    idle, busy = [_Worker(with_checksums) for _ in range(workers)], []
+    try:
+        while True:
+            while idle and (path := next(paths, None)) is not None:
+                busy.append(idle.pop())
+                busy[-1].give(path)
+            if not busy:
+                return
+            wait([worker.pipe for worker in busy], min(timeout, 1))
+            for worker in busy.copy():
+                result = worker.take(timeout)
+                if result is not None:
+                    busy.remove(worker)
+                    idle.append(worker)
+                    yield result
+    finally:
+        for worker in idle + busy:
+            worker.process.kill()
+
+
+class _Worker:
+    """A process that reads one file at a time, and is replaced when it dies or takes too long."""
+
+    def __init__(self, with_checksums: bool):
+        self._with_checksums = with_checksums
+        self._start_process()
+
+    def _start_process(self) -> None:
+        self.pipe, other_end = Pipe()
+        self.process = Process(target=_work, args=(other_end, self._with_checksums), daemon=True)
+        self.process.start()
+        other_end.close()  # or the pipe would outlive the process
+
+    def give(self, path: str) -> None:
+        if not self.process.is_alive():
+            self._start_process()
+        self._path, self._since = path, time.monotonic()
+        self.pipe.send(path)
+
+    def take(self, timeout: float) -> CheckedFile | None:
+        """Return the result, or None if there is none yet."""
+        try:
+            if self.pipe.poll():
+                return self.pipe.recv()
+        except (EOFError, OSError):
+            reason = "it kills the process that reads it, or memory has run out"
+        else:
+            if time.monotonic() - self._since < timeout:
+                return None
+            reason = f"it takes more than {timeout:g} s"
+        self.process.kill()
+        self._start_process()
+        return CheckedFile(self._path, error=f"cannot read {self._path}: {reason}")
+
+
+def _work(pipe: Connection, with_checksums: bool) -> None:
+    """Read the files that come through a pipe, in a process of its own."""
+    warnings.simplefilter("ignore")  # Pillow's do not name the file
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the main process
+    while True:
+        pipe.send(_check_file(pipe.recv(), with_checksums))
+
+
+def _check_file(path: str, with_checksum: bool) -> CheckedFile:
+    result = CheckedFile(path)
+    try:
+        height, width, _ = read_image(path).shape
+        result.size = width, height
+    except (UnreadableImageError, FileNotFoundError) as error:
+        result.error = str(error)
+    except Exception as error:  # training would stop at it too, but here the other files matter
+        result.error = f"cannot read {path}: {type(error).__name__}: {error}"
+    if result.error is None:
+        with contextlib.suppress(*DECODING_ERRORS), Image.open(path) as image:
+            result.kind = f"{image.format} {image.mode}"
+    if with_checksum:
+        result.checksum = _find_checksum(Path(path))
+    return result
+
+
+def _find_checksum(path: Path) -> tuple[int, str] | None:
+    """Return bytes and SHA-256 of a file, damaged images too; None for what read_image would not even open."""
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:
+            data = path.read_bytes()
+            return len(data), hashlib.sha256(data).hexdigest()
+    return None
+
+
+def _summarize(files: Iterable[CheckedFile]) -> tuple[dict, dict[str, tuple[int, str]]]:
+    """Return a report, sorted by path, and the checksums by path where they are known."""
+    report = {"images": 0, "unreadable": [], "small": [], "megapixels": {}, "kinds": Counter()}
+    megapixels, checksums = [], {}
+    for file in files:
+        report["images"] += 1
+        if file.checksum is not None:
+            checksums[file.path] = file.checksum
+        if file.error is not None:
+            report["unreadable"].append({"path": file.path, "reason": file.error})
+            continue
+        megapixels.append(file.size[0] * file.size[1] / 1e6)
+        report["kinds"][file.kind or "unknown"] += 1
+        if min(file.size) < SMALL:
+            report["small"].append(file.path)
+    report["unreadable"].sort(key=itemgetter("path"))
+    report["small"].sort()
+    if megapixels:
+        report["megapixels"] = {"min": min(megapixels), "median": median(megapixels), "max": max(megapixels)}
+    return report, checksums
+
+
+def _find_duplicates(checksums: dict[str, tuple[int, str]]) -> list[list[str]]:
+    groups = defaultdict(list)
+    for path, checksum in checksums.items():
+        groups[checksum].append(path)
+    return sorted(sorted(paths) for paths in groups.values() if len(paths) > 1)
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {line["path"]: (line["bytes"], line["sha256"]) for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--manifest {path} has not been written by --write-manifest: {error!r}") from error
+
+
+def _compare(manifest: dict[str, tuple[int, str]], found: dict[str, tuple[int, str] | None]) -> dict[str, list[str]]:
+    return {
+        "missing": [name for name in manifest if name not in found],
+        "changed": [name for name in manifest if name in found and found[name] != manifest[name]],
+        "new": [name for name in found if name not in manifest],
+    }
+
+
+def _fits_list(path: str) -> bool:
+    """Tell whether a list of images, in UTF-8 and with one name a line, can hold a path."""
+    return path == path.strip() and len(path.splitlines()) == 1 and path.encode(errors="ignore").decode() == path
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with atomic_write(path) as file:
+        file.writelines(f"{line}\n".encode() for line in lines)
+
+
+def _print_report(report: dict) -> None:
+    print(f"{report['images']} images, {len(report['unreadable'])} unreadable")
+    for key in ("kinds", "skipped"):
+        print(f"{key}:", ", ".join(f"{count} {kind}" for kind, count in report[key].most_common(EXAMPLES)) or "none")
+    print("megapixels:", ", ".join(f"{key} {value:.3g}" for key, value in report["megapixels"].items()) or "unknown")
+    _print_findings("unreadable", [file["reason"] for file in report["unreadable"]])
+    _print_findings(f"with a side below {SMALL} pixels", report["small"])
+    _print_findings("sets of equal files", [", ".join(paths) for paths in report.get("duplicates", [])])
+    for key, names in report.get("manifest", {}).items():
+        _print_findings(f"{key} by the manifest", names)
+
+
+def _print_findings(title: str, found: list[str]) -> None:
+    """Print the first findings; what a file's name may have of line breaks, terminal codes and bytes is escaped."""
+    if found:
+        print(f"{len(found)} {title}:")
+    for text in found[:EXAMPLES]:
+        print(" ", "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+    if len(found) > EXAMPLES:
+        print("  ...")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
