@@ -3,6 +3,15 @@
 from densesiam_d2.layers.distributed import mean_over_images, world_size
 from densesiam_d2.layers.mlp import ProjectorPredictor, conv_mlp
 from densesiam_d2.layers.resize import resize_logits
+from densesiam_d2.layers.spread import embedding_spread
 from densesiam_d2.layers.valid import blank_invalid
 
-__all__ = ["ProjectorPredictor", "blank_invalid", "conv_mlp", "mean_over_images", "resize_logits", "world_size"]
+__all__ = [
+    "ProjectorPredictor",
+    "blank_invalid",
+    "conv_mlp",
+    "embedding_spread",
+    "mean_over_images",
+    "resize_logits",
+    "world_size",
+]

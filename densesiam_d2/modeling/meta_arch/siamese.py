@@ -7,7 +7,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
 from torch import nn
-from torch.nn import functional as F
+
+from densesiam_d2.layers import embedding_spread
 
 __all__ = ["SiameseMetaArch", "trains_on_views"]
 
@@ -136,11 +137,12 @@ class SiameseMetaArch(nn.Module):
         return iteration == 0 or (iteration + 1) % METRIC_PERIOD == 0
 
     def log_metrics(self, z: torch.Tensor, overlap: torch.Tensor, **metrics: torch.Tensor) -> None:
-        """Write ``ssl/*`` metrics to the event storage.
+        """Write ``ssl/*`` metrics of this process's images to the event storage.
 
         ``ssl/z_std`` is the standard deviation of L2-normalised embeddings over images and points, averaged over
         channels. ``ssl/z_std_ideal`` is 1/sqrt(D), its value for directions spread evenly; far below it, the
-        embeddings have collapsed.
+        embeddings have collapsed. It misses collapses that ``ssl/between`` or ``ssl/effective_rank`` show; for these,
+        ``ssl/within`` and ``ssl/mean_norm`` see :func:`embedding_spread`.
 
         Args:
             z: (N, D, ...) embeddings.
@@ -149,16 +151,19 @@ class SiameseMetaArch(nn.Module):
 
         Source: SimSiam, Fig. 2 (arXiv 2011.10566).
         """
-        z = F.normalize(z.detach().float(), dim=1).transpose(0, 1).flatten(1)  # (D, N * positions)
+        spread = embedding_spread(z.detach())
+        z_std_ideal = z.shape[1] ** -0.5
+        if "std" in spread:
+            spread["z_std"] = spread.pop("std") * z_std_ideal
+        metrics = {
+            **spread,
+            "z_std_ideal": z_std_ideal,
+            "overlap": overlap.mean(),
+            "no_overlap": (overlap <= 0).float().mean(),
+            **metrics,
+        }
         get_event_storage().put_scalars(
-            smoothing_hint=False,
-            **{
-                "ssl/z_std": float(z.std(dim=1).mean()),
-                "ssl/z_std_ideal": z.shape[0] ** -0.5,
-                "ssl/overlap": float(overlap.mean()),
-                "ssl/no_overlap": float((overlap <= 0).float().mean()),
-                **{f"ssl/{name}": float(value) for name, value in metrics.items()},
-            },
+            smoothing_hint=False, **{f"ssl/{name}": float(value) for name, value in metrics.items()}
         )
 
 

@@ -1,0 +1,94 @@
+"""Collapse: the loss looks its best, and the embeddings say the same of every image."""
+
+import logging
+
+from detectron2.engine import HookBase
+from detectron2.utils.events import get_event_storage
+
+__all__ = ["CollapseError", "CollapseMonitor"]
+
+_WHAT_HELPS = (
+    "A collapse does not heal: stop, and start again with a lower SOLVER.BASE_LR or a longer warm-up; "
+    "MODEL.SSL.NORM should be a batch norm, and the images should differ"
+)
+
+
+class CollapseError(RuntimeError):
+    """The embeddings have collapsed; the message holds the numbers."""
+
+
+class CollapseMonitor(HookBase):
+    """Warn when the ``ssl/*`` metrics show a collapse at several checks in a row.
+
+    A check is an iteration that logged such metrics; without them the hook does nothing. It complains about
+
+    - ``ssl/between`` below ``min_between``: all images look alike (healthy: 0.8 to 1);
+    - ``ssl/effective_rank`` below ``min_rank``, or D/2 for fewer than 4 channels: most differences lie on one line;
+    - ``ssl/region_usage`` of one region, in segmentation one cluster: it wins every point.
+
+    Each process looks at its own images. The count starts anew after a resume. For what the numbers mean
+    see :func:`densesiam_d2.layers.embedding_spread`.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_between: float = 0.5,
+        min_rank: float = 2.0,
+        patience: int = 5,
+        repeat: int = 10,
+        stop: bool = False,
+    ):
+        """Choose when to speak.
+
+        Args:
+            min_between, min_rank: the least healthy values.
+            patience: bad checks in a row before the first warning.
+            repeat: checks from one warning to the next, while it lasts.
+            stop: raise :class:`CollapseError` instead of warning.
+        """
+        self._min_between = min_between
+        self._min_rank = min_rank
+        self._patience = patience
+        self._repeat = repeat
+        self._stop = stop
+        self._bad_checks = 0
+
+    def after_step(self) -> None:
+        """Look at the metrics of this iteration, if there are any.
+
+        Raises:
+            CollapseError: the embeddings have collapsed, and ``stop`` was asked for.
+        """
+        storage = get_event_storage()
+        values = {
+            name.removeprefix("ssl/"): value
+            for name, (value, iteration) in storage.latest().items()
+            if name.startswith("ssl/") and iteration == storage.iter
+        }
+        if not values:
+            return
+        complaints = self._complaints(values)
+        self._bad_checks = self._bad_checks + 1 if complaints else 0
+        if self._bad_checks < self._patience or (self._bad_checks - self._patience) % self._repeat:
+            return
+        message = (
+            f"The embeddings have collapsed ({', '.join(complaints)}; {self._bad_checks} checks in a row): "
+            f"{'  '.join(f'{name}: {value:.4f}' for name, value in sorted(values.items()))}. {_WHAT_HELPS}."
+        )
+        if self._stop:
+            raise CollapseError(message)
+        logging.getLogger(__name__).warning(message)
+
+    def _complaints(self, values: dict[str, float]) -> list[str]:
+        """Return what the values of one check, by name without the prefix, tell of a collapse."""
+        dim = round(values["z_std_ideal"] ** -2) if "z_std_ideal" in values else None
+        min_rank = self._min_rank if dim is None else min(self._min_rank, dim / 2)
+        complaints = []
+        if values.get("between", self._min_between) < self._min_between:
+            complaints.append(f"between below {self._min_between:g}: all images look alike")
+        if values.get("effective_rank", min_rank) < min_rank:
+            complaints.append(f"effective_rank below {min_rank:g}: most differences lie on one line")
+        if dim and "region_usage" in values and values["region_usage"] * dim < 1.5:
+            complaints.append("region_usage of one region, which wins every point")
+        return complaints
