@@ -21,36 +21,40 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.export import expected_metadata
-from densesiam_d2.checkpoint.loading import CheckedCheckpointer, WeightsError
-from densesiam_d2.engine import Trainer, argument_parser, launch, prepare, setup
+from densesiam_d2.checkpoint.loading import CheckedCheckpointer
+from densesiam_d2.engine import Trainer, argument_parser, claim_folder, dry_run, launch, prepare, setup
 
 
 def main(args):
     """Run one process of a training or evaluation."""
     cfg = setup(args)
+    if args.dry_run:
+        return dry_run(cfg)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         CheckedCheckpointer(
             model, cfg.OUTPUT_DIR, expect=expected_metadata(cfg), strict=cfg.MODEL.WEIGHTS_STRICT, whole_model=True
-        ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume != "never")
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(resume=args.resume != "never")
     return trainer.train()
 
 
-if __name__ == "__main__":
-    arguments = argument_parser().parse_args()
+def run(main=main, words=None):
+    """Do what a command line says, with ``main`` in each process."""
+    args = argument_parser().parse_args(words)
     try:
-        device = prepare(arguments)
+        cfg = prepare(args)
+        lock = claim_folder(cfg, args)  # noqa: F841 held until this function ends
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"train_net.py: {error}", file=sys.stderr)
         sys.exit(2)
-    try:
-        launch(main, arguments, device=device)
-    except WeightsError as error:
-        print(f"train_net.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    launch(main, args, device=cfg.MODEL.DEVICE, timeout=cfg.RUN.DIST_TIMEOUT_SECONDS)
+
+
+if __name__ == "__main__":
+    run()

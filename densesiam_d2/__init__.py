@@ -17,6 +17,7 @@ _EXPORTS = {
     "add_densesiam_config": "config",
     "DenseSiam": "modeling",
     "PseudoLabelSemSegHead": "modeling",
+    "ExactResumeHook": "engine",
     "ExportBackboneHook": "engine",
     "ProgressHook": "engine",
     "Trainer": "engine",

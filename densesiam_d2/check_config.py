@@ -1,14 +1,16 @@
 """Values that cannot work, found before anything is built."""
 
+import difflib
 import math
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
+from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.modeling import trains_on_views
 
 __all__ = ["check_config"]
@@ -47,6 +49,7 @@ _WIDTHS = (_all_of(lambda v: isinstance(v, int) and v > 0), "a list of widths > 
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
+    "INPUT.CROP.TYPE": _one_of("relative_range", "relative", "absolute", "absolute_range"),
     "INPUT.FORMAT": _one_of("RGB", "BGR"),
     "INPUT.SSL.VIEW_SIZE": _POSITIVE,
     "INPUT.SSL.PRE_CROP": _NOT_NEGATIVE,
@@ -93,6 +96,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES": (lambda v: v == 0 or v > 1, "0 (none) or > 1"),
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.NUM_PROJ_CONVS": _NOT_NEGATIVE,
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SIMILARITY_WEIGHT": _NOT_NEGATIVE,
+    "RUN.DIST_TIMEOUT_SECONDS": _POSITIVE,
+    "RUN.MAX_DROPPED_STEPS": _POSITIVE,
+    "RUN.MAX_UNREADABLE": _PROBABILITY,
+    "RUN.WATCHDOG_SECONDS": _NOT_NEGATIVE,
     "SOLVER.AMP.PRECISION": _one_of("fp16", "bf16"),
     "SOLVER.BASE_LR": (lambda v: _positive(v) and math.isfinite(v), "> 0"),
     "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
@@ -104,6 +111,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "SOLVER.POLY_LR_CONSTANT_ENDING": _PROBABILITY,
     "SOLVER.POLY_LR_POWER": _POSITIVE,
     "SOLVER.STEPS": (lambda v: list(v) == sorted(v), "in ascending order"),
+    "SOLVER.CHECKPOINT_KEEP_EVERY": _NOT_NEGATIVE,
+    "SOLVER.CHECKPOINT_KEEP_LAST": _NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_PERIOD": _POSITIVE,
     "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
@@ -125,7 +134,7 @@ def check_config(cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False) 
     Raises:
         ValueError: at least one value cannot work.
     """
-    problems = []
+    problems = _misspelt(cfg)
     for key, (check, text) in RULES.items():
         value = attrgetter(key)(cfg)
         if not _holds(check, value):
@@ -133,6 +142,15 @@ def check_config(cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False) 
     problems += _combinations(cfg) + (_evaluation(cfg) if eval_only else _training(cfg, world_size))
     if problems:
         raise ValueError("the config cannot work:\n  " + "\n  ".join(problems))
+
+
+def _misspelt(cfg: CfgNode) -> list[str]:
+    """Find keys that were set in Python under a slightly wrong name; other projects' own keys are let be."""
+    schema = get_cfg()
+    add_densesiam_config(schema)
+    known = set(all_keys(schema))
+    near = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.9) for key in all_keys(cfg) if key not in known}
+    return [f"there is no key {key}; did you mean {names[0]}?" for key, names in near.items() if names]
 
 
 def _holds(check: Callable[[Any], bool], value: Any) -> bool:
@@ -159,6 +177,11 @@ def _combinations(cfg: CfgNode) -> list[str]:
         if bare:
             problems.append(f"DATASETS has {bare[0]!r}, without labels; {cfg.MODEL.META_ARCHITECTURE} needs labels")
     if trains_on_views(cfg):
+        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+            problems.append(
+                f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, which needs annotations; pretraining "
+                "has 'TrainingSampler' only"
+            )
         if not cfg.MODEL.SSL.NORM:
             problems.append("MODEL.SSL.NORM is ''; the heads need a norm, such as 'SyncBN'")
         if cfg.TEST.PRECISE_BN.ENABLED:

@@ -6,7 +6,7 @@ is marked "inferred".
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_densesiam_config"]
+__all__ = ["add_densesiam_config", "all_keys"]
 
 
 def add_densesiam_config(cfg: CfgNode) -> None:
@@ -32,6 +32,17 @@ def add_densesiam_config(cfg: CfgNode) -> None:
     _add_densesiam_keys(cfg)
     _add_sem_seg_keys(cfg)
     _add_solver_and_test_keys(cfg)
+    _add_run_keys(cfg)
+
+
+def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    """Return the full names of all keys of a config, nodes included."""
+    keys = []
+    for name, value in cfg.items():
+        keys.append(prefix + name)
+        if isinstance(value, CfgNode):
+            keys += all_keys(value, f"{prefix}{name}.")
+    return keys
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
@@ -164,6 +175,10 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.PRECISION = "fp16"
     # Names of submodules (prefixes of parameter names) that keep BASE_LR throughout, such as "dense.predictor".
     cfg.SOLVER.FIXED_LR_MODULES = []
+    # Of the numbered checkpoints keep the newest so many (0 = all), and for good those of every so many iterations
+    # (0 = none).
+    cfg.SOLVER.CHECKPOINT_KEEP_LAST = 0
+    cfg.SOLVER.CHECKPOINT_KEEP_EVERY = 0
 
     # How predicted labels become classes in semantic evaluation: "none" (they are classes) or "hungarian" (clusters).
     cfg.TEST.SEM_SEG_MATCHING = "none"
@@ -172,3 +187,22 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     # Sliding-window inference of SlidingSemanticSegmentor: window side and stride in pixels; 0 = whole images.
     cfg.TEST.SLIDE_WINDOW = 0
     cfg.TEST.SLIDE_STRIDE = 0
+    # Score, such as "segm/AP", by which the best model so far is kept as model_best.pth; "" = none.
+    cfg.TEST.BEST_METRIC = ""
+
+
+def _add_run_keys(cfg: CfgNode) -> None:
+    run = cfg.RUN = CfgNode()
+    # Resume although data, batch size, seed or model are not those of the checkpoint.
+    run.ALLOW_MISMATCH = False
+    # Stop after so many steps in a row whose loss or gradient is not finite; each is dropped in all processes.
+    run.MAX_DROPPED_STEPS = 10
+    # Share of unreadable files among the recent 1,000 reads of a process above which pretraining stops.
+    run.MAX_UNREADABLE = 0.1
+    # Stop, instead of only warning, when the embeddings have collapsed.
+    run.STOP_ON_COLLAPSE = False
+    # Seconds without a finished step after which every process says where it stands and leaves; 0 = never. The step
+    # after an evaluation waits for the main process, which adds up the scores.
+    run.WATCHDOG_SECONDS = 900
+    # Seconds that processes wait for each other in one operation. More than the above, whose messages say more.
+    run.DIST_TIMEOUT_SECONDS = 1800

@@ -1,7 +1,7 @@
 """Values that cannot work: one ValueError, naming key and value, and listing all of them."""
 
 import pytest
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 
 from densesiam_d2.check_config import check_config
 from densesiam_d2.config import add_densesiam_config
@@ -182,3 +182,12 @@ def test_mixed_precision_on_several_cpu_processes_is_refused():
     check_config(cfg, world_size=1)
     with pytest.raises(ValueError, match="several CPU processes"):
         check_config(cfg, world_size=2)
+
+
+def test_keys_misspelt_in_python_are_found():
+    cfg = _cfg()
+    cfg.SOLVER.BASE_LRR = 0.1
+    cfg.MODEL.MY_OWN_HEAD = CfgNode({"WIDTH": 3})  # of somebody's extension
+    with pytest.raises(ValueError, match=r"no key SOLVER\.BASE_LRR; did you mean SOLVER\.BASE_LR\?") as raised:
+        check_config(cfg)
+    assert "MY_OWN_HEAD" not in str(raised.value)

@@ -13,6 +13,7 @@ from detectron2.data.datasets import load_sem_seg
 
 from .cityscapes27 import register_cityscapes27
 from .coco_stuff import register_coco_stuff27
+from .file_names import check_file_names
 from .image_folders import (
     FOLDER_PREFIX,
     LIST_PREFIX,
@@ -139,6 +140,37 @@ def check_datasets(cfg: CfgNode) -> None:
         root = datasets_root()
         lines = [*unknown, *missing, f"datasets/README.md shows what belongs where; their root is {root.absolute()}"]
         raise (ValueError if unknown else FileNotFoundError)("\n".join(lines))
+
+
+def check_records(names: Sequence[str], records: Sequence[dict], num_classes: int | None = None) -> None:
+    """Check what the records of some datasets name: local files below the datasets' image folders, known classes.
+
+    Args:
+        names: of the registered datasets.
+        records: detectron2's dataset dicts of all of them.
+        num_classes: number of classes of instances; None leaves "annotations" alone.
+
+    Raises:
+        ValueError: a file name leads elsewhere, or a category does not exist.
+    """
+    roots = []
+    for metadata in map(MetadataCatalog.get, names):
+        own = [metadata.get("image_root"), metadata.get("image_dir"), metadata.get("dirname")]
+        own = [root for root in (*own, *metadata.get("image_roots", ())) if root]
+        if not own:  # a list of files, or a set of somebody else's
+            roots = []
+            break
+        roots += own
+    check_file_names([{"file_name": record["file_name"]} for record in records], roots)
+    check_file_names(records)
+    for record in records if num_classes is not None else ():
+        for annotation in record.get("annotations", ()):
+            if not 0 <= annotation["category_id"] < num_classes:
+                which = annotation.get("id", record["annotations"].index(annotation))
+                raise ValueError(
+                    f"{record['file_name']}: annotation {which} has the category {annotation['category_id']}; "
+                    f"MODEL.ROI_HEADS.NUM_CLASSES {num_classes} allows 0 to {num_classes - 1}"
+                )
 
 
 def _suggest(name: str) -> str:

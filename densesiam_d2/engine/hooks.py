@@ -5,12 +5,11 @@ from pathlib import Path
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, get_event_storage
 from torch.nn.parallel import DistributedDataParallel
 
-from densesiam_d2.checkpoint.export import backbone_metadata, backbone_state, save_backbone
+from densesiam_d2.checkpoint.export import backbone_metadata, backbone_state, save_backbone, save_safetensors
 
-__all__ = ["ExportBackboneHook", "ProgressHook", "SSLMetricPrinter"]
+__all__ = ["ExportBackboneHook", "ProgressHook"]
 
 
 def unwrap(model):
@@ -26,7 +25,7 @@ class ProgressHook(HookBase):
 
 
 class ExportBackboneHook(HookBase):
-    """Write ``backbone.pkl`` into a folder once training is complete."""
+    """Write ``backbone.pkl`` and the same as ``backbone.safetensors`` into a folder once training is complete."""
 
     def __init__(self, cfg, output_dir: str):
         """Take the config, whose facts go into the file's metadata, and the folder."""
@@ -37,15 +36,7 @@ class ExportBackboneHook(HookBase):
         # Also called when training breaks off: half a pretraining must not look like a whole one.
         if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
             state = backbone_state(unwrap(self.trainer.model))
-            save_backbone(self._path, state, backbone_metadata(self._cfg, iteration=self.trainer.max_iter))
-            logging.getLogger(__name__).info("Wrote the pretrained backbone to %s", self._path)
-
-
-class SSLMetricPrinter(EventWriter):
-    """Print the latest ``ssl/*`` metrics, which detectron2's own printer leaves out."""
-
-    def write(self) -> None:
-        latest = {k[4:]: v for k, (v, _) in get_event_storage().latest().items() if k.startswith("ssl/")}
-        if latest:
-            text = "  ".join(f"{name}: {value:.4f}" for name, value in sorted(latest.items()))
-            logging.getLogger(__name__).info(" ssl  %s", text)
+            metadata = backbone_metadata(self._cfg, iteration=self.trainer.max_iter)
+            save_backbone(self._path, state, metadata)
+            save_safetensors(self._path.with_suffix(".safetensors"), state, metadata)
+            logging.getLogger(__name__).info("Wrote the pretrained backbone to %s and .safetensors", self._path)

@@ -1,11 +1,22 @@
-"""Start the processes of a run: one, several on this machine, several machines, or those torchrun has started."""
+"""Start the processes of a run, and let them end together: one, several, several machines, or those of torchrun."""
 
+import contextlib
+import ctypes
+import multiprocessing
 import os
+import signal
+import socket
+import sys
+from datetime import timedelta
 
 import torch
 from detectron2.engine import launch as launch_d2
 from detectron2.utils import comm
 from torch import distributed as dist
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from densesiam_d2.checkpoint.loading import WeightsError
+from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
 
 __all__ = ["launch", "under_torchrun"]
 
@@ -15,7 +26,7 @@ def under_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(main, args, *, device: str) -> None:
+def launch(main, args, *, device: str, timeout: float = 1800) -> None:
     """Call ``main(args)`` in every process of the run.
 
     Under torchrun the processes exist already, and ``--num-gpus``, ``--num-machines`` and ``--dist-url`` are its
@@ -25,30 +36,87 @@ def launch(main, args, *, device: str) -> None:
         main: a function of a module, so that child processes can import it.
         args: the parsed command line.
         device: ``MODEL.DEVICE``.
+        timeout: seconds that processes wait for each other in one operation.
+
+    Raises:
+        SystemExit: with code 2, weights or checkpoint do not fit the config; 75, the run has saved and wants to be
+            started again; 1, any other failure of another process than this one.
     """
     if under_torchrun():
-        _join_torchrun(device)
+        _end_with_parent()
+        _join_torchrun(device, timedelta(seconds=timeout))
         try:
-            main(args)
+            _run(main, args)
         finally:
             dist.destroy_process_group()
         return
     if torch.device(device).type == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or detectron2's processes would claim GPUs and speak NCCL
-    launch_d2(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    alone = args.num_gpus * args.num_machines == 1
+    try:
+        with contextlib.nullcontext() if alone else handle_stop_signals(_pass_on):
+            launch_d2(
+                _run if alone else _run_child,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args),
+                timeout=timedelta(seconds=timeout),
+            )
+    except ProcessExitedException as error:
+        rank = args.machine_rank * args.num_gpus + error.error_index
+        if error.exit_code not in (2, PREEMPTED):  # these have said why
+            print(f"train_net.py: rank {rank} on {socket.gethostname()}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code if error.exit_code in (2, PREEMPTED) else 1)
+    except ProcessRaisedException as error:
+        rank = args.machine_rank * args.num_gpus + error.error_index
+        lines = str(error).strip().splitlines()
+        print(error, f"train_net.py: rank {rank} on {socket.gethostname()}: {lines[-1]}", sep="\n", file=sys.stderr)
+        sys.exit(1)
 
 
-def _join_torchrun(device: str) -> None:
+def _pass_on(number: int) -> None:
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, number)
+
+
+def _run_child(main, args) -> None:
+    _end_with_parent()
+    _run(main, args)
+
+
+def _run(main, args) -> None:
+    try:
+        with handle_stop_signals(lambda _: sys.exit(PREEMPTED)):  # until training has something to save
+            main(args)
+    except WeightsError as error:
+        if comm.is_main_process():
+            print(f"train_net.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    """Have the system kill this process when its parent dies.
+
+    torch asks for SIGINT, which processes that were started in the background of a script ignore.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _join_torchrun(device: str, timeout: timedelta) -> None:
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    backend = "nccl" if on_gpu else "gloo"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # The store outlives a restart, and with it the addresses of processes that are gone: pytorch#135712.
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*place, is_master=False, timeout=timeout)
+        store = dist.PrefixStore(f"densesiam_d2/attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-    comm.synchronize()

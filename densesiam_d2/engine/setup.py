@@ -5,10 +5,15 @@ import difflib
 import logging
 import os
 import re
+import resource
+import sys
+import tempfile
+import time
 from operator import attrgetter
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -16,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 from densesiam_d2.check_config import check_config
 from densesiam_d2.checkpoint.resuming import own_checkpoints
-from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.data.image_folders import register_path_datasets
 from densesiam_d2.engine.launch import under_torchrun
@@ -25,11 +30,36 @@ from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 __all__ = ["argument_parser", "load_config", "prepare", "replace_sync_bn", "setup"]
 
 
+RESUME_MODES = ("must", "auto", "never")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser in which ``--resume`` may stand before anything, with or without a mode."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        for i, word in enumerate(words):
+            if word == "--resume" and words[i + 1 : i + 2] not in [[mode] for mode in RESUME_MODES]:
+                words[i] = "--resume=must"
+        return super().parse_known_args(words, namespace)
+
+
 def argument_parser() -> argparse.ArgumentParser:
-    """Return detectron2's parser, with a free port for runs on one machine."""
-    parser = default_argument_parser()
+    """Return detectron2's parser, with a free port for runs on one machine, modes of ``--resume`` and ``--dry-run``."""
+    parser = _Parser(parents=[default_argument_parser()], add_help=False, conflict_handler="resolve")
     # The stock default is one port per user: two runs on one machine would meet there.
     parser.set_defaults(dist_url="auto")
+    parser.add_argument(
+        "--resume",
+        choices=RESUME_MODES,
+        default="never",
+        help="go on with the run in OUTPUT_DIR; without one 'auto' starts it, and 'must' (or --resume alone) stops",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="try two iterations, one save, one load and one batch of evaluation; leaves nothing behind",
+    )
     return parser
 
 
@@ -41,7 +71,8 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         opts: alternating keys and values.
 
     Raises:
-        ValueError: a key does not exist, or a value is of the wrong type; the message names it and the nearest key.
+        ValueError: a key does not exist, or a value is of the wrong type; the message names it and the nearest key. Or
+            a yaml in the chain of ``_BASE_`` is not plain, or not a local file.
         FileNotFoundError: there is no such yaml.
     """
     cfg = get_cfg()
@@ -52,14 +83,51 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         raise FileNotFoundError(f"--config-file {config_file}: no such file")
     if len(opts) % 2:
         raise ValueError(f"options must be KEY VALUE pairs, but there are {len(opts)} words: {' '.join(opts)}")
+    _check_bases(Path(config_file))
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(_with_floats(cfg, opts))
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg, config_file)) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+def _check_bases(path: Path, above: tuple[Path, ...] = ()) -> None:
+    """Check that a yaml and all that it stands on by ``_BASE_`` are plain and local; detectron2 would fetch them.
+
+    Args:
+        path: an existing yaml.
+        above: the yamls that stand on it, resolved.
+    """
+    try:
+        with path.open("rb") as file:
+            content = yaml.safe_load(file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no keys and values, so it is no config")
+    above = (*above, path.resolve())
+    bases = content.get("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or "://" in base:
+            raise ValueError(f"{path}: _BASE_ {base} is not a local file: copy it here and name its path")
+        base_path = path.parent / Path(base).expanduser()
+        if not base_path.is_file():
+            raise FileNotFoundError(f"{path}: _BASE_ {base}: no such file")
+        if base_path.resolve() in above:
+            raise ValueError(f"{path}: _BASE_ {base} stands on this file itself: name another one")
+        _check_bases(base_path, above)
+
+
+def _with_floats(cfg: CfgNode, opts: list[str]) -> list[str]:
+    """Return the options with "1" as "1.0" where a key holds a float; yacs would refuse it."""
+    known, words = set(all_keys(cfg)), list(opts)
+    for i in range(0, len(words), 2):
+        if words[i] in known and isinstance(attrgetter(words[i])(cfg), float) and str(words[i + 1]).isdecimal():
+            words[i + 1] = f"{words[i + 1]}.0"
+    return words
 
 
 def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
@@ -69,17 +137,8 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
         tuples = "; data sets are a tuple, such as DATASETS.TRAIN \"('folder:/data/mine',)\""
         return f"{config_file} or the command line: {text}{tuples if 'DATASETS.' in text else ''}"
     key = unknown.group(1)
-    near = difflib.get_close_matches(key, _all_keys(cfg), n=1)
+    near = difflib.get_close_matches(key, all_keys(cfg), n=1)
     return f"no config key {key}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in cfg.items():
-        keys.append(prefix + name)
-        if isinstance(value, CfgNode):
-            keys += _all_keys(value, f"{prefix}{name}.")
-    return keys
 
 
 def replace_sync_bn(cfg: CfgNode) -> None:
@@ -91,20 +150,20 @@ def replace_sync_bn(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE != "cpu":
         return
     substitute = "naiveSyncBN_N" if comm.get_world_size() > 1 else "BN"
-    replaced = [key for key in _all_keys(cfg) if key.endswith("NORM") and attrgetter(key)(cfg) == "SyncBN"]
+    replaced = [key for key in all_keys(cfg) if key.endswith("NORM") and attrgetter(key)(cfg) == "SyncBN"]
     if replaced:
         cfg.merge_from_list([word for key in replaced for word in (key, substitute)])
         logging.getLogger("densesiam_d2").info("CPU: %s instead of SyncBN for %s", substitute, ", ".join(replaced))
 
 
-def prepare(args: argparse.Namespace) -> str:
-    """Check a run before its processes are started, and settle its device.
+def prepare(args: argparse.Namespace) -> CfgNode:
+    """Check a run before its processes are started, and settle how many there are.
 
     Args:
         args: the parsed command line; without a GPU ``num_gpus`` becomes 1, unless the CPU was asked for by name.
 
     Returns:
-        The device, "cuda" or "cpu".
+        The config; MODEL.DEVICE is "cuda" or "cpu".
 
     Raises:
         ValueError: the config cannot work; all problems in one message.
@@ -123,14 +182,18 @@ def prepare(args: argparse.Namespace) -> str:
         cfg.DATASETS.TRAIN = ()
     check_datasets(cfg)
     ensure_cityscapes_api([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    return cfg.MODEL.DEVICE
+    return cfg
 
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     weights, earlier = cfg.MODEL.WEIGHTS, own_checkpoints(cfg.OUTPUT_DIR)
-    if args.resume and earlier:
+    if earlier and args.resume != "never":
         return
-    if earlier and not args.eval_only:
+    if args.resume == "must":
+        raise ValueError(
+            f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint; check the path, or start by --resume auto"
+        )
+    if earlier and not (args.eval_only or args.dry_run):
         raise ValueError(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds an earlier run ({earlier[-1].name}): go on with it by --resume, "
             "or name another OUTPUT_DIR"
@@ -159,11 +222,29 @@ def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Return the frozen config of a run that :func:`prepare` has checked, and start logging; for each process."""
     cfg = load_config(args.config_file, args.opts)
+    if args.dry_run:
+        cfg.OUTPUT_DIR = tempfile.mkdtemp(prefix="dry_run_")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="densesiam_d2")
     replace_sync_bn(cfg)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     register_path_datasets(names)
     ensure_cityscapes_api(names)
     cfg.freeze()
+    _raise_file_limit()
+    _keep_config(cfg)
     default_setup(cfg, args)
     return cfg
+
+
+def _keep_config(cfg: CfgNode) -> None:
+    """Give an earlier config.yaml that says something else a name by its date, for default_setup writes over it."""
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if comm.is_main_process() and path.is_file() and path.read_text() != cfg.dump():
+        path.rename(path.with_suffix(time.strftime(".%Y%m%d-%H%M%S.yaml", time.localtime(path.stat().st_mtime))))
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: loader workers pass tensors as files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,23 +1,36 @@
 """The trainer of every stage: pretraining, unsupervised segmentation, transfer."""
 
+import functools
 import logging
+import os
 import weakref
 from pathlib import Path
 
 import torch
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, SimpleTrainer
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from fvcore.common.history_buffer import HistoryBuffer
 from torch.nn.parallel import DistributedDataParallel
 
+from densesiam_d2.check_config import check_config
 from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
-from densesiam_d2.data.loader import build_two_view_train_loader
+from densesiam_d2.data.datasets import check_records
+from densesiam_d2.data.detection_mapper import DetectionDatasetMapper
+from densesiam_d2.data.loader import build_labelled_train_loader, build_two_view_train_loader
 from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
-from densesiam_d2.engine.amp import MixedPrecisionTrainer
-from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, SSLMetricPrinter
+from densesiam_d2.engine.collapse import CollapseMonitor
+from densesiam_d2.engine.exact_resume import ExactResumeHook
+from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook
+from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook
+from densesiam_d2.engine.signals import handle_stop_signals
+from densesiam_d2.engine.step import StepTrainer
+from densesiam_d2.engine.watchdog import WatchdogHook
+from densesiam_d2.engine.writers import SafeWriter, SSLMetricPrinter
 from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.modeling import DenseSiam, trains_on_views
@@ -42,15 +55,14 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        check_config(cfg, world_size=comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = distribute(model)
-        if cfg.SOLVER.AMP.ENABLED:
-            amp = {"device": torch.device(cfg.MODEL.DEVICE).type, "precision": cfg.SOLVER.AMP.PRECISION}
-            self._trainer = MixedPrecisionTrainer(model, data_loader, optimizer, **amp)
-        else:
-            self._trainer = SimpleTrainer(model, data_loader, optimizer)
+        precision = cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32"
+        guards = {"max_dropped": cfg.RUN.MAX_DROPPED_STEPS}
+        self._trainer = StepTrainer(model, data_loader, optimizer, precision=precision, **guards)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = CheckedCheckpointer(
             model,
@@ -64,15 +76,53 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter == 0 and not self.cfg.MODEL.WEIGHTS and not trains_on_views(self.cfg):
+            logger.warning("MODEL.WEIGHTS is empty: this model is trained from random weights")
+
     def build_hooks(self) -> list:
-        """Return detectron2's hooks, preceded by the time and followed by the export for two-view methods."""
-        ret = super().build_hooks()
-        if trains_on_views(self.cfg):
-            ret = [ProgressHook(), *ret, ExportBackboneHook(self.cfg, self.cfg.OUTPUT_DIR)]
+        """Return detectron2's hooks, with guards before them and this project's way to save.
+
+        For methods that train on views also the time before them, and the export and the watch over collapse after.
+        """
+        cfg, solver = self.cfg, self.cfg.SOLVER
+        stock = [h for h in super().build_hooks() if h and not isinstance(h, hooks.PeriodicCheckpointer)]
+        keep = {"keep_last": solver.CHECKPOINT_KEEP_LAST, "keep_every": solver.CHECKPOINT_KEEP_EVERY}
+        evaluation = next(i for i, h in enumerate(stock) if isinstance(h, hooks.EvalHook))
+        stock.insert(evaluation, CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, **keep))
+        if cfg.TEST.BEST_METRIC:
+            best = BestCheckpointHook(cfg.TEST.EVAL_PERIOD, self.checkpointer, cfg.TEST.BEST_METRIC)
+            stock.insert(evaluation + 2, best)
+        ret = [WatchdogHook(cfg.RUN.WATCHDOG_SECONDS), ExactResumeHook(cfg), *stock]
+        if trains_on_views(cfg):
+            watch = CollapseMonitor(stop=cfg.RUN.STOP_ON_COLLAPSE)
+            ret = [ProgressHook(), *ret, watch, ExportBackboneHook(cfg, cfg.OUTPUT_DIR)]
         return ret
 
     def build_writers(self) -> list:
-        return [*super().build_writers(), SSLMetricPrinter()]
+        folder = self.cfg.OUTPUT_DIR
+        return [
+            CommonMetricPrinter(self.max_iter),
+            SafeWriter(lambda: JSONWriter(str(Path(folder) / "metrics.json"))),
+            # What a run that was killed wrote after its last checkpoint is hidden.
+            SafeWriter(lambda: TensorboardXWriter(folder, purge_step=self.start_iter or None)),
+            SSLMetricPrinter(),
+        ]
+
+    def before_train(self) -> None:
+        # Histories of a million values each would take a gigabyte; nobody looks further back than this.
+        self.storage._history.default_factory = functools.partial(HistoryBuffer, max_length=1000)
+        super().before_train()
+
+    def train(self):
+        """Run training; SIGTERM and SIGUSR1 save and leave with exit code 75."""
+        with handle_stop_signals(self._ask_to_stop):
+            return super().train()
+
+    def _ask_to_stop(self, number: int) -> None:
+        self._trainer.stop_requested = True
+        os.write(2, b"asked to stop: saving after this step, then leaving\n")  # logging is not safe in a handler
 
     @classmethod
     def build_model(cls, cfg):
@@ -93,15 +143,16 @@ class Trainer(DefaultTrainer):
         if trains_on_views(cfg):
             return build_two_view_train_loader(cfg)
         if issubclass(_meta_arch(cfg), SemanticSegmentor):
-            return build_detection_train_loader(cfg, mapper=SemSegDatasetMapper(cfg, True, cfg.DATASETS.TRAIN))
-        return build_detection_train_loader(cfg)
+            return build_labelled_train_loader(cfg, SemSegDatasetMapper(cfg, True, cfg.DATASETS.TRAIN))
+        return build_labelled_train_loader(cfg, DetectionDatasetMapper(cfg, True))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        if issubclass(_meta_arch(cfg), SemanticSegmentor | DenseSiam):
-            mapper = SemSegDatasetMapper(cfg, False, [dataset_name])
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        return build_detection_test_loader(cfg, dataset_name)
+        semantic = issubclass(_meta_arch(cfg), SemanticSegmentor | DenseSiam)
+        mapper = SemSegDatasetMapper(cfg, False, [dataset_name]) if semantic else DetectionDatasetMapper(cfg, False)
+        parts = build_detection_test_loader.from_config(cfg, dataset_name, mapper=mapper)
+        check_records([dataset_name], parts["dataset"])
+        return build_detection_test_loader(**parts)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):

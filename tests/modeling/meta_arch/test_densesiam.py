@@ -230,6 +230,10 @@ def test_metrics_of_a_step_by_hand():
         {
             "ssl/z_std": 0,
             "ssl/z_std_ideal": 8**-0.5,
+            "ssl/between": 0,
+            "ssl/within": 0,
+            "ssl/effective_rank": 1,
+            "ssl/mean_norm": 1,
             "ssl/overlap": 0.25,
             "ssl/no_overlap": 0.5,
             "ssl/region_usage": 1 / 8,

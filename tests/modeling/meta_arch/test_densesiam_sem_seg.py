@@ -136,7 +136,11 @@ def test_region_usage_counts_the_clusters_that_win():
     last.bias.data[1] += 100  # cluster 1 of 4 wins every point
     with EventStorage(0) as storage:
         model(batch)
-        assert storage.latest()["ssl/region_usage"][0] == pytest.approx(1 / 4)
+        latest = {key: value for key, (value, _) in storage.latest().items()}
+    assert latest["ssl/region_usage"] == pytest.approx(1 / 4)
+    # All logits point along cluster 1, but for their unit variance against 100.
+    assert latest["ssl/mean_norm"] > 0.99
+    assert latest["ssl/between"] < 0.1 and latest["ssl/within"] < 0.1
 
 
 def test_twenty_steps_lower_the_total_loss():

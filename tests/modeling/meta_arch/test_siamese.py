@@ -74,7 +74,8 @@ def test_schedule_without_time_names_the_hook():
 def test_metrics_by_hand():
     model = tiny_model(tiny_cfg())
     # Two images, one point: (3, 0) and (0, 5), normalised (1, 0) and (0, 1). Either channel holds 1 and 0, whose
-    # standard deviation is sqrt(2 * 0.25 / (2 - 1)) = 0.7071. D = 2: ideal 1 / sqrt(2).
+    # standard deviation is sqrt(2 * 0.25 / (2 - 1)) = 0.7071. D = 2: ideal 1 / sqrt(2). Both differ along one line, and
+    # their mean is (0.5, 0.5). One point has no spread within an image.
     z = torch.tensor([[3.0, 0.0], [0.0, 5.0]])[:, :, None, None]
     with EventStorage(0) as storage:
         model.log_metrics(z, torch.tensor([0.5, 0.0]), region_usage=torch.tensor(0.75))
@@ -83,6 +84,9 @@ def test_metrics_by_hand():
         {
             "ssl/z_std": 0.5**0.5,
             "ssl/z_std_ideal": 0.5**0.5,
+            "ssl/between": 1,
+            "ssl/effective_rank": 1,
+            "ssl/mean_norm": 0.5**0.5,
             "ssl/overlap": 0.25,  # (0.5 + 0) / 2
             "ssl/no_overlap": 0.5,  # one image of two
             "ssl/region_usage": 0.75,

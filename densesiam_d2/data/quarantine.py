@@ -1,0 +1,87 @@
+"""What becomes of files that cannot be read: they are written down, and too many of them end the run."""
+
+import json
+import logging
+import os
+from collections import deque
+from pathlib import Path
+from typing import TextIO
+
+from detectron2.utils import comm
+
+__all__ = ["Quarantine"]
+
+WINDOW = 1000  # reads over which the share is taken
+MIN_READS = 100  # before it is judged
+
+
+class Quarantine:
+    """Keep ``quarantine.jsonl``: a line for each unreadable file, with its path, the reason and who met it first.
+
+    Every process writes its own finds; after a resume, files that are in it already are not written again.
+    """
+
+    def __init__(self, path: Path, *, max_share: float):
+        """Read what an earlier part of the run has found.
+
+        Args:
+            path: of the file.
+            max_share: share of unreadable files among the recent reads of a process above which it stops.
+        """
+        self._path, self._max_share = path, max_share
+        self._known = set(_read(path))
+        self._recent = deque(maxlen=WINDOW)
+
+    def add(self, num_read: int, unreadable: list[tuple[str, str]]) -> None:
+        """Take in one batch.
+
+        Args:
+            num_read: images of the batch, substitutes included.
+            unreadable: (file, reason) of those that were substituted.
+
+        Raises:
+            RuntimeError: too many of the recent files were unreadable; the message lists some.
+        """
+        self._recent.extend([None] * num_read + [f"{file}: {reason}" for file, reason in unreadable])
+        for file, reason in unreadable:
+            if file not in self._known:
+                self._known.add(file)
+                self._write(file, reason)
+        bad = [entry for entry in self._recent if entry] if unreadable else []
+        if len(self._recent) >= MIN_READS and len(bad) > self._max_share * len(self._recent):
+            raise RuntimeError(
+                f"{len(bad)} of the last {len(self._recent)} images cannot be read, more than the share "
+                f"RUN.MAX_UNREADABLE {self._max_share}: see {self._path}. The last ones:\n  " + "\n  ".join(bad[-5:])
+            )
+
+    def _write(self, file: str, reason: str) -> None:
+        logger = logging.getLogger(__name__)
+        logger.warning("unreadable image no. %d, another one is taken: %s", len(self._known), reason)
+        line = json.dumps({"file_name": file, "reason": reason, "rank": comm.get_rank()}) + "\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a+") as out:
+                if self._ends_within_a_line(out):
+                    line = "\n" + line
+                out.write(line)  # one write, so that lines of several processes do not mix
+        except OSError as error:
+            logger.warning("cannot write %s: %s", self._path, error)
+
+    @staticmethod
+    def _ends_within_a_line(file: TextIO) -> bool:
+        """Tell whether a killed run has left half a line."""
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        return file.read(1) not in ("", "\n")
+
+
+def _read(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    files = []
+    for line in path.read_text().splitlines():
+        try:
+            files.append(json.loads(line)["file_name"])
+        except (ValueError, KeyError):
+            continue  # the last line of a run that was killed
+    return files

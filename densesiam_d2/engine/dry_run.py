@@ -1,0 +1,55 @@
+"""A run in small: does everything work that a long one will need?"""
+
+import logging
+import shutil
+import time
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import hooks
+from detectron2.utils import comm
+
+from densesiam_d2.engine.saving import BestCheckpointHook
+from densesiam_d2.engine.trainer import Trainer
+
+__all__ = ["dry_run"]
+
+ITERATIONS = 2
+
+
+def dry_run(cfg: CfgNode) -> None:
+    """Do two iterations, save, load what was saved, and evaluate one batch of each test set.
+
+    Args:
+        cfg: a frozen config whose OUTPUT_DIR is a temporary folder; it is removed.
+    """
+    try:
+        start = time.perf_counter()
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.max_iter = ITERATIONS
+        trainer._hooks = [h for h in trainer._hooks if not isinstance(h, hooks.EvalHook | BestCheckpointHook)]
+        trainer.train()
+        trained = time.perf_counter()
+        comm.synchronize()  # the others wait for the main process's file
+        trainer.resume_or_load(resume=True)
+        for name in cfg.DATASETS.TEST:
+            _evaluate_one_batch(cfg, name, trainer.model)
+        comm.synchronize()
+    finally:
+        shutil.rmtree(cfg.OUTPUT_DIR, ignore_errors=True)
+    text = f"{ITERATIONS} iterations in {trained - start:.1f} s with the start, saved, loaded"
+    if torch.cuda.is_available():
+        text += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory at most"
+    if cfg.DATASETS.TEST:
+        text += f", one batch each of {', '.join(cfg.DATASETS.TEST)} evaluated"
+    logging.getLogger(__name__).info("Dry run: all is well. %s", text)
+
+
+def _evaluate_one_batch(cfg: CfgNode, name: str, model: torch.nn.Module) -> None:
+    evaluator = Trainer.build_evaluator(cfg, name)
+    evaluator.reset()
+    batch = next(iter(Trainer.build_test_loader(cfg, name)))
+    model.eval()
+    with torch.no_grad():
+        evaluator.process(batch, model(batch))

@@ -1,0 +1,171 @@
+"""Resuming as if the run had never stopped: nothing random is stored, for all of it follows from seed and iteration."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from densesiam_d2.checkpoint import atomic_write
+from densesiam_d2.checkpoint.loading import WeightsError
+from densesiam_d2.data.loader import TrainLoader
+from densesiam_d2.data.order import mixed_seeds
+
+__all__ = ["ExactResumeHook"]
+
+logger = logging.getLogger(__name__)
+
+# Keys that may differ without a word: they say where and how fast, not what.
+PLACES = (
+    "OUTPUT_DIR",
+    "VERSION",
+    "VIS_PERIOD",
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "DATALOADER.NUM_WORKERS",
+    "TEST",
+    "RUN",
+)
+PLACES += ("DATASETS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_KEEP_LAST", "SOLVER.CHECKPOINT_KEEP_EVERY")
+# Keys that make it another training. So does a change of the images.
+IDENTITY = ("SEED", "MODEL", "INPUT", "SOLVER.IMS_PER_BATCH")
+
+
+class ExactResumeHook(HookBase):
+    """Make randomness a function of (seed, position) and (seed, iteration, rank), and check what a run goes on with.
+
+    With a :class:`~densesiam_d2.data.loader.TrainLoader`, a run that was killed and resumed ends with the weights of
+    one that was not: bit by bit on the CPU with equally many processes, whatever the number of workers. Plain "BN" in
+    several processes is the exception, for only the main process's statistics are saved.
+
+    A checkpoint stores the seed, the config and a hash of the list of images. On resuming, differences are listed;
+    other images, batch size, seed, model or augmentation stop the run, unless ``RUN.ALLOW_MISMATCH`` is set.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """Take the config of the run."""
+        self._config, self._allow = cfg.dump(), cfg.RUN.ALLOW_MISMATCH
+        self._metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
+        self._seed_given = cfg.SEED >= 0
+        self._own: dict | None = None
+
+    def before_train(self) -> None:
+        loader = self._loader()
+        if loader:
+            loader.batches.start = self.trainer.start_iter
+        elif self.trainer.start_iter:
+            logger.warning("this loader cannot go on where the run stopped: the order of images starts anew")
+        if self.trainer.start_iter and comm.is_main_process():
+            cut_metrics(self._metrics, self.trainer.start_iter)
+
+    def before_step(self) -> None:
+        loader = self._loader()
+        seed = loader.batches.seed if loader else 0
+        torch.manual_seed(int(mixed_seeds(seed, self.trainer.iter, comm.get_rank())[0]) >> 1)
+
+    def state_dict(self) -> dict:
+        return self._fingerprint()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Compare, and take over the seed that an earlier part of the run drew.
+
+        Raises:
+            WeightsError: this is another training.
+        """
+        loader, own = self._loader(), self._fingerprint()
+        stops, notes = compare(state, own)
+        if loader and not self._seed_given:
+            loader.batches.seed, self._own = state["seed"], None
+        for line in notes + (stops if self._allow else []):
+            logger.warning("resumed with another setting: %s", line)
+        if stops and not self._allow:
+            raise WeightsError(
+                "--resume: the checkpoint is of another training (RUN.ALLOW_MISMATCH True goes on all the same):\n  "
+                + "\n  ".join(stops)
+            )
+
+    def _loader(self) -> TrainLoader | None:
+        loader = self.trainer.data_loader
+        return loader if isinstance(loader, TrainLoader) else None
+
+    def _fingerprint(self) -> dict:
+        if self._own is None:
+            loader = self._loader()
+            records = loader.dataset.records if loader else []
+            self._own = {
+                "seed": loader.batches.seed if loader else -1,
+                "world_size": comm.get_world_size(),
+                "config": self._config,
+                "images": len(records),
+                "images_sha256": _hash_names([record["file_name"] for record in records]),
+                "versions": {name: importlib.metadata.version(name) for name in ("torch", "densesiam_d2")},
+            }
+        return self._own
+
+
+def compare(stored: dict, own: dict) -> tuple[list[str], list[str]]:
+    """Return a line for each difference between two fingerprints: those that make it another training, and others."""
+    stops, notes = [], []
+    if (stored["images"], stored["images_sha256"]) != (own["images"], own["images_sha256"]):
+        names = "" if stored["images"] != own["images"] else ", of other names"
+        stops.append(f"DATASETS.TRAIN had {stored['images']} images and has {own['images']}{names}")
+    was, now = (_flat(yaml.safe_load(fingerprint["config"])) for fingerprint in (stored, own))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) == now.get(key) or _is_in(key, PLACES) or (key == "SEED" and own["seed"] == stored["seed"]):
+            continue
+        (stops if _is_in(key, IDENTITY) else notes).append(f"{key} was {was.get(key)} and is {now.get(key)}")
+    if stored["world_size"] != own["world_size"]:
+        notes.append(f"there were {stored['world_size']} processes and are {own['world_size']}: weights will differ")
+    notes += [
+        f"{name} was {version} and is {own['versions'].get(name)}"
+        for name, version in stored["versions"].items()
+        if version != own["versions"].get(name)
+    ]
+    return stops, notes
+
+
+def cut_metrics(path: Path, iteration: int) -> None:
+    """Remove the rows from ``iteration`` on, which will come again, and half rows of a run that was killed."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line).get("iteration", -1) < iteration:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    try:
+        with atomic_write(path) as file:
+            file.write("".join(kept).encode())
+    except OSError as error:
+        logger.warning("cannot rewrite %s, which will have iterations twice: %s", path, error)
+
+
+def _is_in(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in config.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def _hash_names(names: list[str]) -> str:
+    """Hash file names below their common folder, so that the data may move."""
+    prefix = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 cut at a folder below
+    common = prefix.rpartition("/")[0]
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(os.fsencode(name[len(common) :]) + b"\0")
+    return digest.hexdigest()

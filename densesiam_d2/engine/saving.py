@@ -1,0 +1,112 @@
+"""When checkpoints are written, and which are kept."""
+
+import errno
+import functools
+import logging
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+
+from densesiam_d2.checkpoint.resuming import own_checkpoints
+from densesiam_d2.engine.signals import PREEMPTED
+
+__all__ = ["BestCheckpointHook", "CheckpointHook"]
+
+MAX_FAILURES = 3
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointHook(HookBase):
+    """Save every so many iterations and at the end; save and leave with exit code 75 when a signal asks for it.
+
+    A save that fails is tried again at the next period; the third failure in a row ends the run. Weights that are not
+    finite are not saved.
+    """
+
+    def __init__(self, checkpointer, period: int, *, keep_last: int = 0, keep_every: int = 0):
+        """Store the parts.
+
+        Args:
+            checkpointer: a ``CheckedCheckpointer``.
+            period: iterations between saves.
+            keep_last: how many of the newest numbered checkpoints to keep; 0 keeps all.
+            keep_every: checkpoints after a multiple of so many iterations are kept for good; 0: none.
+        """
+        self._checkpointer, self._period = checkpointer, period
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._failures = 0
+
+    def after_step(self) -> None:
+        done, last = self.trainer.iter + 1, self.trainer.iter + 1 >= self.trainer.max_iter
+        stop = getattr(self.trainer._trainer, "stop_agreed", False) and not last
+        if (done % self._period == 0 or last or stop) and comm.is_main_process():
+            self._save("model_final" if last else f"model_{self.trainer.iter:07d}", must_work=last or stop)
+        if stop:
+            comm.synchronize()
+            logger.warning("A signal asked to stop: saved at iteration %d, go on by --resume", self.trainer.iter)
+            raise SystemExit(PREEMPTED)
+
+    def _save(self, name: str, *, must_work: bool) -> None:
+        try:
+            self._check()
+            self._checkpointer.save(name, iteration=self.trainer.iter)
+            self._failures = 0
+            self._remove_old()
+        except (OSError, FloatingPointError) as error:
+            self._failures += 1
+            logger.error("could not save %s, no. %d in a row: %s", name, self._failures, error)
+            if must_work or self._failures >= MAX_FAILURES:
+                raise
+
+    def _check(self) -> None:
+        folder = Path(self._checkpointer.save_dir)
+        tensors = [t for t in self._checkpointer.model.state_dict().values() if t.is_floating_point()]
+        if tensors and not torch.nn.utils.get_total_norm(tensors).isfinite():
+            raise FloatingPointError("the model has weights that are not finite")
+        needed = max((path.stat().st_size for path in own_checkpoints(folder)), default=0)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"a checkpoint needs {needed >> 20} MiB, {free >> 20} are free", str(folder))
+
+    def _remove_old(self) -> None:
+        if not self._keep_last:
+            return
+        numbered = [path for path in own_checkpoints(self._checkpointer.save_dir) if _iterations(path)]
+        for path in sorted(numbered, key=_iterations)[: -self._keep_last]:
+            if not (self._keep_every and _iterations(path) % self._keep_every == 0):
+                path.unlink(missing_ok=True)
+
+
+def _iterations(path: Path) -> int:
+    """Return how many iterations a checkpoint's name says were done; 0 for names without number."""
+    number = re.fullmatch(r"model_(\d{7,})", path.stem)
+    return int(number[1]) + 1 if number else 0
+
+
+class BestCheckpointHook(hooks.BestCheckpointer):
+    """detectron2's keeper of the best model, which remembers the best score over a resume."""
+
+    def __init__(self, period: int, checkpointer, metric: str):
+        """Take the period of evaluation, the checkpointer, and the name of the score, such as "segm/AP"."""
+        untagged = SimpleNamespace(save=functools.partial(checkpointer.save, tag=False))
+        super().__init__(period, untagged, metric)
+
+    def after_step(self) -> None:
+        if comm.is_main_process():
+            super().after_step()
+
+    def after_train(self) -> None:
+        if comm.is_main_process():
+            super().after_train()
+
+    def state_dict(self) -> dict:
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]

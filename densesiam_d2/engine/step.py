@@ -1,0 +1,134 @@
+"""One training step: in any precision, alike in all processes, and never with a gradient that is not finite."""
+
+import logging
+import math
+import time
+
+import torch
+from detectron2.engine.train_loop import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import distributed as dist
+
+__all__ = ["StepTrainer"]
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+logger = logging.getLogger(__name__)
+
+
+class StepTrainer(SimpleTrainer):
+    """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one, with guards.
+
+    A step whose loss or gradient is not finite in any process is dropped in all of them: weights, momentum and the
+    model's buffers (statistics of batch norm, queues) stay as they were. In fp16 that is also how the loss scale finds
+    its way down.
+
+    Attributes:
+        stop_requested: set it in any process to have all of them see ``stop_agreed`` after the same step.
+        stop_agreed: whether some process has asked to stop.
+    """
+
+    def __init__(self, model, data_loader, optimizer, *, precision: str = "fp32", max_dropped: int = 10):
+        """Prepare autocast.
+
+        Args:
+            model, data_loader, optimizer: as in ``SimpleTrainer``.
+            precision: "fp32", "bf16" or, on CUDA, "fp16" with loss scaling. detectron2's AMPTrainer is CUDA only.
+            max_dropped: steps dropped in a row after which training stops.
+        """
+        super().__init__(model, data_loader, optimizer)
+        self._device = next(model.parameters()).device
+        self._dtype = DTYPES.get(precision)
+        self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
+        self._max_dropped, self._dropped_in_row, self._dropped = max_dropped, 0, 0
+        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        self._last_numbers: dict[str, float] = {}
+        self.stop_requested = self.stop_agreed = False
+
+    def run_step(self) -> None:
+        """Take one step, or drop it.
+
+        Raises:
+            FloatingPointError: too many steps in a row were dropped.
+        """
+        assert self.model.training, "model was changed to eval mode"
+        start = time.perf_counter()
+        data = self._next_batch()
+        data_time = time.perf_counter() - start
+        if self._buffers:
+            torch._foreach_copy_(self._buffers_before, self._buffers)
+
+        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            loss_dict = self.model(data)
+            if isinstance(loss_dict, torch.Tensor):
+                loss_dict = {"loss": loss_dict}
+            losses = sum(loss_dict.values())
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(losses).backward()
+        self.grad_scaler.unscale_(self.optimizer)
+
+        numbers = self._gather_numbers(loss_dict, data_time)
+        if all(map(math.isfinite, numbers.values())):
+            self.grad_scaler.step(self.optimizer)
+            self._dropped_in_row, self._last_numbers = 0, numbers
+            storage = get_event_storage()
+            storage.put_scalars(total_loss=sum(numbers[name] for name in loss_dict), **numbers)
+        else:
+            self._drop_step(numbers)
+        self.grad_scaler.update()
+
+    def _next_batch(self):
+        try:
+            return next(self._data_loader_iter)
+        except RuntimeError as error:
+            if str(error).startswith("DataLoader worker"):  # killed, or gone without a word
+                raise RuntimeError(
+                    f"{str(error).strip()}; most likely memory ran out: take fewer DATALOADER.NUM_WORKERS or a smaller "
+                    "SOLVER.IMS_PER_BATCH, and go on by --resume"
+                ) from error
+            raise
+
+    def _gather_numbers(self, loss_dict: dict[str, torch.Tensor], data_time: float) -> dict[str, float]:
+        """Return losses, gradient norm and data time, averaged over processes; waits for the device once."""
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        names = [*loss_dict, "grad_norm"]
+        numbers = torch.stack([value.detach().float().reshape(()) for value in (*loss_dict.values(), norm)])
+        numbers = torch.cat([numbers, numbers.new_tensor([data_time, self.stop_requested])])
+        if comm.get_world_size() > 1:
+            dist.all_reduce(numbers)
+            numbers /= comm.get_world_size()
+        *values, stop = numbers.tolist()
+        self.stop_agreed = stop > 0
+        return dict(zip([*names, "data_time"], values, strict=True))
+
+    def _drop_step(self, numbers: dict[str, float]) -> None:
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._buffers_before)
+        self._dropped += 1
+        self._dropped_in_row += 1
+        get_event_storage().put_scalar("dropped_steps", self._dropped, smoothing_hint=False)
+        text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != "data_time")
+        scale = f"; the loss scale was {self.grad_scaler.get_scale():g}" if self.grad_scaler.is_enabled() else ""
+        logger.warning("iteration %d dropped, no. %d in a row: %s%s", self.iter, self._dropped_in_row, text, scale)
+        if self._dropped_in_row >= self._max_dropped:
+            last = ", ".join(f"{name} {value:.4g}" for name, value in self._last_numbers.items())
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise FloatingPointError(
+                f"{self._dropped_in_row} steps in a row (RUN.MAX_DROPPED_STEPS) had a loss or gradient that is not "
+                f"finite: {text}. The last good step had: {last or 'there was none'}. The learning rate is {rate:.4g}: "
+                "lower SOLVER.BASE_LR, or set SOLVER.CLIP_GRADIENTS"
+            )
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        scale = state_dict.get("grad_scaler")
+        if scale and self.grad_scaler.is_enabled():
+            self.grad_scaler.load_state_dict(scale)
+        elif scale or self.grad_scaler.is_enabled():
+            logger.info("the checkpoint and this run differ in precision: the loss scale starts anew")

@@ -1,0 +1,120 @@
+"""A run in which nothing moves any more says where it stands and leaves, so that a scheduler can start it again."""
+
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from multiprocessing import active_children
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import distributed as dist
+
+from densesiam_d2.engine.signals import PREEMPTED
+
+__all__ = ["WatchdogHook"]
+
+logger = logging.getLogger(__name__)
+
+
+class WatchdogHook(HookBase):
+    """Leave with exit code 75 when a step takes too long: a dead mount, a stuck worker, a frozen process elsewhere.
+
+    Before that each process writes the stacks of all its threads to stderr, has its loader workers write theirs, and
+    names the processes of the run that have given no sign of life. Only steps are watched, not saves or evaluations.
+    Register it first.
+    """
+
+    def __init__(self, limit: float):
+        """Take the limit of a step in seconds; 0 watches nothing."""
+        self._limit = limit
+        self._started: float | None = None  # of the step in progress
+        self._over = threading.Event()
+
+    def before_train(self) -> None:
+        if self._limit > 0:
+            threading.Thread(target=self._watch, args=(_signs_of_life(),), daemon=True, name="watchdog").start()
+
+    def before_step(self) -> None:
+        self._started = time.monotonic()
+
+    def after_step(self) -> None:
+        self._started = None
+
+    def after_train(self) -> None:
+        self._over.set()
+
+    def _watch(self, signs: "SignsOfLife | None") -> None:
+        pause = min(self._limit / 5, 10.0)
+        while not self._over.wait(pause):
+            if signs:
+                signs.give()
+            started = self._started
+            if started is not None and time.monotonic() - started > self._limit:
+                self._leave(signs)
+
+    def _leave(self, signs: "SignsOfLife | None") -> None:
+        rank, host = comm.get_rank(), socket.gethostname()
+        text = f"rank {rank} on {host} (pid {os.getpid()}): no step done for {self._limit:g} s (RUN.WATCHDOG_SECONDS)"
+        print(f"{text}; the stacks:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(all_threads=True)
+        for worker in active_children():
+            with contextlib.suppress(OSError):
+                os.kill(worker.pid, signal.SIGABRT)  # shows its stack
+        time.sleep(1)
+        for worker in active_children():
+            with contextlib.suppress(OSError):
+                os.kill(worker.pid, signal.SIGKILL)
+        if signs:
+            # The store may live in the very process that is frozen: do not wait for it.
+            asking = threading.Thread(target=signs.report, args=(3 * self._limit,), daemon=True)
+            asking.start()
+            asking.join(10)
+        print(f"{text}; leaving with exit code {PREEMPTED}, go on by --resume", file=sys.stderr, flush=True)
+        os._exit(PREEMPTED)
+
+
+class SignsOfLife:
+    """Counters of all processes in the store that they met at, which grow as long as a process runs."""
+
+    def __init__(self, store):
+        """Take the store of the process group."""
+        self._store, self._rank, self._world_size = store, comm.get_rank(), comm.get_world_size()
+        self._store.set(self._key(self._rank), f"{socket.gethostname()} (pid {os.getpid()})")
+
+    def _key(self, rank: int) -> str:
+        return f"densesiam_d2/who/{rank}"
+
+    def give(self) -> None:
+        """Count this process's own sign; errors of a store that is gone are left to the training itself."""
+        with contextlib.suppress(RuntimeError):
+            self._store.add(f"{self._key(self._rank)}/signs", 1)
+
+    def report(self, wait: float) -> None:
+        """Name, on stderr, the processes whose counters stand still.
+
+        Args:
+            wait: upper limit in seconds of the time between two looks.
+        """
+        try:
+            first = self._counts()
+            time.sleep(min(wait, 5.0))
+            silent = [rank for rank, (a, b) in enumerate(zip(first, self._counts(), strict=True)) if a == b]
+            for rank in silent:
+                if rank != self._rank:  # whose watchdog is busy here
+                    who = self._store.get(self._key(rank)).decode()
+                    print(f"rank {rank} on {who} gives no sign of life", file=sys.stderr, flush=True)
+        except RuntimeError as error:
+            print(f"rank 0, which keeps the list of processes, does not answer: {error}", file=sys.stderr, flush=True)
+
+    def _counts(self) -> list[int]:
+        return [self._store.add(f"{self._key(rank)}/signs", 0) for rank in range(self._world_size)]
+
+
+def _signs_of_life() -> SignsOfLife | None:
+    return SignsOfLife(dist.distributed_c10d._get_default_store()) if comm.get_world_size() > 1 else None

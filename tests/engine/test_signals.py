@@ -1,0 +1,43 @@
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from densesiam_d2.engine.signals import handle_stop_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_process_reacts_while_it_holds(number):
+    before, seen = signal.getsignal(number), []
+    with handle_stop_signals(seen.append):
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+    assert seen == [number]
+    assert signal.getsignal(number) is before
+
+
+def test_a_pool_that_is_forked_meanwhile_ends_as_usual():
+    """multiprocessing.Pool ends its processes by SIGTERM, and waits for them."""
+    seen = []
+    with handle_stop_signals(seen.append), multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(abs, [-1, 2]) == [1, 2]
+    assert seen == []
+
+
+def test_other_threads_are_left_alone():
+    errors = []
+
+    def use():
+        try:
+            with handle_stop_signals(errors.append):
+                pass
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert errors == []

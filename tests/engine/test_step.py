@@ -1,0 +1,104 @@
+"""One step: what is dropped, what stays as it was, and when it is enough."""
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from densesiam_d2.engine.step import StepTrainer
+
+
+class Model(nn.Module):
+    """A loss of three values, one of which can be spoilt."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x):
+        y = self.linear(self.norm(x))
+        return {"loss_a": y.square().mean(), "loss_b": y.mean() * 0.1}
+
+
+def trainer_of(batches, **options):
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    return StepTrainer(model, batches, optimizer, **options)
+
+
+def good(seed=0):
+    return torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def bad(value=float("nan")):
+    return torch.full((8, 3), value)
+
+
+def steps(trainer, number):
+    with EventStorage() as storage:
+        for trainer.iter in range(number):
+            storage.iter = trainer.iter
+            trainer.run_step()
+    return storage
+
+
+def state_of(trainer):
+    state = {name: value.clone() for name, value in trainer.model.state_dict().items() if value.is_floating_point()}
+    momenta = [s["momentum_buffer"].clone() for s in trainer.optimizer.state_dict()["state"].values()]
+    return [*state.values(), *momenta]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_bad_step_changes_nothing(value, precision, caplog):
+    trainer = trainer_of([good(), bad(value), good(1)], precision=precision)
+    steps(trainer, 1)
+    before = state_of(trainer)
+    storage = steps(trainer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(trainer), strict=True))
+    assert "dropped, no. 1 in a row" in caplog.text
+    assert storage.latest()["dropped_steps"][0] == 1
+    steps(trainer, 1)
+    assert all(value.isfinite().all() for value in state_of(trainer))
+
+
+def test_the_gradient_alone_counts_too(caplog):
+    trainer = trainer_of([good(), good()])
+    trainer.model.linear.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    steps(trainer, 1)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert "grad_norm nan" in caplog.text
+
+
+def test_too_many_in_a_row_end_the_run():
+    trainer = trainer_of([good(), bad(), bad(), good(), bad(), bad(), bad()], max_dropped=3)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .*The last good step had: loss_a 0\.\d+.*BASE_LR"):
+        steps(trainer, 7)
+    assert trainer.iter == 6  # two bad ones before a good one were forgiven
+
+
+def test_numbers_are_logged():
+    trainer = trainer_of([good()])
+    latest = {name: value for name, (value, _) in steps(trainer, 1).latest().items()}
+    assert latest["total_loss"] == pytest.approx(latest["loss_a"] + latest["loss_b"])
+    gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+    assert latest["grad_norm"] == pytest.approx(gradients.norm().item(), rel=1e-6)
+    assert latest["data_time"] >= 0
+
+
+def test_killed_workers_are_explained():
+    def batches():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        yield
+
+    with pytest.raises(RuntimeError, match=r"memory ran out: take fewer DATALOADER\.NUM_WORKERS"):
+        steps(trainer_of(batches()), 1)
+
+
+def test_the_loss_scale_of_another_precision_is_left_out():
+    stored = trainer_of([]).state_dict() | {"iteration": 3}
+    stored["grad_scaler"] = {"scale": 8.0}
+    trainer_of([], precision="bf16").load_state_dict(stored)

@@ -1,0 +1,15 @@
+from tests.faults.soak import growth, soak
+
+
+def test_memory_and_files_stay_flat(tmp_path):
+    """The 2,000 iterations of ``python -m tests.faults.soak`` in small."""
+    rows = soak(300, tmp_path)
+    assert len(rows) == 12 and len(rows[0]["kb"]) == 3
+    assert max(growth(rows, "kb")) < 1000  # 1 MB per 100 iterations
+    assert max(growth(rows, "files")) <= 0
+
+
+def test_growth_is_noticed():
+    rows = [{"iteration": i, "kb": [100, 100 + 3 * i], "files": [5, 5]} for i in range(0, 400, 25)]
+    assert growth(rows, "kb") == [0, 300]
+    assert growth(rows, "files") == [0, 0]
