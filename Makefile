@@ -11,7 +11,7 @@ demo: $(STAMP)  ## the main job on the embedded data; ends by printing where the
 test: $(STAMP)  ## lint and the test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

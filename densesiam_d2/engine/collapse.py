@@ -23,7 +23,7 @@ class CollapseMonitor(HookBase):
     A check is an iteration that logged such metrics; without them the hook does nothing. It complains about
 
     - ``ssl/between`` below ``min_between``: all images look alike (healthy: 0.8 to 1);
-    - ``ssl/effective_rank`` below ``min_rank``, or D/2 for fewer than 4 channels: most differences lie on one line;
+    - ``ssl/effective_rank`` below ``min_rank``, or D/2 for two channels: most differences lie on one line;
     - ``ssl/region_usage`` of one region, in segmentation one cluster: it wins every point.
 
     Each process looks at its own images. The count starts anew after a resume. For what the numbers mean
@@ -34,7 +34,7 @@ class CollapseMonitor(HookBase):
         self,
         *,
         min_between: float = 0.5,
-        min_rank: float = 2.0,
+        min_rank: float = 1.5,
         patience: int = 5,
         repeat: int = 10,
         stop: bool = False,

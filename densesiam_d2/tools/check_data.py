@@ -15,46 +15,26 @@ Exit status: 0 if all is well; 1 if an image is unreadable, or missing or change
 """
 
 import argparse
-import contextlib
-import ctypes
-import hashlib
 import json
 import os
-import signal
 import sys
-import time
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from multiprocessing import Pipe, Process
-from multiprocessing.connection import Connection, wait
+from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
-from PIL import Image
 from tqdm import tqdm
 
 from densesiam_d2.checkpoint.files import atomic_write
 from densesiam_d2.data.image_folders import FOLDER_PREFIX, LIST_PREFIX, walk_images
-from densesiam_d2.data.image_io import DECODING_ERRORS, IMAGE_SUFFIXES, MAX_BYTES, UnreadableImageError, read_image
+from densesiam_d2.data.image_io import IMAGE_SUFFIXES
+from densesiam_d2.tools.check_files import CheckedFile, check_files
 
-__all__ = ["CheckedFile", "check_files", "main"]
+__all__ = ["main"]
 
 SMALL = 32  # pixels; an image with a shorter side has little to learn from
 EXAMPLES = 10  # of each finding are printed; the report has them all
-
-
-@dataclass
-class CheckedFile:
-    """What reading a file has shown; None where unknown."""
-
-    path: str
-    error: str | None = None
-    size: tuple[int, int] | None = None  # width, height
-    kind: str | None = None  # such as "JPEG RGB"
-    checksum: tuple[int, str] | None = None  # bytes, SHA-256
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,111 +112,6 @@ def _find_images(source: str, skipped: Counter) -> tuple[Path, list[str]]:
     if not paths:
         raise ValueError(f"{source} holds no images (endings {' '.join(IMAGE_SUFFIXES)})")
     return root, paths
-
-
-def check_files(
-    paths: Iterable[str], workers: int, timeout: float = 60, with_checksums: bool = False
-) -> Iterator[CheckedFile]:
-    """Read files in worker processes, and yield the results as they come.
-
-    A file that kills its worker, or is not read in time, is reported like any other, and the rest goes on.
-
-    Args:
-        paths: the files.
-        workers: number of processes.
-        timeout: seconds for one file.
-        with_checksums: whether to find the checksums too.
-    """
-    paths = iter(paths)
-    idle, busy = [_Worker(with_checksums) for _ in range(workers)], []
-    try:
-        while True:
-            while idle and (path := next(paths, None)) is not None:
-                busy.append(idle.pop())
-                busy[-1].give(path)
-            if not busy:
-                return
-            wait([worker.pipe for worker in busy], min(timeout, 1))
-            for worker in busy.copy():
-                result = worker.take(timeout)
-                if result is not None:
-                    busy.remove(worker)
-                    idle.append(worker)
-                    yield result
-    finally:
-        for worker in idle + busy:
-            worker.process.kill()
-
-
-class _Worker:
-    """A process that reads one file at a time, and is replaced when it dies or takes too long."""
-
-    def __init__(self, with_checksums: bool):
-        self._with_checksums = with_checksums
-        self._start_process()
-
-    def _start_process(self) -> None:
-        self.pipe, other_end = Pipe()
-        self.process = Process(target=_work, args=(other_end, self._with_checksums), daemon=True)
-        self.process.start()
-        other_end.close()  # or the pipe would outlive the process
-
-    def give(self, path: str) -> None:
-        if not self.process.is_alive():
-            self._start_process()
-        self._path, self._since = path, time.monotonic()
-        self.pipe.send(path)
-
-    def take(self, timeout: float) -> CheckedFile | None:
-        """Return the result, or None if there is none yet."""
-        try:
-            if self.pipe.poll():
-                return self.pipe.recv()
-        except (EOFError, OSError):
-            reason = "it kills the process that reads it, or memory has run out"
-        else:
-            if time.monotonic() - self._since < timeout:
-                return None
-            reason = f"it takes more than {timeout:g} s"
-        self.process.kill()
-        self._start_process()
-        return CheckedFile(self._path, error=f"cannot read {self._path}: {reason}")
-
-
-def _work(pipe: Connection, with_checksums: bool) -> None:
-    """Read the files that come through a pipe, in a process of its own."""
-    warnings.simplefilter("ignore")  # Pillow's do not name the file
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the main process
-    while True:
-        pipe.send(_check_file(pipe.recv(), with_checksums))
-
-
-def _check_file(path: str, with_checksum: bool) -> CheckedFile:
-    result = CheckedFile(path)
-    try:
-        height, width, _ = read_image(path).shape
-        result.size = width, height
-    except (UnreadableImageError, FileNotFoundError) as error:
-        result.error = str(error)
-    except Exception as error:  # training would stop at it too, but here the other files matter
-        result.error = f"cannot read {path}: {type(error).__name__}: {error}"
-    if result.error is None:
-        with contextlib.suppress(*DECODING_ERRORS), Image.open(path) as image:
-            result.kind = f"{image.format} {image.mode}"
-    if with_checksum:
-        result.checksum = _find_checksum(Path(path))
-    return result
-
-
-def _find_checksum(path: Path) -> tuple[int, str] | None:
-    """Return bytes and SHA-256 of a file, damaged images too; None for what read_image would not even open."""
-    with contextlib.suppress(OSError):
-        if path.is_file() and path.stat().st_size <= MAX_BYTES:
-            data = path.read_bytes()
-            return len(data), hashlib.sha256(data).hexdigest()
-    return None
 
 
 def _summarize(files: Iterable[CheckedFile]) -> tuple[dict, dict[str, tuple[int, str]]]:

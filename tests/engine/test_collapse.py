@@ -34,7 +34,7 @@ def warnings_of(checks, monitor, caplog) -> list[int]:
     ("metrics", "named"),
     [
         ({"ssl/between": 0.49}, "between below 0.5"),
-        ({"ssl/effective_rank": 1.99}, "effective_rank below 2"),
+        ({"ssl/effective_rank": 1.49}, "effective_rank below 1.5"),
         ({"ssl/region_usage": 1 / 64}, "region_usage of one region"),
     ],
 )
@@ -67,10 +67,10 @@ def test_models_without_such_metrics_are_left_alone(caplog):
 
 
 def test_few_clusters_need_less_rank_and_two_of_them_are_not_one(caplog):
-    """The logits of K clusters have a rank of at most K; here two of three win points."""
-    metrics = {"ssl/effective_rank": 1.6, "ssl/z_std_ideal": 3**-0.5, "ssl/region_usage": 2 / 3}
+    """The logits of K clusters have a rank of at most K; here both of two win points."""
+    metrics = {"ssl/effective_rank": 1.1, "ssl/z_std_ideal": 2**-0.5, "ssl/region_usage": 1.0}
     assert warnings_of([metrics] * 9, CollapseMonitor(), caplog) == []
-    metrics["ssl/region_usage"] = 1 / 3
+    metrics["ssl/region_usage"] = 1 / 2
     assert warnings_of([metrics] * 9, CollapseMonitor(), caplog) == [5]
 
 

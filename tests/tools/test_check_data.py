@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from densesiam_d2.data import load_image_list
-from densesiam_d2.tools import check_data
+from densesiam_d2.tools import check_data, check_files
 
 from ..data.photos import smooth_image
 from ..faults.zoo import write_zoo
@@ -126,12 +126,12 @@ def test_files_that_kill_or_block_a_worker(photos, monkeypatch, checksums):
             raise KeyError("a fault of a decoder")
         return smooth_image(40, 60)
 
-    monkeypatch.setattr(check_data, "read_image", read)  # workers are forks of this process
+    monkeypatch.setattr(check_files, "read_image", read)  # workers are forks of this process
     paths = [f"good{i}" for i in range(20)]
     paths[1:1] = ["dies0", "dies1"]
     paths[9:9] = ["hangs", "fault"]
     paths.append("dies2")
-    results = list(check_data.check_files(paths, 2, timeout=0.5, with_checksums=checksums))
+    results = list(check_files.check_files(paths, 2, timeout=0.5, with_checksums=checksums))
     assert sorted(result.path for result in results) == sorted(paths)
     for result in results:
         if result.path.startswith("good"):
