@@ -1,13 +1,11 @@
 """Loaders of training: batches that depend on the seed and their number only, and that survive unreadable images."""
 
-import ctypes
 import faulthandler
 import functools
 import logging
 import multiprocessing
 import os
 import signal
-import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.util import Finalize
@@ -22,6 +20,8 @@ from detectron2.data import DatasetCatalog, DatasetFromList, build_detection_tra
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
+
+from densesiam_d2.processes import end_with_parent
 
 from .datasets import check_records
 from .image_folders import register_path_datasets
@@ -173,8 +173,7 @@ def _prepare_worker(worker_id: int) -> None:
     faulthandler.enable()  # SIGABRT, from the watchdog, shows where a worker hangs
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole job, they ask the main process to save and leave
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with_parent()
 
 
 def _run_seed(cfg: CfgNode) -> int:

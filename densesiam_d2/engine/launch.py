@@ -1,10 +1,8 @@
 """Start the processes of a run, and let them end together: one, several, several machines, or those of torchrun."""
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 from datetime import timedelta
@@ -17,6 +15,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
+from densesiam_d2.processes import end_with_parent
 
 __all__ = ["launch", "under_torchrun"]
 
@@ -43,7 +42,7 @@ def launch(main, args, *, device: str, timeout: float = 1800) -> None:
             started again; 1, any other failure of another process than this one.
     """
     if under_torchrun():
-        _end_with_parent()
+        end_with_parent()
         _join_torchrun(device, timedelta(seconds=timeout))
         try:
             _run(main, args)
@@ -82,7 +81,7 @@ def _pass_on(number: int) -> None:
 
 
 def _run_child(main, args) -> None:
-    _end_with_parent()
+    end_with_parent()  # torch asks for SIGINT, which processes that a script started in the background ignore
     _run(main, args)
 
 
@@ -94,15 +93,6 @@ def _run(main, args) -> None:
         if comm.is_main_process():
             print(f"train_net.py: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _end_with_parent() -> None:
-    """Have the system kill this process when its parent dies.
-
-    torch asks for SIGINT, which processes that were started in the background of a script ignore.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _join_torchrun(device: str, timeout: timedelta) -> None:

@@ -189,7 +189,8 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     weights, earlier = cfg.MODEL.WEIGHTS, own_checkpoints(cfg.OUTPUT_DIR)
     if earlier and args.resume != "never":
         return
-    if args.resume == "must":
+    on_first_machine = int(os.environ.get("GROUP_RANK", args.machine_rank)) == 0  # under torchrun; its files count
+    if args.resume == "must" and on_first_machine:
         raise ValueError(
             f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint; check the path, or start by --resume auto"
         )
@@ -200,7 +201,6 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
     if args.eval_only and not weights and "MODEL.WEIGHTS" not in args.opts:
         raise ValueError("--eval-only needs MODEL.WEIGHTS FILE (MODEL.WEIGHTS '' if random weights are meant)")
-    on_first_machine = int(os.environ.get("GROUP_RANK", args.machine_rank)) == 0  # under torchrun; its weights count
     if weights and "://" not in weights and on_first_machine and not Path(weights.partition("?")[0]).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS: file {weights} does not exist")
 

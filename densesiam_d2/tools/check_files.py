@@ -1,10 +1,8 @@
 """Read many image files in worker processes that may die or hang without losing the rest."""
 
 import contextlib
-import ctypes
 import hashlib
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from densesiam_d2.data.image_io import DECODING_ERRORS, MAX_BYTES, UnreadableImageError, read_image
+from densesiam_d2.processes import end_with_parent
 
 __all__ = ["CheckedFile", "check_files"]
 
@@ -104,8 +103,7 @@ def _work(pipe: Connection, with_checksums: bool) -> None:
     """Read the files that come through a pipe, in a process of its own."""
     warnings.simplefilter("ignore")  # Pillow's do not name the file
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the main process
+    end_with_parent()
     while True:
         pipe.send(_check_file(pipe.recv(), with_checksums))
 
