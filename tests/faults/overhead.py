@@ -1,4 +1,4 @@
-"""What the guards cost: a step of this project's trainer beside a stock one, in one process, turn by turn.
+"""What the guards cost: a step of this project's trainer beside a stock one, turn by turn in one process, in CPU time.
 
 python -m tests.faults.overhead
 
@@ -21,6 +21,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import SimpleTrainer, hooks
 from detectron2.utils.events import EventStorage
 
+from densesiam_d2.data import order
 from densesiam_d2.data.loader import build_two_view_train_loader
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper, collate_views
 from densesiam_d2.engine import Trainer, load_config
@@ -58,32 +59,33 @@ def _only_std(z):
 
 
 def compare_steps(cfg, blocks: int) -> list[float]:
-    """Return the ratios of our time to the stock time, one for each pair of blocks."""
+    """Return the ratios of our time to the stock time, step by step in turn, one for each block."""
     sides = [(Stock(cfg), EventStorage(), _only_std), (Guarded(cfg), EventStorage(), siamese.embedding_spread)]
     times = ([], [])
     for trainer, storage, _ in sides:
         trainer.storage, trainer.iter, trainer.max_iter = storage, 0, 10**6
         with storage:
             trainer.before_train()
-    for block in range(blocks + 1):
+    for iteration in range((blocks + 1) * BLOCK):
         for (trainer, storage, spread), found in zip(sides, times, strict=True):
             siamese.embedding_spread = spread
-            start = time.perf_counter()
+            start = time.process_time()
             with storage:
-                for trainer.iter in range(block * BLOCK, (block + 1) * BLOCK):
-                    trainer.before_step()
-                    trainer.run_step()
-                    trainer.after_step()
-            found.append(time.perf_counter() - start)
+                trainer.iter = iteration
+                trainer.before_step()
+                trainer.run_step()
+                trainer.after_step()
+            found.append(time.process_time() - start)
     for trainer, storage, _ in sides:
         with storage:
             trainer.iter = 0
             trainer.after_train()
-    return [ours / stock for stock, ours in zip(*times, strict=True)][1:]  # the first block warms up
+    return _ratios(*times)
 
 
 def compare_loaders(cfg, blocks: int) -> list[float]:
-    """Return the ratios of our time to the stock time to make the same number of batches, without workers."""
+    """Return the same for making batches as a worker does; the images are drawn anew on each side."""
+    order.get_worker_info = lambda: True  # a worker need not keep the states of its generators
     ours = build_two_view_train_loader(cfg)
     stock = build_detection_train_loader(
         ours.dataset.records,
@@ -94,13 +96,18 @@ def compare_loaders(cfg, blocks: int) -> list[float]:
         collate_fn=collate_views,
     )
     sides, times = (iter(stock), iter(ours)), ([], [])
-    for _ in range(blocks + 1):
+    for _ in range((blocks + 1) * BLOCK):
         for side, found in zip(sides, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(BLOCK):
-                next(side)
-            found.append(time.perf_counter() - start)
-    return [ours / stock for stock, ours in zip(*times, strict=True)][1:]
+            start = time.process_time()
+            next(side)
+            found.append(time.process_time() - start)
+    return _ratios(*times)
+
+
+def _ratios(stock: list[float], ours: list[float]) -> list[float]:
+    """Return the ratio of each block of steps but the first, which warms up."""
+    starts = range(BLOCK, len(stock), BLOCK)
+    return [sum(ours[start : start + BLOCK]) / sum(stock[start : start + BLOCK]) for start in starts]
 
 
 def main() -> None:
@@ -111,6 +118,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--view-size", type=int, default=160)
+    parser.add_argument("--only", choices=["step", "loader"])
     parser.add_argument("options", nargs="*", help="KEY VALUE of the config")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -120,6 +128,8 @@ def main() -> None:
         cfg = load_config(args.config_file, words)
         replace_sync_bn(cfg)
         for name, compare in (("step", compare_steps), ("loader", compare_loaders)):
+            if args.only not in (None, name):
+                continue
             ratios = sorted(compare(cfg, args.blocks))
             print(f"{name}: ours/stock min {ratios[0]:.3f}, median {median(ratios):.3f}, max {ratios[-1]:.3f}")
 
