@@ -25,18 +25,24 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ without a word: they say where and how fast, not what.
 PLACES = (
-    "OUTPUT_DIR",
-    "VERSION",
-    "VIS_PERIOD",
+    "DATALOADER.NUM_WORKERS",
+    "DATASETS",  # whose images are compared
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
-    "DATALOADER.NUM_WORKERS",
-    "TEST",
+    "MODEL.WEIGHTS_STRICT",
+    "OUTPUT_DIR",
     "RUN",
+    "SOLVER.CHECKPOINT_KEEP_EVERY",
+    "SOLVER.CHECKPOINT_KEEP_LAST",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST",
+    "VERSION",
+    "VIS_PERIOD",
 )
-PLACES += ("DATASETS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_KEEP_LAST", "SOLVER.CHECKPOINT_KEEP_EVERY")
 # Keys that make it another training. So does a change of the images.
 IDENTITY = ("SEED", "MODEL", "INPUT", "SOLVER.IMS_PER_BATCH")
+# What "SyncBN" becomes, by device and number of processes (engine/setup.py).
+SYNCED_NORMS = ("SyncBN", "naiveSyncBN_N", "BN")
 
 
 class ExactResumeHook(HookBase):
@@ -68,8 +74,8 @@ class ExactResumeHook(HookBase):
 
     def before_step(self) -> None:
         loader = self._loader()
-        seed = loader.batches.seed if loader else 0
-        torch.manual_seed(int(mixed_seeds(seed, self.trainer.iter, comm.get_rank())[0]) >> 1)
+        if loader:
+            torch.manual_seed(int(mixed_seeds(loader.batches.seed, self.trainer.iter, comm.get_rank())[0]) >> 1)
 
     def state_dict(self) -> dict:
         return self._fingerprint()
@@ -121,7 +127,9 @@ def compare(stored: dict, own: dict) -> tuple[list[str], list[str]]:
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) == now.get(key) or _is_in(key, PLACES) or (key == "SEED" and own["seed"] == stored["seed"]):
             continue
-        (stops if _is_in(key, IDENTITY) else notes).append(f"{key} was {was.get(key)} and is {now.get(key)}")
+        same_norm = was.get(key) in SYNCED_NORMS and now.get(key) in SYNCED_NORMS
+        other_training = _is_in(key, IDENTITY) and not same_norm
+        (stops if other_training else notes).append(f"{key} was {was.get(key)} and is {now.get(key)}")
     if stored["world_size"] != own["world_size"]:
         notes.append(f"there were {stored['world_size']} processes and are {own['world_size']}: weights will differ")
     notes += [

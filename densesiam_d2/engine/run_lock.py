@@ -38,7 +38,7 @@ def claim_folder(cfg: CfgNode, args: argparse.Namespace) -> TextIO | None:
     file = (folder / NAME).open("a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by loader workers
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         file.seek(0)
         owner = file.read().strip()
         file.close()

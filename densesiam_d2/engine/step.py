@@ -82,11 +82,14 @@ class StepTrainer(SimpleTrainer):
     def _next_batch(self):
         try:
             return next(self._data_loader_iter)
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader worker"):  # killed, or gone without a word
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # A worker was killed, perhaps while it handed a batch over. What a worker itself raised says "Caught".
+            text = str(error).strip()
+            cut_off = not isinstance(error, RuntimeError) and not text.startswith("Caught")
+            if cut_off or text.startswith("DataLoader worker"):
                 raise RuntimeError(
-                    f"{str(error).strip()}; most likely memory ran out: take fewer DATALOADER.NUM_WORKERS or a smaller "
-                    "SOLVER.IMS_PER_BATCH, and go on by --resume"
+                    f"{text or 'DataLoader worker gone'}; most likely memory ran out: take fewer "
+                    "DATALOADER.NUM_WORKERS or a smaller SOLVER.IMS_PER_BATCH, and go on by --resume"
                 ) from error
             raise
 

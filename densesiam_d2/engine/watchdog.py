@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import logging
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ from densesiam_d2.engine.signals import PREEMPTED
 
 __all__ = ["WatchdogHook"]
 
-logger = logging.getLogger(__name__)
+LOOK_SECONDS = 4.0  # in which a live process gives several signs
 
 
 class WatchdogHook(HookBase):
@@ -38,7 +37,8 @@ class WatchdogHook(HookBase):
 
     def before_train(self) -> None:
         if self._limit > 0:
-            threading.Thread(target=self._watch, args=(_signs_of_life(),), daemon=True, name="watchdog").start()
+            signs = SignsOfLife(self._over) if comm.get_world_size() > 1 else None
+            threading.Thread(target=self._watch, args=(signs,), daemon=True, name="watchdog").start()
 
     def before_step(self) -> None:
         self._started = time.monotonic()
@@ -50,10 +50,7 @@ class WatchdogHook(HookBase):
         self._over.set()
 
     def _watch(self, signs: "SignsOfLife | None") -> None:
-        pause = min(self._limit / 5, 10.0)
-        while not self._over.wait(pause):
-            if signs:
-                signs.give()
+        while not self._over.wait(1.0):
             started = self._started
             if started is not None and time.monotonic() - started > self._limit:
                 self._leave(signs)
@@ -72,49 +69,42 @@ class WatchdogHook(HookBase):
                 os.kill(worker.pid, signal.SIGKILL)
         if signs:
             # The store may live in the very process that is frozen: do not wait for it.
-            asking = threading.Thread(target=signs.report, args=(3 * self._limit,), daemon=True)
+            asking = threading.Thread(target=signs.report, daemon=True)
             asking.start()
-            asking.join(10)
+            asking.join(3 * LOOK_SECONDS)
+            if asking.is_alive():
+                print("the list of processes, kept by rank 0 or torchrun, does not answer", file=sys.stderr, flush=True)
         print(f"{text}; leaving with exit code {PREEMPTED}, go on by --resume", file=sys.stderr, flush=True)
         os._exit(PREEMPTED)
 
 
 class SignsOfLife:
-    """Counters of all processes in the store that they met at, which grow as long as a process runs."""
+    """Counters of all processes, in the store that they met at, which grow every second as long as a process runs."""
 
-    def __init__(self, store):
-        """Take the store of the process group."""
-        self._store, self._rank, self._world_size = store, comm.get_rank(), comm.get_world_size()
+    def __init__(self, over: threading.Event):
+        """Start counting for this process, in a thread of its own, until ``over`` is set."""
+        self._store = dist.distributed_c10d._get_default_store()
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
         self._store.set(self._key(self._rank), f"{socket.gethostname()} (pid {os.getpid()})")
+        threading.Thread(target=self._give, args=(over,), daemon=True, name="signs of life").start()
 
     def _key(self, rank: int) -> str:
         return f"densesiam_d2/who/{rank}"
 
-    def give(self) -> None:
-        """Count this process's own sign; errors of a store that is gone are left to the training itself."""
+    def _give(self, over: threading.Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone, which the training itself will notice
+            while not over.wait(1.0):
+                self._store.add(f"{self._key(self._rank)}/signs", 1)
+
+    def report(self) -> None:
+        """Name, on stderr, the processes whose counters stand still."""
         with contextlib.suppress(RuntimeError):
-            self._store.add(f"{self._key(self._rank)}/signs", 1)
-
-    def report(self, wait: float) -> None:
-        """Name, on stderr, the processes whose counters stand still.
-
-        Args:
-            wait: upper limit in seconds of the time between two looks.
-        """
-        try:
             first = self._counts()
-            time.sleep(min(wait, 5.0))
-            silent = [rank for rank, (a, b) in enumerate(zip(first, self._counts(), strict=True)) if a == b]
-            for rank in silent:
-                if rank != self._rank:  # whose watchdog is busy here
+            time.sleep(LOOK_SECONDS)
+            for rank, (before, after) in enumerate(zip(first, self._counts(), strict=True)):
+                if before == after:
                     who = self._store.get(self._key(rank)).decode()
                     print(f"rank {rank} on {who} gives no sign of life", file=sys.stderr, flush=True)
-        except RuntimeError as error:
-            print(f"rank 0, which keeps the list of processes, does not answer: {error}", file=sys.stderr, flush=True)
 
     def _counts(self) -> list[int]:
         return [self._store.add(f"{self._key(rank)}/signs", 0) for rank in range(self._world_size)]
-
-
-def _signs_of_life() -> SignsOfLife | None:
-    return SignsOfLife(dist.distributed_c10d._get_default_store()) if comm.get_world_size() > 1 else None

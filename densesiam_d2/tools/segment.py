@@ -141,8 +141,8 @@ def _fill(model: nn.Module, weights: str) -> None:
     checkpoint = read_checkpoint(weights)
     state = {name: torch.as_tensor(value) for name, value in checkpoint.get("model", checkpoint).items()}
     wanted = model.state_dict()
-    for name in wanted.keys() & state.keys():
-        have, want = tuple(state[name].shape), tuple(wanted[name].shape)
+    for name, tensor in wanted.items():
+        have, want = tuple(state.get(name, tensor).shape), tuple(tensor.shape)
         if have != want:
             raise ValueError(f"{weights}: {name} is {have}, but {want} by the config: give the one it was trained with")
     missing = model.load_state_dict(state, strict=False).missing_keys

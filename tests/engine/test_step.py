@@ -102,3 +102,24 @@ def test_the_loss_scale_of_another_precision_is_left_out():
     stored = trainer_of([]).state_dict() | {"iteration": 3}
     stored["grad_scaler"] = {"scale": 8.0}
     trainer_of([], precision="bf16").load_state_dict(stored)
+
+
+@pytest.mark.parametrize(
+    ("error", "explained"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
+        (EOFError(), True),  # the worker was killed while it handed a batch over
+        (ConnectionRefusedError(111, "Connection refused"), True),
+        (EOFError("Caught EOFError in DataLoader worker process 0."), False),
+        (RuntimeError("stack expects each tensor to be equal size"), False),
+    ],
+)
+def test_only_the_death_of_a_worker_is_put_down_to_memory(error, explained):
+    def batches():
+        yield good()
+        raise error
+
+    trainer = trainer_of(batches())
+    with pytest.raises(type(error) if not explained else RuntimeError) as caught:
+        steps(trainer, 2)
+    assert ("DATALOADER.NUM_WORKERS" in str(caught.value)) == explained

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,13 +98,22 @@ def test_a_process_that_fails_is_named(images, tmp_path):
 
 
 def test_a_frozen_process_is_named_and_the_run_leaves(images, tmp_path):
-    words = options(images, tmp_path, "RUN.WATCHDOG_SECONDS", 5)
-    done = train(words, "--num-gpus", "2", faults="stop:7:1")
+    words = options(images, tmp_path, "RUN.WATCHDOG_SECONDS", 5, "SOLVER.IMS_PER_BATCH", 6)
+    done = train(words, "--num-gpus", "3", faults="stop:7:1")
     assert done.returncode == 75, done.stderr[-2000:]
     assert "rank 0 on" in done.stderr and "no step done for 5 s" in done.stderr
-    assert "rank 1 on" in done.stderr and "gives no sign of life" in done.stderr
+    silent = set(re.findall(r"rank (\d) on \S+ \(pid \d+\) gives no sign of life", done.stderr))
+    assert silent == {"1"}  # and not those that wait for it
     assert "all_reduce" in done.stderr  # where rank 0 waits
     assert saved(tmp_path) == ["model_0000004.pth"]
+
+
+def test_a_frozen_first_process_does_not_hold_the_others(images, tmp_path):
+    """It keeps the list of processes, so nobody can ask who is silent."""
+    words = options(images, tmp_path, "RUN.WATCHDOG_SECONDS", 5)
+    done = train(words, "--num-gpus", "2", faults="stop:7:0")
+    assert done.returncode == 75, done.stderr[-2000:]
+    assert "rank 1 on" in done.stderr and "does not answer" in done.stderr
 
 
 def test_frozen_workers_do_not_hold_the_run(images, tmp_path):

@@ -59,6 +59,16 @@ def test_two_processes_resume_bit_identical(images, tmp_path):
     assert differences(tmp_path / "a", tmp_path / "b") == []
 
 
+def test_another_number_of_processes_goes_on(images, tmp_path):
+    """The norm of a single CPU process has another name than that of two; it is the same training."""
+    words = options(images, tmp_path, "SOLVER.MAX_ITER", 8)
+    assert train(words, faults="kill:6").returncode == -9
+    done = train(words, "--num-gpus", "2", "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "there were 1 processes and are 2: weights will differ" in done.stdout
+    assert "Starting training from iteration 5" in done.stdout
+
+
 def test_without_a_seed_the_drawn_one_is_kept(images, tmp_path):
     """SEED -1 draws one; the resumed part goes on with it instead of drawing again."""
     words = options(images, tmp_path, "SEED", -1)
