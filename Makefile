@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint fmt clean
+.PHONY: demo test bench lint fmt clean
 
 demo: $(STAMP)  ## the main job on the embedded data; ends by printing where the report is
 	$(BIN)/python -m densesiam_d2.demo --output output/demo
@@ -12,6 +12,9 @@ test: $(STAMP)  ## lint and the test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10
+
+bench: $(STAMP)  ## speed beside the peers, with goals and gates; on a quiet machine, half an hour
+	$(BIN)/python -m benchmarks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

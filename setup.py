@@ -7,6 +7,8 @@ extras = {
     "demo": ["scikit-image>=0.22", "imgviz>=2.0"],
     # shapely is needed by detectron2's Cityscapes instance loader, which does not declare it.
     "cityscapes": ["cityscapesscripts>=2.2", "shapely>=2.0"],
+    # The peers of `make bench`.
+    "bench": ["lightly>=1.5", "albumentations>=2.0"],
     "dev": ["pytest", "pytest-xdist", "ruff"],
 }
 

@@ -52,7 +52,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     ssl = cfg.INPUT.SSL = CfgNode()
     # Side of each square view, in pixels.
     ssl.VIEW_SIZE = 224
-    # Short side and centre-crop side, in pixels, before any view is taken; 0 = off. The segmentation recipe: 640.
+    # Above 0, views are taken from the central square only; COLOR_FIRST resizes it to this side, in pixels, first. The
+    # segmentation recipe: 640.
     ssl.PRE_CROP = 0
     # What each view shows: "crop" (a random resized crop) or "full" (the whole image, never flipped).
     ssl.VIEWS = ["crop", "crop"]
@@ -65,6 +66,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # The second view is redrawn up to 10 times until this fraction of its area lies inside the first; 0 = off. Inferred
     # (the rule is SlotCon's, data/transforms.py there).
     ssl.MIN_OVERLAP = 0.01
+    # Change colours of the whole (pre-cropped) image before any crop, as released for segmentation, instead of after it
+    # at the size of the view, as everywhere else.
+    ssl.COLOR_FIRST = False
     # Resampling of crops: "bilinear" or "bicubic", both antialiased.
     ssl.INTERPOLATION = "bilinear"
     # Probability of a horizontal flip of a "crop" view.

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 __all__ = ["view_box", "overlap_boxes", "grid_points", "to_grid_sample", "overlap_grids", "sample"]
 
 
-def view_box(transforms, height: int, width: int, view_height: int, view_width: int) -> np.ndarray:
+def view_box(transforms, height: int, width: int, view_height: int, view_width: int) -> list[float]:
     """Derive a view's box from the transforms that made it.
 
     Args:
@@ -24,22 +24,25 @@ def view_box(transforms, height: int, width: int, view_height: int, view_width: 
         view_height, view_width: size of the view, in pixels.
 
     Returns:
-        (4,) float64 view box.
+        The four numbers of the view box.
 
     Raises:
         ValueError: the transforms rotate, shear or warp: no box can describe the view.
     """
-    corners = np.array([[0.0, 0.0], [width, 0.0], [0.0, height], [width, height], [width / 2, height / 2]])
-    points = np.asarray(transforms.apply_coords(corners.copy()), dtype=np.float64)
-    offset = points[0]
-    scale = (points[3] - points[0]) / (width, height)
-    if not np.all(scale) or not np.abs(points - (corners * scale + offset)).max() < 1e-3:  # "not": NaN is refused too
+    corners = [(0.0, 0.0), (width, 0.0), (0.0, height), (width, height), (width / 2, height / 2)]
+    points = transforms.apply_coords(np.array(corners, dtype=np.float64)).tolist()
+    # In plain numbers: NumPy's calls take longer than so few of them.
+    (x0, y0), (x1, y1) = points[0], points[3]
+    sx, sy = (x1 - x0) / width, (y1 - y0) / height
+    expected = [(x * sx + x0, y * sy + y0) for x, y in corners]
+    errors = [
+        abs(a - b) for point, wanted in zip(points, expected, strict=True) for a, b in zip(point, wanted, strict=True)
+    ]
+    if not (sx and sy and all(error < 1e-3 for error in errors)):  # NaN is refused too
         raise ValueError(
             f"a view must be an axis-aligned rectangle of its image; {transforms} rotates, shears or warps it"
         )
-    first = -offset / scale
-    last = ((view_width, view_height) - offset) / scale
-    return np.concatenate([first, last])
+    return [-x0 / sx, -y0 / sy, (view_width - x0) / sx, (view_height - y0) / sy]
 
 
 def overlap_boxes(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import CropTransform, HFlipTransform
+from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform
 from PIL import Image
 from torch.nn import functional as F
 
@@ -14,6 +14,8 @@ __all__ = [
     "INTERPOLATIONS",
     "AntialiasedResize",
     "AntialiasedResizeTransform",
+    "CenterSquare",
+    "CropResizeTransform",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
     "ResizeCenterCrop",
@@ -46,10 +48,33 @@ class AntialiasedResizeTransform(T.ResizeTransform):
         return x.permute(0, 2, 3, 1)[0].contiguous().numpy()
 
 
+class CropResizeTransform(AntialiasedResizeTransform):
+    """Cut out a rectangle and resize it: as ``CropTransform`` and then ``AntialiasedResizeTransform``, in one."""
+
+    def __init__(self, x0: int, y0: int, w: int, h: int, new_w: int, new_h: int, interp: int = Image.BILINEAR):
+        """Store the rectangle, and the size and filter of the result."""
+        super().__init__(h, w, new_h, new_w, interp)
+        self.x0, self.y0 = x0, y0
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        return super().apply_image(img[self.y0 : self.y0 + self.h, self.x0 : self.x0 + self.w], interp)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return super().apply_coords(coords - (self.x0, self.y0))
+
+    def inverse(self) -> T.Transform:
+        """Refuse: the rest of the image is gone.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError
+
+
 class RandomResizedCrop(T.Augmentation):
     """Crop a rectangle of random size, shape and place, and resize it to a square.
 
-    Returns a crop followed by a resize, so that coordinates follow. detectron2's ``RandomExtent`` would not do: it
+    Coordinates follow. detectron2's ``RandomExtent`` would not do: it
     shrinks without antialiasing.
 
     Source: torchvision ``RandomResizedCrop`` for the draw.
@@ -86,20 +111,19 @@ class RandomResizedCrop(T.Augmentation):
             raise ValueError(f"INPUT.SSL.INTERPOLATION {interpolation!r} is not one of {sorted(INTERPOLATIONS)}")
         self._init(locals())
 
-    def get_transform(self, image: np.ndarray) -> T.TransformList:
-        x, y, w, h = self._draw_box(*image.shape[:2])
-        resize = AntialiasedResizeTransform(h, w, self.size, self.size, INTERPOLATIONS[self.interpolation])
-        return T.TransformList([CropTransform(x, y, w, h), resize])
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        box = self._draw_box(*image.shape[:2])
+        return CropResizeTransform(*box, self.size, self.size, INTERPOLATIONS[self.interpolation])
 
     def _draw_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        log_aspect = math.log(self.aspect[0]), math.log(self.aspect[1])
+        first, last = math.log(self.aspect[0]), math.log(self.aspect[1])
         for _ in range(10):
-            scale = np.random.uniform(*self.scale)
+            scale = self.scale[0] + np.random.rand() * (self.scale[1] - self.scale[0])
             area = scale * height * width if self.scale_of == "area" else (scale * min(height, width)) ** 2
-            aspect = math.exp(np.random.uniform(*log_aspect))
+            aspect = math.exp(first + np.random.rand() * (last - first))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
-                return np.random.randint(width - w + 1), np.random.randint(height - h + 1), w, h
+                return int(np.random.rand() * (width - w + 1)), int(np.random.rand() * (height - h + 1)), w, h
         # The image is longer than any drawn shape: take the largest centred crop that has an allowed shape.
         w = max(1, min(width, round(height * self.aspect[1])))
         h = max(1, min(height, round(width / self.aspect[0])))
@@ -111,6 +135,26 @@ class AntialiasedResize(T.Resize):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return AntialiasedResizeTransform(*image.shape[:2], *self.shape, self.interp)
+
+
+class CenterSquare(T.Augmentation):
+    """Cut out the largest central square, and resize it if a size is given; no randomness.
+
+    Source: the released segmentation recipe, which resizes before it crops: up to half a pixel the same.
+    """
+
+    def __init__(self, size: int | None = None, interpolation: str = "bilinear"):
+        """Store the side of the result in pixels and the filter, "bilinear" or "bicubic"."""
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        h, w = image.shape[:2]
+        side = min(h, w)
+        box = ((w - side) // 2, (h - side) // 2, side, side)
+        if self.size is None:
+            return CropTransform(*box)
+        return CropResizeTransform(*box, self.size, self.size, INTERPOLATIONS[self.interpolation])
 
 
 class ResizeCenterCrop(T.Augmentation):
@@ -139,9 +183,13 @@ class _FastHFlipTransform(HFlipTransform):
         return cv2.flip(img, 1)
 
 
-class RandomHorizontalFlip(T.RandomFlip):
-    """detectron2's flip with a faster copy."""
+class RandomHorizontalFlip(T.Augmentation):
+    """detectron2's horizontal ``RandomFlip`` with a faster copy."""
+
+    def __init__(self, prob: float = 0.5):
+        """Store the probability."""
+        super().__init__()
+        self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        transform = super().get_transform(image)
-        return _FastHFlipTransform(transform.width) if isinstance(transform, HFlipTransform) else transform
+        return _FastHFlipTransform(image.shape[1]) if np.random.rand() < self.prob else NoOpTransform()

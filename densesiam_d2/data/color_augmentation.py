@@ -1,10 +1,10 @@
 """The colour augmentations of self-supervised learning: each draws, and returns a fixed transform.
 
 Images are (H, W, 3) uint8 in RGB order. The operations follow Pillow's definitions to within a grey level (hue: a few)
-at a fifth to a tenth of its time.
+at a fifth to a tenth of its time. Each takes ``dst``, an image to write the result to, which may be the image itself.
 """
 
-import functools
+import math
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ from fvcore.transforms.transform import NoOpTransform
 
 __all__ = [
     "ColorJitter",
+    "ColorSteps",
     "RandomGaussianBlur",
     "RandomGrayscale",
     "RandomSolarize",
@@ -26,52 +27,65 @@ __all__ = [
 ]
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's conversion to "L"
+_IDENTITY = np.eye(3)
+_NOTHING = NoOpTransform()
 
 
-def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+def adjust_brightness(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
     """Multiply an (H, W, 3) uint8 image by a factor >= 0."""
-    return cv2.convertScaleAbs(image, alpha=factor)
+    return cv2.convertScaleAbs(image, dst, alpha=factor)
 
 
-def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+def adjust_contrast(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
     """Blend an (H, W, 3) uint8 RGB image with its mean grey level: 0 gives plain grey, 1 the image."""
     mean = int(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5)
-    return cv2.addWeighted(image, factor, image, 0, mean * (1 - factor))
+    return cv2.addWeighted(image, factor, image, 0, mean * (1 - factor), dst)
 
 
-def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+def adjust_saturation(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
     """Blend an (H, W, 3) uint8 RGB image with its grey version: 0 gives grey, 1 the image."""
-    return cv2.transform(image, factor * np.eye(3) + (1 - factor) * LUMA)
+    return cv2.transform(image, factor * _IDENTITY + (1 - factor) * LUMA, dst)
 
 
-def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
+def adjust_hue(image: np.ndarray, shift: float, dst: np.ndarray | None = None) -> np.ndarray:
     """Turn the hue of an (H, W, 3) uint8 RGB image by ``shift`` turns, in [-0.5, 0.5]."""
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL, dst)
     hsv[:, :, 0] += np.uint8(round(shift * 256) % 256)  # a full turn is 256, so that uint8 wraps around
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=hsv)
 
 
-def to_grayscale(image: np.ndarray) -> np.ndarray:
+def to_grayscale(image: np.ndarray, dst: np.ndarray | None = None) -> np.ndarray:
     """Return the (H, W, 3) uint8 grey version of an RGB image."""
-    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, dst)
 
 
-def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
+def gaussian_blur(image: np.ndarray, sigma: float, dst: np.ndarray | None = None) -> np.ndarray:
     """Blur an (H, W, 3) uint8 image with a Gaussian of ``sigma`` pixels, cut off at three of them."""
-    kernel = cv2.getGaussianKernel(2 * int(np.ceil(3 * sigma)) + 1, sigma)
-    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    kernel = cv2.getGaussianKernel(2 * math.ceil(3 * sigma) + 1, sigma)
+    return cv2.sepFilter2D(image, -1, kernel, kernel, dst, borderType=cv2.BORDER_REPLICATE)
 
 
-def solarize(image: np.ndarray, threshold: int = 128) -> np.ndarray:
+def solarize(image: np.ndarray, threshold: int = 128, dst: np.ndarray | None = None) -> np.ndarray:
     """Invert the values of a uint8 image that are at least ``threshold``."""
     values = np.arange(256)
-    return cv2.LUT(image, np.where(values < threshold, values, 255 - values).astype(np.uint8))
+    return cv2.LUT(image, np.where(values < threshold, values, 255 - values).astype(np.uint8), dst)
 
 
-def _apply_in_turn(image: np.ndarray, operations: list) -> np.ndarray:
-    for operation, amount in operations:
-        image = operation(image, amount)
-    return image
+class ColorSteps(T.ColorTransform):
+    """Some of the operations above, one after the other."""
+
+    def __init__(self, *steps: tuple):
+        """Store the steps: an operation and what it takes between image and ``dst``."""
+        self.steps = steps
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return self.apply_in_place(img.copy())
+
+    def apply_in_place(self, image: np.ndarray) -> np.ndarray:
+        """Change an (H, W, 3) uint8 RGB image, and return it."""
+        for operation, *amount in self.steps:
+            image = operation(image, *amount, image)
+        return image
 
 
 class ColorJitter(T.Augmentation):
@@ -100,12 +114,11 @@ class ColorJitter(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         if not self.independent and np.random.rand() >= self.prob:
-            return NoOpTransform()
-        draws = [(operation, np.random.uniform(low, high)) for operation, low, high in self._ranges()]
+            return _NOTHING
+        draws = [(operation, low + np.random.rand() * (high - low)) for operation, low, high in self._ranges()]
         if self.independent:
             draws = [draw for draw in draws if np.random.rand() < self.prob]
-        operations = [draws[i] for i in np.random.permutation(len(draws))]
-        return T.ColorTransform(functools.partial(_apply_in_turn, operations=operations))
+        return ColorSteps(*sorted(draws, key=lambda draw: np.random.rand()))
 
     def _ranges(self) -> list:
         operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
@@ -123,7 +136,7 @@ class RandomGrayscale(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return T.ColorTransform(to_grayscale) if np.random.rand() < self.prob else NoOpTransform()
+        return ColorSteps((to_grayscale,)) if np.random.rand() < self.prob else _NOTHING
 
 
 class RandomGaussianBlur(T.Augmentation):
@@ -139,8 +152,9 @@ class RandomGaussianBlur(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         if np.random.rand() >= self.prob:
-            return NoOpTransform()
-        return T.ColorTransform(functools.partial(gaussian_blur, sigma=np.random.uniform(*self.sigma)))
+            return _NOTHING
+        low, high = self.sigma
+        return ColorSteps((gaussian_blur, low + np.random.rand() * (high - low)))
 
 
 class RandomSolarize(T.Augmentation):
@@ -153,9 +167,7 @@ class RandomSolarize(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        if np.random.rand() >= self.prob:
-            return NoOpTransform()
-        return T.ColorTransform(functools.partial(solarize, threshold=self.threshold))
+        return ColorSteps((solarize, self.threshold)) if np.random.rand() < self.prob else _NOTHING
 
 
 def _check_prob(key: str, prob: float) -> None:

@@ -170,7 +170,7 @@ def _end_workers(batches: Callable[[], Generator | None]) -> None:
 def _prepare_worker(worker_id: int) -> None:
     """Let a worker end with its parent, whatever happens, and not before."""
     cv2.setNumThreads(0)  # workers are processes already; more threads would only get in each other's way
-    faulthandler.enable()  # SIGABRT, from the watchdog, shows where a worker hangs
+    faulthandler.enable(2)  # SIGABRT, from the watchdog, shows where a worker hangs
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole job, they ask the main process to save and leave
     end_with_parent()

@@ -7,17 +7,18 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import transforms as T
+from torch.utils.data import default_collate
 
-from densesiam_d2.geometry import overlap_boxes, view_box
+from densesiam_d2.geometry import view_box
 
 from .augmentation import (
     INTERPOLATIONS,
     AntialiasedResize,
+    CenterSquare,
     RandomHorizontalFlip,
     RandomResizedCrop,
-    ResizeCenterCrop,
 )
-from .color_augmentation import ColorJitter, RandomGaussianBlur, RandomGrayscale, RandomSolarize
+from .color_augmentation import ColorJitter, ColorSteps, RandomGaussianBlur, RandomGrayscale, RandomSolarize
 from .image_io import read_image
 
 __all__ = ["TwoViewDatasetMapper", "collate_views"]
@@ -31,14 +32,13 @@ class TwoViewDatasetMapper:
     The callable does the following:
 
     1. Read the image from "file_name"; annotations are not looked at
-    2. Resize and crop it to the common square, if PRE_CROP is on
+    2. Cut out the common square, if PRE_CROP is on; resize it, if COLOR_FIRST is
     3. Draw a geometric transform per view; draw the second again until the views overlap enough. The last of ten draws
        is taken as it is
-    4. Make the views, and change their colours, each by its own draw
+    4. Make the views, and change their colours, each by its own draw; with COLOR_FIRST the colours change before step 3
     5. Prepare the views and their boxes as tensors
 
-    Colours change after the crop, at the size of the view. The released segmentation code changes them before it, on
-    the 640-pixel image; the distributions differ in the contrast's mean and the blur's width.
+    The two orders of step 4 differ in the mean that contrast takes and in how wide a blur looks.
 
     Source: SlotCon, ``data/transforms.py``, for step 3; DenseSiam, ``densesiam/datasets``, for PRE_CROP and "full".
     """
@@ -52,6 +52,7 @@ class TwoViewDatasetMapper:
         photometric: list[list[T.Augmentation]],
         min_overlap: float = 0.0,
         redraw: bool = True,
+        color_first: bool = False,
     ):
         """Store the augmentations.
 
@@ -61,6 +62,7 @@ class TwoViewDatasetMapper:
             photometric: for each view, what happens to its colours.
             min_overlap: least fraction of view 2 that lies within view 1.
             redraw: whether to draw view 2 again; False where that changes nothing.
+            color_first: change the colours of the whole (pre-cropped) image, before ``geometric``, as released.
 
         Raises:
             ValueError: there are not two views, or ``min_overlap`` is out of range.
@@ -69,11 +71,12 @@ class TwoViewDatasetMapper:
             raise ValueError(f"two views need two lists each, got {len(geometric)} and {len(photometric)}")
         if not 0 <= min_overlap <= 1:
             raise ValueError(f"INPUT.SSL.MIN_OVERLAP {min_overlap} is not a fraction in [0, 1]")
-        self.pre_crop = T.AugmentationList(pre_crop)
-        self.geometric = [T.AugmentationList(augs) for augs in geometric]
-        self.photometric = [T.AugmentationList(augs) for augs in photometric]
+        self.pre_crop = T.AugmentationList(pre_crop).augs
+        self.geometric = [T.AugmentationList(augs).augs for augs in geometric]
+        self.photometric = [T.AugmentationList(augs).augs for augs in photometric]
         self.min_overlap = min_overlap
         self.redraw = redraw
+        self.color_first = color_first
         logger = logging.getLogger(__name__)
         for i in range(2):
             logger.info("Augmentations of view %d: %s", i + 1, pre_crop + geometric[i] + photometric[i])
@@ -90,11 +93,13 @@ class TwoViewDatasetMapper:
             if len(ssl[key]) != 2:
                 raise ValueError(f"INPUT.SSL.{key} {list(ssl[key])} needs one entry for each of the two views")
         return {
-            "pre_crop": [ResizeCenterCrop(ssl.PRE_CROP)] if ssl.PRE_CROP > 0 else [],
+            # Only where colours change at that size does anything depend on it.
+            "pre_crop": [CenterSquare(ssl.PRE_CROP if ssl.COLOR_FIRST else None)] if ssl.PRE_CROP > 0 else [],
             "geometric": [_build_geometric(ssl, kind) for kind in ssl.VIEWS],
             "photometric": [_build_photometric(ssl, i) for i in range(2)],
             "min_overlap": ssl.MIN_OVERLAP,
             "redraw": ssl.VIEWS[1] == "crop" and ssl.MIN_OVERLAP > 0,
+            "color_first": ssl.COLOR_FIRST,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -111,36 +116,71 @@ class TwoViewDatasetMapper:
             ValueError: the file cannot be read.
         """
         cv2.setNumThreads(0)  # workers are processes already; more threads would only get in each other's way
+        cv2.ipp.setUseIPP(False)  # whose hue takes half as long again, and which gives other pixels on other processors
         image = read_image(dataset_dict["file_name"])
         return {**self.make_views(image), "file_name": dataset_dict["file_name"]}
 
     def make_views(self, image: np.ndarray) -> dict:
         """Make the views of an (H, W, 3) uint8 RGB image; returns ``__call__``'s dict without the file name."""
-        height, width = image.shape[:2]
-        source = T.AugInput(image)
-        pre_crop = self.pre_crop(source)
+        size = image.shape[:2]
+        image, pre_crop = _augment(image, self.pre_crop)
+        images = [image, image]
+        if self.color_first:
+            images = self._recolor(images)
 
-        first, box1 = self._draw_view(0, source.image, pre_crop, height, width)
+        first, box1 = self._draw_view(0, images[0], pre_crop, size)
         for _ in range(MAX_DRAWS):
-            second, box2 = self._draw_view(1, source.image, pre_crop, height, width)
-            if not self.redraw or self._overlap_enough(box1, box2):
+            second, box2 = self._draw_view(1, images[1], pre_crop, size)
+            if not self.redraw or _overlap(box1, box2) >= self.min_overlap:
                 break
 
-        for augmentations, view in zip(self.photometric, (first, second), strict=True):
-            augmentations(view)
-        views = torch.from_numpy(np.stack([first.image, second.image]))  # (2, S, S, 3)
-        boxes = torch.from_numpy(np.stack([box1, box2])).float()
+        views = np.stack([first, second]) if self.color_first else self._recolor([first, second])  # (2, S, S, 3)
+        boxes = torch.tensor([box1, box2], dtype=torch.float32)
         # The channels move by their strides only; the memory stays channels-last, as fast convolutions like it.
-        return {"views": views.permute(0, 3, 1, 2), "view_boxes": boxes}
+        return {"views": torch.from_numpy(views).permute(0, 3, 1, 2), "view_boxes": boxes}
 
-    def _draw_view(self, index: int, image: np.ndarray, pre_crop: T.TransformList, height: int, width: int) -> tuple:
-        view = T.AugInput(image)
-        transforms = pre_crop + self.geometric[index](view)
-        return view, view_box(transforms, height, width, *view.image.shape[:2])
+    def _draw_view(self, index: int, image: np.ndarray, pre_crop: list, size: tuple[int, int]) -> tuple:
+        view, transforms = _augment(image, self.geometric[index])
+        return view, view_box(T.TransformList(pre_crop + transforms), *size, *view.shape[:2])
 
-    def _overlap_enough(self, box1: np.ndarray, box2: np.ndarray) -> bool:
-        _, fraction = overlap_boxes(torch.from_numpy(box1)[None], torch.from_numpy(box2)[None])
-        return bool(fraction >= self.min_overlap)
+    def _recolor(self, images: list[np.ndarray]) -> np.ndarray:
+        """Return the two images, each with colours changed by its own draw, as (2, H, W, 3)."""
+        stacked = np.stack(images)
+        for image, augmentations in zip(stacked, self.photometric, strict=True):
+            for augmentation in augmentations:
+                transform = augmentation.get_transform(image) if _is_plain(augmentation) else None
+                if isinstance(transform, ColorSteps):
+                    transform.apply_in_place(image)
+                elif not isinstance(transform, T.NoOpTransform):
+                    image[:] = transform.apply_image(image) if transform else _augment(image, [augmentation])[0]
+        return stacked
+
+
+def _is_plain(augmentation: T.Augmentation) -> bool:
+    return type(augmentation).__call__ is T.Augmentation.__call__
+
+
+def _augment(image: np.ndarray, augmentations: list[T.Augmentation]) -> tuple[np.ndarray, list[T.Transform]]:
+    """Draw and apply augmentations of an image alone; ``AugmentationList`` does as much in three times the time."""
+    transforms = []
+    for augmentation in augmentations:
+        if _is_plain(augmentation):
+            transforms.append(augmentation.get_transform(image))
+            image = transforms[-1].apply_image(image)
+        else:  # a list, or something of the user's
+            aug_input = T.AugInput(image)
+            transforms.append(augmentation(aug_input))
+            image = aug_input.image
+    return image, transforms
+
+
+def _overlap(box1: list[float], box2: list[float]) -> float:
+    """Return the share of view 2 that lies within view 1: ``geometry.overlap_boxes`` of two boxes, in plain numbers."""
+    share = 1.0
+    for i in (0, 1):
+        (low1, high1), (low2, high2) = sorted(box1[i::2]), sorted(box2[i::2])
+        share *= max(0.0, min(high1, high2) - max(low1, low2)) / (high2 - low2)
+    return share
 
 
 def collate_views(batch: list[dict]) -> dict:
@@ -152,11 +192,11 @@ def collate_views(batch: list[dict]) -> dict:
     Returns:
         "views": (N, 2, 3, S, S) uint8, "view_boxes": (N, 2, 4) float32, "file_name": list of N.
     """
-    # Stacked in memory order: a stack of permuted tensors would move every byte of them.
-    views = torch.stack([x["views"].permute(0, 2, 3, 1) for x in batch])  # (N, 2, S, S, 3)
+    # Stacked in memory order, or every byte would have to move; in a worker, straight into shared memory.
+    views = default_collate([x["views"].permute(0, 2, 3, 1) for x in batch])  # (N, 2, S, S, 3)
     return {
         "views": views.permute(0, 1, 4, 2, 3),
-        "view_boxes": torch.stack([x["view_boxes"] for x in batch]),
+        "view_boxes": default_collate([x["view_boxes"] for x in batch]),
         "file_name": [x["file_name"] for x in batch],
     }
 

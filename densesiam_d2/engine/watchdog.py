@@ -59,7 +59,7 @@ class WatchdogHook(HookBase):
         rank, host = comm.get_rank(), socket.gethostname()
         text = f"rank {rank} on {host} (pid {os.getpid()}): no step done for {self._limit:g} s (RUN.WATCHDOG_SECONDS)"
         print(f"{text}; the stacks:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(all_threads=True)
+        faulthandler.dump_traceback(2, all_threads=True)  # a notebook has no file behind sys.stderr
         for worker in active_children():
             with contextlib.suppress(OSError):
                 os.kill(worker.pid, signal.SIGABRT)  # shows its stack

@@ -90,7 +90,7 @@ def test_blur_keeps_a_flat_border():
 def test_jitter_joint_and_independent_draws(monkeypatch):
     calls = []
     for name in ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"):
-        monkeypatch.setattr(color, name, lambda image, amount, name=name: calls.append((name, amount)) or image)
+        monkeypatch.setattr(color, name, lambda image, amount, dst, name=name: calls.append((name, amount)) or image)
     image = np.zeros((2, 2, 3), np.uint8)
 
     def draw(**kwargs):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.augmentation import AntialiasedResizeTransform
+from densesiam_d2.data.color_augmentation import gaussian_blur
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper, collate_views
 from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids, sample
 
@@ -82,14 +83,47 @@ def test_both_views_show_the_same_points(options):
 
 
 def test_full_view_and_pre_crop_boxes():
-    # 480 x 640, PRE_CROP 320: the long side becomes 426, the crop starts at 53 of them; see test_center_crop.
-    mapper = TwoViewDatasetMapper(make_cfg("PRE_CROP", 320, "VIEWS", ["full", "full"], "VIEW_SIZE", 160))
-    out = mapper.make_views(np.zeros((480, 640, 3), np.uint8))
-    expected = torch.tensor([[53 * 640 / 426, 0, 373 * 640 / 426, 480]]).repeat(2, 1)
-    torch.testing.assert_close(out["view_boxes"], expected, rtol=0, atol=1e-3)
+    for color_first in (False, True):
+        options = ("PRE_CROP", 320, "VIEWS", ["full", "full"], "VIEW_SIZE", 160, "COLOR_FIRST", color_first)
+        out = TwoViewDatasetMapper(make_cfg(*options)).make_views(np.zeros((480, 640, 3), np.uint8))
+        torch.testing.assert_close(out["view_boxes"], torch.tensor([[80.0, 0, 560, 480]]).repeat(2, 1))
     mapper = TwoViewDatasetMapper(make_cfg("VIEWS", ["full", "full"], "VIEW_SIZE", 160))
     out = mapper.make_views(np.zeros((480, 640, 3), np.uint8))
     torch.testing.assert_close(out["view_boxes"], torch.tensor([[0.0, 0, 640, 480]]).repeat(2, 1))
+
+
+def test_color_first_changes_colors_before_the_views():
+    # One blurred pixel: at 80 pixels before a view of half the size, or in the view itself.
+    image = np.zeros((80, 80, 3), np.uint8)
+    image[40, 40] = 255
+    only_blur = ("BLUR_PROB", [1.0, 1.0], "BLUR_SIGMA", [2.0, 2.0], "JITTER_PROB", 0.0, "GRAYSCALE_PROB", 0.0)
+    views = {}
+    for first in (False, True):
+        cfg = make_cfg(*only_blur, "PRE_CROP", 80, "VIEWS", ["full", "full"], "VIEW_SIZE", 40, "COLOR_FIRST", first)
+        before = image.copy()
+        views[first] = TwoViewDatasetMapper(cfg).make_views(image)["views"][0, 0].double()
+        np.testing.assert_array_equal(image, before)
+    reach = {first: int((view[20] > 0).sum()) for first, view in views.items()}
+    assert reach[True] < reach[False]  # a blur of 2 pixels before halving is one of 1 pixel after it
+    blurred = gaussian_blur(image, 2.0)
+    expected = AntialiasedResizeTransform(80, 80, 40, 40, Image.BILINEAR).apply_image(blurred)[..., 0]
+    np.testing.assert_array_equal(views[True].numpy(), expected)
+
+
+def test_augmentations_of_the_users_own_kind():
+    """Lists, and augmentations that override ``__call__``, go detectron2's own way; the image stays as it was."""
+    swap = T.ColorTransform(lambda image: image[:, :, ::-1])
+    mapper = TwoViewDatasetMapper(
+        pre_crop=[],
+        geometric=[[T.AugmentationList([T.Resize((8, 8))])], []],
+        photometric=[[swap], [T.RandomApply(swap, 1.0)]],
+        redraw=False,
+    )
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    before = image.copy()
+    views = mapper.make_views(image)["views"].permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(views, np.stack([image[:, :, ::-1]] * 2))
 
 
 def overlaps(number, **kwargs):

@@ -1,0 +1,129 @@
+"""Two 224-pixel views of a JPEG file, in one process and one thread (G1 to G4)."""
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import ks_2samp
+
+from benchmarks.harness import Options, Row, measure, ratios
+from benchmarks.inputs import jpeg_files
+from benchmarks.peers.augmentation import albumentations_views, lightly_views, torchvision_views
+from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.data.augmentation import AntialiasedResizeTransform
+from densesiam_d2.data.image_io import read_image
+from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
+
+__all__ = ["fidelity", "mapper", "run"]
+
+
+def mapper(*words) -> TwoViewDatasetMapper:
+    """Return the mapper of pretraining, with keys changed by name and value."""
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.merge_from_list(list(words))
+    return TwoViewDatasetMapper(cfg)
+
+
+def _decode(name: str) -> np.ndarray:
+    return cv2.imdecode(np.fromfile(name, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+def _decode_and_resize(name: str) -> None:
+    image = _decode(name)
+    h, w = image.shape[:2]
+    ch, cw = h * 3 // 4, w * 3 // 4
+    for y, x in ((0, 0), (h - ch, w - cw)):
+        AntialiasedResizeTransform(ch, cw, 224, 224, Image.BILINEAR).apply_image(image[y : y + ch, x : x + cw])
+
+
+def run(options: Options) -> list[Row]:
+    """Measure G1 to G4 on 90 kB files, and G1 on 55 kB files."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    rows = []
+    for kilobytes in (90, 55):
+        files = jpeg_files(options, options.size(100, 4), kilobytes=kilobytes)
+        ours = mapper()
+        variants = {
+            "ours": lambda name, ours=ours: ours({"file_name": name}),
+            "lightly": lightly_views(),
+            "albumentations": albumentations_views(),
+            "torchvision": torchvision_views(),
+            "decode": _decode,
+            "decode and two resizes": _decode_and_resize,
+            "reading with checks": read_image,
+        }
+        times = measure(
+            {k: lambda f=f, files=files: [f(name) for name in files] for k, f in variants.items()}, options.repeats
+        )
+        kind = "given files" if options.images else f"{kilobytes} kB"
+        rows += [
+            Row.of(f"G1 two views, {kind}", "lightly / ours", ratios(times, "lightly", "ours"), goal=5.0, gate=4.0),
+            Row.of(
+                f"G2 two views, {kind}",
+                "albumentations / ours",
+                ratios(times, "albumentations", "ours"),
+                goal=1.25,
+                gate=1.1,
+            ),
+            Row.of(f"two views, {kind}", "torchvision on PIL / ours", ratios(times, "torchvision", "ours")),
+            Row.of(
+                f"G3 two views, {kind}",
+                "ours / decoding",
+                ratios(times, "ours", "decode"),
+                goal=2.0,
+                gate=2.4,
+                higher_is_better=False,
+            ),
+            Row.of(
+                f"two views, {kind}",
+                "ours / decoding and two resizes",
+                ratios(times, "ours", "decode and two resizes"),
+                higher_is_better=False,
+            ),
+            Row.of(
+                f"reading with checks, {kind}",
+                "ours / decoding",
+                ratios(times, "reading with checks", "decode"),
+                higher_is_better=False,
+            ),
+            Row.of(f"two views, {kind}", "ours, images/s", [len(files) / t for t in times["ours"]]),
+        ]
+        if options.images:
+            break
+    return rows + fidelity(options)
+
+
+def _statistics(image: np.ndarray) -> tuple[float, ...]:
+    """Return mean luma, its deviation, mean chroma and gradient energy of an (H, W, 3) uint8 RGB image."""
+    image = image.astype(np.float32) / 255
+    luma = image @ np.array([0.299, 0.587, 0.114], np.float32)
+    chroma = float((image.max(axis=2) - image.min(axis=2)).mean())
+    gradient = np.sqrt(np.diff(luma, axis=0)[:, :-1] ** 2 + np.diff(luma, axis=1)[:-1] ** 2).mean()
+    return float(luma.mean()), float(luma.std()), chroma, float(gradient)
+
+
+def fidelity(options: Options, rounds: int = 6) -> list[Row]:
+    """Compare the distribution of views with torchvision's on PIL (G4); views of 100 files, some rounds."""
+    files = jpeg_files(options, options.size(100, 4))
+    np.random.seed(0)
+    torch.manual_seed(0)
+    ours, peer = mapper(), torchvision_views()
+    values = {"ours": [], "torchvision": []}
+    for _ in range(options.size(rounds, 1)):
+        for name in files:
+            views = ours({"file_name": name})["views"].permute(0, 2, 3, 1).numpy()
+            values["ours"] += [_statistics(view) for view in views]
+            values["torchvision"] += [_statistics(np.asarray(view)) for view in peer(name, as_images=True)]
+    ours, peer = (np.array(v) for v in values.values())
+    p = {k: float(ks_2samp(ours[:, i], peer[:, i]).pvalue) for i, k in enumerate(("luma", "contrast", "chroma"))}
+    rows = [
+        Row.of(f"G4 Kolmogorov-Smirnov p, {k}", "torchvision on PIL", [v], goal=0.01, gate=0.01) for k, v in p.items()
+    ]
+    error = abs(ours[:, 3].mean() / peer[:, 3].mean() - 1)
+    limits = {"goal": 0.03, "gate": 0.03, "higher_is_better": False}
+    return [*rows, Row.of("G4 gradient energy, deviation", "torchvision on PIL", [float(error)], **limits)]

@@ -1,0 +1,1 @@
+"""The systems beside which this project is measured; for timing only."""

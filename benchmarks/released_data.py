@@ -1,0 +1,41 @@
+"""Views for unsupervised segmentation from 640 x 480 files, beside the released pipeline (G7). One thread."""
+
+import cv2
+import torch
+
+from benchmarks.data import mapper
+from benchmarks.harness import Options, Row, measure, ratios
+from benchmarks.inputs import jpeg_files
+from benchmarks.peers.released_data import released_views
+from densesiam_d2.engine import load_config
+
+__all__ = ["run"]
+
+
+def _recipe(color_first: bool):
+    cfg = load_config("configs/unsup_seg/Base-UnsupSeg-R18.yaml")
+    ssl = cfg.INPUT.SSL
+    words = [word for key, value in ssl.items() for word in (f"INPUT.SSL.{key}", value)]
+    return mapper(*words, "INPUT.SSL.COLOR_FIRST", color_first)
+
+
+def run(options: Options) -> list[Row]:
+    """Measure G7."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    files = jpeg_files(options, options.size(40, 2), width=640, height=480, kilobytes=160)
+    same, crop_first = _recipe(True), _recipe(False)
+    variants = {
+        "same order": lambda name: same({"file_name": name}),
+        "crop first": lambda name: crop_first({"file_name": name}),
+        "released": released_views(),
+    }
+    times = measure({k: lambda f=f: [f(name) for name in files] for k, f in variants.items()}, options.repeats)
+    rows = []
+    for name, goal, gate in (("same order", 9.0, 7.0), ("crop first", 20.0, 15.0)):
+        values = ratios(times, "released", name)
+        rows += [
+            Row.of(f"G7 segmentation views, {name}", "released / ours", values, goal=goal, gate=gate),
+            Row.of(f"segmentation views, {name}", "ours, images/s", [len(files) / t for t in times[name]]),
+        ]
+    return rows
