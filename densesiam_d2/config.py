@@ -98,6 +98,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ssl.IN_FEATURE = "res5"
     # Norm inside all projectors and predictors. "SyncBN" becomes an equivalent on CPU (one line in the log says which).
     ssl.NORM = "SyncBN"
+    # Encode both views in one batch: half as many collectives of SyncBN, but batch norm then normalises both views by
+    # their common statistics, where all published methods take each view's own.
+    ssl.JOINT_VIEWS = False
     # Start the last norm of each residual branch at 0, as SimSiam does.
     ssl.ZERO_INIT_RESIDUAL = True
 

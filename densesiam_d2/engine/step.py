@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import deque
 
 import torch
 from detectron2.engine.train_loop import SimpleTrainer
@@ -23,6 +24,9 @@ class StepTrainer(SimpleTrainer):
     A step whose loss or gradient is not finite in any process is dropped in all of them: weights, momentum and the
     model's buffers (statistics of batch norm, queues) stay as they were. In fp16 that is also how the loss scale finds
     its way down.
+
+    On a GPU the host does not wait for the step that it has just queued: with a fused optimizer the device itself drops
+    the step, and losses are read one step later, or by :meth:`read_numbers`. On the CPU they are there at once.
 
     Attributes:
         stop_requested: set it in any process to have all of them see ``stop_agreed`` after the same step.
@@ -45,6 +49,9 @@ class StepTrainer(SimpleTrainer):
         self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._last_numbers: dict[str, float] = {}
+        self._fused = all(group.get("fused") for group in optimizer.param_groups)
+        self._runs_ahead = self._fused and self._device.type == "cuda"
+        self._unread: deque[tuple] = deque()
         self.stop_requested = self.stop_agreed = False
 
     def run_step(self) -> None:
@@ -52,6 +59,7 @@ class StepTrainer(SimpleTrainer):
 
         Raises:
             FloatingPointError: too many steps in a row were dropped.
+            RuntimeError: a loader worker was killed.
         """
         assert self.model.training, "model was changed to eval mode"
         start = time.perf_counter()
@@ -70,14 +78,49 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.unscale_(self.optimizer)
 
         numbers = self._gather_numbers(loss_dict, data_time)
-        if all(map(math.isfinite, numbers.values())):
-            self.grad_scaler.step(self.optimizer)
-            self._dropped_in_row, self._last_numbers = 0, numbers
-            storage = get_event_storage()
-            storage.put_scalars(total_loss=sum(numbers[name] for name in loss_dict), **numbers)
-        else:
-            self._drop_step(numbers)
+        self._update(~numbers.isfinite().all())
         self.grad_scaler.update()
+        copy = numbers.to("cpu", non_blocking=True)  # into pinned memory
+        event = torch.cuda.Event() if numbers.is_cuda else None
+        if event:
+            event.record()
+        self._unread.append((self.iter, tuple(loss_dict), copy, event))
+        self.read_numbers(but=int(self._runs_ahead))
+
+    def _update(self, bad: torch.Tensor) -> None:
+        """Step the optimizer unless ``bad``, a boolean scalar on the device, is true; then restore the buffers."""
+        if self._runs_ahead:
+            self.optimizer.found_inf = bad.float()
+            self.optimizer.step()
+            if self._buffers:
+                before, after = (torch.cat([b.flatten() for b in x]) for x in (self._buffers_before, self._buffers))
+                kept = torch.where(bad, before, after).split([b.numel() for b in self._buffers])
+                torch._foreach_copy_(self._buffers, [k.view(b.shape) for k, b in zip(kept, self._buffers, strict=True)])
+        elif not bad:
+            self.optimizer.found_inf = None  # of GradScaler, which is not asked: ``bad`` knows all processes
+            self.optimizer.step()
+        elif self._buffers:
+            torch._foreach_copy_(self._buffers, self._buffers_before)
+
+    def read_numbers(self, but: int = 0) -> None:
+        """Wait for the numbers of all steps so far ``but`` the last few, log them, and look for what went wrong.
+
+        Raises:
+            FloatingPointError: too many steps in a row were dropped.
+        """
+        while len(self._unread) > but:
+            iteration, losses, numbers, event = self._unread.popleft()
+            if event:
+                event.synchronize()
+            *values, stop = numbers.tolist()
+            numbers = dict(zip([*losses, "grad_norm", "data_time"], values, strict=True))
+            self.stop_agreed = stop > 0
+            if all(map(math.isfinite, values)):
+                self._dropped_in_row, self._last_numbers = 0, numbers
+                total = sum(numbers[name] for name in losses)
+                get_event_storage().put_scalars(total_loss=total, cur_iter=iteration, **numbers)
+            else:
+                self._note_dropped(iteration, numbers)
 
     def _next_batch(self):
         try:
@@ -93,29 +136,24 @@ class StepTrainer(SimpleTrainer):
                 ) from error
             raise
 
-    def _gather_numbers(self, loss_dict: dict[str, torch.Tensor], data_time: float) -> dict[str, float]:
-        """Return losses, gradient norm and data time, averaged over processes; waits for the device once."""
+    def _gather_numbers(self, loss_dict: dict[str, torch.Tensor], data_time: float) -> torch.Tensor:
+        """Return losses, gradient norm, data time and the wish to stop, averaged over processes, on the device."""
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        names = [*loss_dict, "grad_norm"]
         numbers = torch.stack([value.detach().float().reshape(()) for value in (*loss_dict.values(), norm)])
         numbers = torch.cat([numbers, numbers.new_tensor([data_time, self.stop_requested])])
         if comm.get_world_size() > 1:
             dist.all_reduce(numbers)
             numbers /= comm.get_world_size()
-        *values, stop = numbers.tolist()
-        self.stop_agreed = stop > 0
-        return dict(zip([*names, "data_time"], values, strict=True))
+        return numbers
 
-    def _drop_step(self, numbers: dict[str, float]) -> None:
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._buffers_before)
+    def _note_dropped(self, iteration: int, numbers: dict[str, float]) -> None:
         self._dropped += 1
         self._dropped_in_row += 1
-        get_event_storage().put_scalar("dropped_steps", self._dropped, smoothing_hint=False)
+        get_event_storage().put_scalar("dropped_steps", self._dropped, smoothing_hint=False, cur_iter=iteration)
         text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != "data_time")
         scale = f"; the loss scale was {self.grad_scaler.get_scale():g}" if self.grad_scaler.is_enabled() else ""
-        logger.warning("iteration %d dropped, no. %d in a row: %s%s", self.iter, self._dropped_in_row, text, scale)
+        logger.warning("iteration %d dropped, no. %d in a row: %s%s", iteration, self._dropped_in_row, text, scale)
         if self._dropped_in_row >= self._max_dropped:
             last = ", ".join(f"{name} {value:.4g}" for name, value in self._last_numbers.items())
             rate = self.optimizer.param_groups[0]["lr"]
@@ -130,6 +168,8 @@ class StepTrainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
+        for group in self.optimizer.param_groups:  # whatever the checkpoint's was
+            group["fused"] = self._fused
         scale = state_dict.get("grad_scaler")
         if scale and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(scale)

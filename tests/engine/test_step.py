@@ -6,6 +6,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from densesiam_d2.engine.step import StepTrainer
+from densesiam_d2.solver.build import fuse
 
 
 class Model(nn.Module):
@@ -21,11 +22,16 @@ class Model(nn.Module):
         return {"loss_a": y.square().mean(), "loss_b": y.mean() * 0.1}
 
 
-def trainer_of(batches, **options):
+def trainer_of(batches, *, ahead=False, **options):
+    """``ahead``: as on a GPU, where the host does not look at what the step brought before it queues the next one."""
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-    return StepTrainer(model, batches, optimizer, **options)
+    if ahead:
+        fuse(optimizer)
+    trainer = StepTrainer(model, batches, optimizer, **options)
+    trainer._runs_ahead = ahead
+    return trainer
 
 
 def good(seed=0):
@@ -62,6 +68,63 @@ def test_a_bad_step_changes_nothing(value, precision, caplog):
     assert storage.latest()["dropped_steps"][0] == 1
     steps(trainer, 1)
     assert all(value.isfinite().all() for value in state_of(trainer))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_device_drops_a_step_by_itself(value, caplog):
+    batches = [good(), bad(value), good(1)]
+    trainer = trainer_of(batches, ahead=True)
+    steps(trainer, 1)
+    before = state_of(trainer)
+    steps(trainer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(trainer), strict=True))
+    assert "dropped" not in caplog.text  # nobody has looked yet
+    storage = steps(trainer, 1)
+    assert "dropped, no. 1 in a row" in caplog.text
+    undisturbed, plain = trainer_of([good(), good(1)], ahead=True), trainer_of([good(), good(1)])
+    steps(undisturbed, 2)
+    steps(plain, 2)
+    assert all(torch.equal(a, b) for a, b in zip(state_of(undisturbed), state_of(trainer), strict=True))
+    for a, b in zip(state_of(plain), state_of(trainer), strict=True):
+        torch.testing.assert_close(a, b)
+    assert "loss_a" not in storage.latest()
+    with storage:
+        trainer.read_numbers()
+    assert storage.latest()["loss_a"][1] == 0
+
+
+def test_the_device_may_drop_the_first_step():
+    trainer, undisturbed = trainer_of([bad(), good()], ahead=True), trainer_of([good()], ahead=True)
+    steps(trainer, 2)
+    steps(undisturbed, 1)
+    assert all(torch.equal(a, b) for a, b in zip(state_of(undisturbed), state_of(trainer), strict=True))
+
+
+def test_on_a_device_too_many_in_a_row_end_the_run():
+    trainer = trainer_of([good(), bad(), bad(), bad(), good()], ahead=True, max_dropped=3)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .*The last good step had: loss_a 0\.\d+"):
+        steps(trainer, 5)
+    assert trainer.iter == 4  # one later than on the CPU
+
+
+def test_a_wish_to_stop_is_seen_one_step_later():
+    trainer = trainer_of([good()] * 3, ahead=True)
+    trainer.stop_requested = True
+    steps(trainer, 1)
+    assert not trainer.stop_agreed
+    steps(trainer, 1)
+    assert trainer.stop_agreed
+
+
+def test_resuming_a_checkpoint_of_a_plain_optimizer_stays_fused():
+    stored = trainer_of([good()])
+    steps(stored, 1)
+    trainer = trainer_of([bad(), good()], ahead=True)
+    trainer.load_state_dict(stored.state_dict())
+    trainer.model.load_state_dict(stored.model.state_dict())
+    before = state_of(trainer)
+    steps(trainer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(trainer), strict=True))
 
 
 def test_the_gradient_alone_counts_too(caplog):

@@ -119,7 +119,7 @@ class DenseSiam(SiameseMetaArch):
             return self.inference(batched_inputs)
         x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
         grid1, grid2, valid = overlap_grids(boxes1, boxes2, self.grid_size)
-        f1, f2 = self.encode(x1), self.encode(x2)  # (N, C, h, w)
+        f1, f2 = self.encode_views(x1, x2)  # (N, C, h, w)
 
         if self.sem_seg_head is None:
             z1, p1 = self.project(f1, grid1, self.dense)  # (N, D, S, S)
@@ -169,8 +169,7 @@ class DenseSiam(SiameseMetaArch):
             Weighted scalar.
         """
         with torch.autocast(f1.device.type, enabled=False):  # sums over a whole view can exceed fp16's 65,504
-            zr1 = self.region.projector(pool_regions(f1, z1))  # (N, D, M, 1)
-            zr2 = self.region.projector(pool_regions(f2, z2))
+            zr1, zr2 = self.project_regions(f1, z1), self.project_regions(f2, z2)  # (N, D, M, 1)
             pr1, pr2 = self.region.predictor(zr1), self.region.predictor(zr2)
         if self.region_loss == "cosine":
             loss = (negative_cosine(pr1, zr2, valid) + negative_cosine(pr2, zr1, valid)) / 2
@@ -180,6 +179,15 @@ class DenseSiam(SiameseMetaArch):
             contrast = partial(region_infonce, temperature=self.region_temperature, valid=valid)
             loss = (contrast(pr1, zr2) + contrast(pr2, zr1)) / 2
         return loss * self.weight_from(self.region_start, self.region_weight)
+
+    def project_regions(self, f: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Return the projections (N, D, M, 1) of features (N, C, S, S) pooled under masks z (N, M, S, S).
+
+        The projector's first convolution and the pooling are both linear: the one that leaves less to do comes first.
+        """
+        if z.shape[2:].numel() >= z.shape[1]:
+            return self.region.projector(pool_regions(f, z))
+        return self.region.projector[1:](pool_regions(self.region.projector[0](f), z))
 
     def sem_seg_losses(self, f1, f2, grid1, grid2, valid) -> tuple[dict, torch.Tensor, torch.Tensor]:
         """Compare cluster logits of both views and learn from their pseudo labels.

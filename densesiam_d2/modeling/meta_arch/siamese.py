@@ -30,6 +30,7 @@ class SiameseMetaArch(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         zero_init_residual: bool = False,
+        joint_views: bool = False,
     ):
         """Store the encoder and the input statistics.
 
@@ -38,10 +39,12 @@ class SiameseMetaArch(nn.Module):
             in_feature: name of the backbone output that the method sees.
             pixel_mean, pixel_std: per channel, in the order of ``INPUT.FORMAT`` and the range of the images.
             zero_init_residual: start the last norm of each residual branch at 0.
+            joint_views: encode both views in one batch, whose statistics batch norm then takes.
         """
         super().__init__()
         self.backbone = backbone
         self.in_feature = in_feature
+        self.joint_views = joint_views
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         # Share of training done, in [0, 1]; set before each step by densesiam_d2.engine.ProgressHook.
@@ -61,6 +64,7 @@ class SiameseMetaArch(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "zero_init_residual": cfg.MODEL.SSL.ZERO_INIT_RESIDUAL,
+            "joint_views": cfg.MODEL.SSL.JOINT_VIEWS,
         }
 
     @property
@@ -91,6 +95,12 @@ class SiameseMetaArch(nn.Module):
         image = (image.to(self.device) - self.pixel_mean) / self.pixel_std
         padding = (self.backbone.size_divisibility, 0.0, self.backbone.padding_constraints)
         return ImageList.from_tensors([image], *padding).tensor
+
+    def encode_views(self, x1: torch.Tensor, x2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return :meth:`encode` of two views, (N, C, h, w) each: in one call with ``joint_views``, else in two."""
+        if self.joint_views:
+            return self.encode(torch.cat([x1, x2])).chunk(2)
+        return self.encode(x1), self.encode(x2)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Return the encoder's feature map of a view: (N, 3, H, W) to (N, C, h, w)."""
@@ -155,16 +165,10 @@ class SiameseMetaArch(nn.Module):
         z_std_ideal = z.shape[1] ** -0.5
         if "std" in spread:
             spread["z_std"] = spread.pop("std") * z_std_ideal
-        metrics = {
-            **spread,
-            "z_std_ideal": z_std_ideal,
-            "overlap": overlap.mean(),
-            "no_overlap": (overlap <= 0).float().mean(),
-            **metrics,
-        }
-        get_event_storage().put_scalars(
-            smoothing_hint=False, **{f"ssl/{name}": float(value) for name, value in metrics.items()}
-        )
+        metrics = {**spread, "overlap": overlap.mean(), "no_overlap": (overlap <= 0).float().mean(), **metrics}
+        values = torch.stack([value.float() for value in metrics.values()]).tolist()  # waits for the device once
+        metrics = dict(zip(metrics, values, strict=True)) | {"z_std_ideal": z_std_ideal}
+        get_event_storage().put_scalars(smoothing_hint=False, **{f"ssl/{name}": v for name, v in metrics.items()})
 
 
 def trains_on_views(cfg) -> bool:

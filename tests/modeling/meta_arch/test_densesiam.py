@@ -114,10 +114,12 @@ def test_first_term_reaches_the_encoder_through_view_1_only():
     assert grad2 is None
 
 
+@pytest.mark.parametrize("grid_size", [2, 3])  # fewer points than the 8 regions: projected first; more: pooled first
 @pytest.mark.parametrize("loss_name", ["infonce", "cosine"])
 @pytest.mark.parametrize("stop_gradient", [True, False])
-def test_region_loss_and_its_gradient_equal_the_slow_reference(loss_name, stop_gradient):
-    model = tiny_model(tiny_cfg(REGION__LOSS=loss_name, REGION__STOP_GRADIENT=stop_gradient, REGION__LOSS_WEIGHT=0.3))
+def test_region_loss_and_its_gradient_equal_the_slow_reference(loss_name, stop_gradient, grid_size):
+    options = {"REGION__LOSS": loss_name, "REGION__STOP_GRADIENT": stop_gradient, "REGION__LOSS_WEIGHT": 0.3}
+    model = tiny_model(tiny_cfg(GRID_SIZE=grid_size, **options))
     batch = tiny_batch()
     loss = step(model, batch)["loss_region"]
     predictions, targets = [], []

@@ -126,3 +126,22 @@ def test_inference_with_a_pyramid_takes_any_size():
     with torch.no_grad():
         (output,) = model([{"image": torch.zeros(3, 70, 64, dtype=torch.uint8)}])
     assert output["features"].shape == (32, 3, 2)
+
+
+def test_joint_views_share_their_statistics_and_nothing_else():
+    separate, joint = tiny_cfg(), tiny_cfg()
+    joint.MODEL.SSL.JOINT_VIEWS = True
+    for norm, equal in (("FrozenBN", True), ("BN", False)):
+        separate.MODEL.RESNETS.NORM = joint.MODEL.RESNETS.NORM = norm
+        one, two = tiny_model(joint).train(), tiny_model(separate).train()
+        two.load_state_dict(one.state_dict())
+        x1, x2, *_ = one.preprocess_views(tiny_batch())
+        x2 = x2 * 3  # as bright as no other
+        for a, b in zip(one.encode_views(x1, x2), two.encode_views(x1, x2), strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5) == equal
+    # With batch norm it is the norm over all images of both views.
+    stem = one.backbone.stem.conv1
+    stem.norm.momentum = 1.0
+    one.encode_views(x1, x2)
+    both = torch.nn.functional.conv2d(torch.cat([x1, x2]), stem.weight, stride=2, padding=3)
+    torch.testing.assert_close(stem.norm.running_mean, both.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)

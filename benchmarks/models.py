@@ -1,0 +1,57 @@
+"""The models whose steps are measured, and batches of random views for them."""
+
+import torch
+from detectron2.modeling import build_model
+from torch import nn
+
+from densesiam_d2.engine import load_config
+from densesiam_d2.engine.setup import replace_sync_bn
+from densesiam_d2.solver import build_optimizer
+
+__all__ = ["Floor", "build", "random_batch", "train_step"]
+
+
+def build(config: str, *words, device: str = "cpu") -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return model and optimizer of a config file."""
+    cfg = load_config(config, ["MODEL.DEVICE", device, *words])
+    replace_sync_bn(cfg)
+    model = build_model(cfg).to(memory_format=torch.channels_last).train()
+    return model, build_optimizer(cfg, model)
+
+
+def random_batch(images: int, side: int, device: str = "cpu") -> dict:
+    """Return what ``collate_views`` would, with views that overlap."""
+    draw = torch.Generator().manual_seed(0)
+    views = torch.randint(256, (images, 2, side, side, 3), generator=draw, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    corner = torch.rand(images, 2, 2, generator=draw) * 50
+    boxes = torch.cat([corner, corner + 300], dim=2)
+    return {"views": views.to(device), "view_boxes": boxes.to(device)}
+
+
+class Floor(nn.Module):
+    """Two views through a backbone and back, and nothing else."""
+
+    def __init__(self, model: nn.Module, *, joint: bool = False, features: tuple = ("res5",)):
+        """Take a model's backbone."""
+        super().__init__()
+        self.backbone, self.joint, self.features = model.backbone, joint, features
+
+    def forward(self, views: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+        batches = [torch.cat(views)] if self.joint else views
+        return {"loss": sum(self.backbone(x)[name].mean() for x in batches for name in self.features)}
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer | None, batch, dtype: torch.dtype | None = None):
+    """Return a function that takes one step; without an optimizer it stops at the gradients."""
+    device = next(model.parameters()).device.type
+
+    def step() -> None:
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            losses = model(batch)
+            loss = sum(losses.values()) if isinstance(losses, dict) else losses
+        model.zero_grad()
+        loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+
+    return step
