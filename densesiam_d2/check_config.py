@@ -117,6 +117,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "TEST.SEM_SEG_MATCHING": _one_of("none", "hungarian"),
+    "TEST.SEM_SEG_OUTPUT": _one_of("logits", "labels"),
     "TEST.CENTER_CROP_SIZE": _NOT_NEGATIVE,
     "TEST.SLIDE_WINDOW": _NOT_NEGATIVE,
     "TEST.SLIDE_STRIDE": _NOT_NEGATIVE,

@@ -189,6 +189,9 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
 
     # How predicted labels become classes in semantic evaluation: "none" (they are classes) or "hungarian" (clusters).
     cfg.TEST.SEM_SEG_MATCHING = "none"
+    # What DenseSiam with a segmentation head returns in evaluation: "logits", as detectron2's evaluators expect, or
+    # "labels", which ours and tools.segment take as well, in a fraction of the time and memory.
+    cfg.TEST.SEM_SEG_OUTPUT = "logits"
     # Evaluate segmentation on a centre crop of this side, after resizing the short side to it; 0 = whole images.
     cfg.TEST.CENTER_CROP_SIZE = 0
     # Sliding-window inference of SlidingSemanticSegmentor: window side and stride in pixels; 0 = whole images.

@@ -42,7 +42,10 @@ def confusion_matrix(
         matrix = _count_uint8(target, prediction, num_classes, num_predicted)
         if matrix.sum() + np.count_nonzero(target == ignore_label) == target.size:
             return matrix  # else an id is out of range, or ignored and a class: sorted out below
-    ids, rows = np.unique(target, return_inverse=True)
+    if target.dtype == np.uint8:
+        ids, rows = np.arange(256), target.astype(np.int64)
+    else:
+        ids, rows = np.unique(target, return_inverse=True)
     counts = _count(rows.reshape(-1), prediction.reshape(-1).astype(np.int64), len(ids), num_predicted)
     if counts.sum() != target.size:
         raise ValueError(

@@ -114,19 +114,22 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
         Args:
             inputs: the model's inputs, with "file_name" and perhaps "sem_seg_target" (H, W).
-            outputs: the model's outputs, with "sem_seg" (P, H, W).
+            outputs: the model's outputs, with "sem_seg" (P, H, W), or "sem_seg_labels" (H, W) and "num_classes".
 
         Raises:
             ValueError: labels and prediction do not fit each other or the metadata; the message names the file.
         """
         for x, output in zip(inputs, outputs, strict=True):
-            logits = output["sem_seg"]
-            self._make_room(len(logits))
-            self._matrix[:, : len(logits)] += confusion_matrix(
+            if "sem_seg_labels" in output:
+                labels, num_predicted = output["sem_seg_labels"].cpu().numpy(), output["num_classes"]
+            else:
+                labels, num_predicted = predicted_labels(output["sem_seg"]), len(output["sem_seg"])
+            self._make_room(num_predicted)
+            self._matrix[:, :num_predicted] += confusion_matrix(
                 self._target(x),
-                predicted_labels(logits),
+                labels,
                 self._num_classes,
-                len(logits),
+                num_predicted,
                 self._ignore_label,
                 name=x.get("file_name", "image without file_name"),
             )

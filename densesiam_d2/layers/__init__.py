@@ -2,7 +2,7 @@
 
 from densesiam_d2.layers.distributed import mean_over_images, world_size
 from densesiam_d2.layers.mlp import ProjectorPredictor, conv_mlp
-from densesiam_d2.layers.resize import resize_logits
+from densesiam_d2.layers.resize import resize_logits, resized_labels
 from densesiam_d2.layers.spread import embedding_spread
 from densesiam_d2.layers.valid import blank_invalid
 
@@ -13,5 +13,6 @@ __all__ = [
     "embedding_spread",
     "mean_over_images",
     "resize_logits",
+    "resized_labels",
     "world_size",
 ]

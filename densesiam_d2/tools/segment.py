@@ -132,8 +132,9 @@ class Segmentor:
         if self.bgr:
             resized = resized[:, :, ::-1]
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        logits = self.model([{"image": tensor, "height": height, "width": width}])[0]["sem_seg"]
-        return logits.max(dim=0).indices.cpu().numpy().astype(np.uint8 if self.num_classes <= 256 else np.uint16)
+        output = self.model([{"image": tensor, "height": height, "width": width}])[0]
+        labels = output["sem_seg_labels"] if "sem_seg_labels" in output else output["sem_seg"].max(dim=0).indices
+        return labels.cpu().numpy().astype(np.uint8 if self.num_classes <= 256 else np.uint16)
 
 
 def _fill(model: nn.Module, weights: str) -> None:

@@ -10,7 +10,7 @@ from detectron2.modeling.meta_arch import build_sem_seg_head
 from torch import nn
 
 from densesiam_d2.geometry import overlap_boxes, overlap_grids, sample
-from densesiam_d2.layers import ProjectorPredictor, resize_logits
+from densesiam_d2.layers import ProjectorPredictor, resize_logits, resized_labels
 from densesiam_d2.losses import negative_cosine, pool_regions, pseudo_label_loss, region_infonce, soft_cross_entropy
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 
@@ -45,6 +45,7 @@ class DenseSiam(SiameseMetaArch):
         region_weight: float = 0.1,
         region_start: float = 0.0,
         image_weight: float = 1.0,
+        predict_labels: bool = False,
         **kwargs,
     ):
         """Take the parts; see ``densesiam_d2/config.py`` for what each choice rests on.
@@ -61,6 +62,7 @@ class DenseSiam(SiameseMetaArch):
             region_temperature: of "infonce".
             region_stop_gradient: whether "infonce" stops the gradient through its targets.
             region_start: share of training from which on the region loss counts.
+            predict_labels: return labels instead of logits where there is a segmentation head.
             kwargs: of :class:`SiameseMetaArch`.
         """
         super().__init__(**kwargs)
@@ -78,6 +80,7 @@ class DenseSiam(SiameseMetaArch):
         self.region_weight = region_weight
         self.region_start = region_start
         self.image_weight = image_weight
+        self.predict_labels = predict_labels
 
     @classmethod
     def from_config(cls, cfg):
@@ -102,6 +105,7 @@ class DenseSiam(SiameseMetaArch):
             "region_weight": keys.REGION.LOSS_WEIGHT,
             "region_start": keys.REGION.START,
             "image_weight": keys.IMAGE.LOSS_WEIGHT,
+            "predict_labels": cfg.TEST.SEM_SEG_OUTPUT == "labels",
         }
 
     def forward(self, batched_inputs):
@@ -113,7 +117,8 @@ class DenseSiam(SiameseMetaArch):
 
         Returns:
             In training, a dict of weighted losses; otherwise per image "sem_seg" (K, H, W) logits of the clusters, or
-            "features" (C, h, w) without a segmentation head.
+            with ``predict_labels`` "sem_seg_labels" (H, W) and "num_classes", or "features" (C, h, w) without a
+            segmentation head.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -225,12 +230,20 @@ class DenseSiam(SiameseMetaArch):
         """Segment whole images by cluster logits, or return features without a segmentation head."""
         if self.sem_seg_head is None:
             return super().inference(batched_inputs)
-        results = []
+        head, results = self.sem_seg_head, []
         for x in batched_inputs:
             height, width = x["image"].shape[-2:]
-            logits = self.sem_seg_head(self.backbone(self.preprocess_image(x["image"])))[0]
-            logits = logits[0, :, :height, :width]  # without the padding
-            results.append({"sem_seg": resize_logits(logits, x.get("height", height), x.get("width", width))})
+            size = (x.get("height", height), x.get("width", width))
+            image = self.preprocess_image(x["image"])
+            features = self.backbone(image)
+            if self.predict_labels:
+                z = head.layers(features)[0]  # (K, h, w)
+                padded = (z.shape[1] * head.common_stride, z.shape[2] * head.common_stride)
+                labels = resized_labels(z, padded, (height, width), size)
+                results.append({"sem_seg_labels": labels, "num_classes": head.num_classes})
+            else:
+                logits = head(features)[0][0, :, :height, :width]  # without the padding
+                results.append({"sem_seg": resize_logits(logits, *size)})
         return results
 
 

@@ -129,6 +129,24 @@ def test_inference_equals_the_stock_segmentor_with_the_same_weights():
         assert torch.allclose(output["sem_seg"], stock_output["sem_seg"], atol=1e-5)
 
 
+def test_labels_instead_of_logits():
+    cfg = tiny_sem_seg_cfg()
+    model = tiny_model(cfg)
+    step(model, tiny_batch())
+    inputs = [
+        {"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8), "height": 128, "width": 100},
+        {"image": torch.randint(0, 256, (3, 75, 64), dtype=torch.uint8)},
+    ]
+    cfg.TEST.SEM_SEG_OUTPUT = "labels"
+    short = build_model(cfg).eval()
+    short.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        logits, labels = model.eval()(inputs), short(inputs)
+    for full, output in zip(logits, labels, strict=True):
+        assert output["num_classes"] == len(full["sem_seg"])
+        assert (output["sem_seg_labels"] == full["sem_seg"].argmax(dim=0)).float().mean() > 0.999
+
+
 def test_region_usage_counts_the_clusters_that_win():
     model, batch = tiny_model(tiny_sem_seg_cfg()), tiny_batch()
     last = model.sem_seg_head.classifier.projector[-1]
