@@ -14,6 +14,7 @@ from detectron2.data.datasets import load_sem_seg
 from .cityscapes27 import register_cityscapes27
 from .coco_stuff import register_coco_stuff27
 from .file_names import check_file_names
+from .image_files import ImageFiles
 from .image_folders import (
     FOLDER_PREFIX,
     LIST_PREFIX,
@@ -198,6 +199,11 @@ def _find_problems(metadata: Metadata) -> list[str]:
     if metadata.get("image_list"):
         try:
             load_image_list(metadata.image_list)
+        except (FileNotFoundError, ValueError) as error:
+            problems.append(str(error))
+    if metadata.get("image_index"):
+        try:
+            ImageFiles.open(metadata.image_index)
         except (FileNotFoundError, ValueError) as error:
             problems.append(str(error))
     if metadata.get("evaluator_type") == "cityscapes_sem_seg" and not problems:

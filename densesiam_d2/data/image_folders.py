@@ -1,5 +1,6 @@
-"""Images without annotations, straight from a folder or a list: ``folder:/path`` and ``list:/path.txt`` as names."""
+"""Images without annotations, by names such as ``folder:/path``, ``list:/path.txt`` and ``index:/path.index``."""
 
+import datetime
 import logging
 import os
 from collections import Counter
@@ -8,12 +9,22 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from .image_files import ImageFiles
 from .image_io import IMAGE_SUFFIXES
 
-__all__ = ["FOLDER_PREFIX", "LIST_PREFIX", "load_image_folder", "load_image_list", "register_path_datasets"]
+__all__ = [
+    "FOLDER_PREFIX",
+    "INDEX_PREFIX",
+    "LIST_PREFIX",
+    "load_image_folder",
+    "load_image_list",
+    "register_path_datasets",
+    "walk_images",
+]
 
 FOLDER_PREFIX = "folder:"
 LIST_PREFIX = "list:"
+INDEX_PREFIX = "index:"
 
 
 def load_image_folder(*roots: str | Path) -> list[dict]:
@@ -33,7 +44,7 @@ def load_image_folder(*roots: str | Path) -> list[dict]:
     records = []
     for root in map(Path, roots):
         skipped = Counter()
-        images = sorted(walk_images(root, skipped))
+        images = list(walk_images(root, skipped))
         summary = ", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common())
         if not images:
             raise ValueError(
@@ -72,42 +83,80 @@ def load_image_list(path: str | Path) -> list[dict]:
 
 
 def register_path_datasets(names: Iterable[str]) -> None:
-    """Register each ``folder:/path`` and ``list:/path.txt`` among ``names`` under that very name.
+    """Register each ``folder:/path``, ``list:/path.txt`` and ``index:/path.index`` among ``names`` under that name.
 
-    Nothing is read until the dataset is asked for; other names, and names already registered, are left alone.
+    Nothing is read until the dataset is asked for; other names, and names already registered, are left alone. A folder
+    beside which there is an index of the same name (``/path`` and ``/path.index``) is read from the index.
     """
     for name in names:
         if name in DatasetCatalog:
             continue
         if name.startswith(FOLDER_PREFIX):
             root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-            DatasetCatalog.register(name, lambda root=root: load_image_folder(root))
-            MetadataCatalog.get(name).set(image_root=str(root))
+            index = root.with_name(f"{root.name}.index")
+            if (index / "index.json").is_file():
+                _register_index(name, index)
+            else:
+                DatasetCatalog.register(name, lambda root=root: load_image_folder(root))
+                MetadataCatalog.get(name).set(image_root=str(root))
+        elif name.startswith(INDEX_PREFIX):
+            _register_index(name, Path(name.removeprefix(INDEX_PREFIX)).expanduser())
         elif name.startswith(LIST_PREFIX):
             path = Path(name.removeprefix(LIST_PREFIX)).expanduser()
             DatasetCatalog.register(name, lambda path=path: load_image_list(path))
             MetadataCatalog.get(name).set(image_list=str(path))
 
 
-def _raise(error: OSError) -> None:
-    raise error  # os.walk would leave out a folder that cannot be read
+def _register_index(name: str, index: Path) -> None:
+    DatasetCatalog.register(name, lambda: _load_index(name, index))
+    MetadataCatalog.get(name).set(image_index=str(index))
+
+
+def _load_index(name: str, index: Path) -> ImageFiles:
+    files = ImageFiles.open(index)
+    date = datetime.datetime.fromtimestamp((index / "index.json").stat().st_mtime)
+    logging.getLogger(__name__).info(
+        "%s: %d images, read from the index %s of %s", name, len(files), index, date.date()
+    )
+    return files
 
 
 def walk_images(root: Path, skipped: Counter) -> Iterator[str]:
-    """Yield the images below a folder in any order; count the other files by suffix."""
+    """Yield the images below a folder, sorted by their whole paths; count the other files by suffix.
+
+    One folder at a time is in memory. Links are followed; hidden files and folders are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: a folder below it cannot be read.
+    """
     if not root.is_dir():
         raise FileNotFoundError(f"the image folder {root} does not exist")
-    seen = set()  # of folders, so that links in a circle end
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_raise):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
+    yield from _walk(str(root), skipped, set())
+
+
+def _walk(folder: str, skipped: Counter, seen: set) -> Iterator[str]:
+    status = os.stat(folder)  # noqa: PTH116
+    if (status.st_dev, status.st_ino) in seen:  # so that links in a circle end
+        return
+    seen.add((status.st_dev, status.st_ino))
+    with os.scandir(folder) as entries:
+        # "a.jpg" comes before "a/": as the whole paths sort, a folder's name ends in a slash.
+        found = sorted((entry.name + "/" * _is_folder(entry), entry.path) for entry in entries)
+    for name, path in found:
+        if name.endswith("/"):
+            if not name.startswith("."):
+                yield from _walk(path, skipped, seen)
             continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in files:
-            suffix = Path(name).suffix.lower()
-            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
-                yield str(Path(folder, name))
-            else:
-                skipped["hidden" if name.startswith(".") else suffix or "without ending"] += 1
+        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+        if suffix in IMAGE_SUFFIXES and not name.startswith("."):
+            yield path
+        else:
+            skipped["hidden" if name.startswith(".") else suffix or "without ending"] += 1
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle: a file that cannot be read
+        return False

@@ -1,12 +1,14 @@
 """Read image and label files of any common kind, or say which file cannot be read and why."""
 
 import contextlib
+import functools
 import io
 import os
 import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -55,7 +57,7 @@ class UnreadableImageError(ValueError):
     """A file cannot be read as an image, or not as a label map. The message is one line that names the file."""
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, part: tuple[str, int, int] | None = None) -> np.ndarray:
     """Read an image as the viewer of the file would see it.
 
     - The EXIF orientation is applied, once.
@@ -66,6 +68,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Args:
         path: a local file.
+        part: the file that holds the image, and the offset and size of it there, in bytes; ``path`` then only names it.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous and writable.
@@ -76,7 +79,7 @@ def read_image(path: str | Path) -> np.ndarray:
             floating-point or 32-bit integer pixels, whose range nobody knows.
     """
     with _named_errors(path):
-        data = _read_bytes(path)
+        data = _read_bytes(path) if part is None else _read_part(*part)
         image = _decode_jpeg(data) if data[:2] == b"\xff\xd8" else None
         return _decode_any(data) if image is None else image
 
@@ -144,6 +147,20 @@ def _read_bytes(path: str | Path) -> bytes:
         raise ValueError(f"{status.st_size:,} bytes are more than the limit of {MAX_BYTES:,}")
     with open(path, "rb") as file:  # noqa: PTH123
         return file.read()
+
+
+def _read_part(path: str, offset: int, size: int) -> bytes:
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes are more than the limit of {MAX_BYTES:,}")
+    data = os.pread(_open_part(path).fileno(), size, offset)
+    if len(data) != size:
+        raise ValueError(f"{path} has changed since its index was made, which has {size:,} bytes at {offset:,}")
+    return data
+
+
+@functools.lru_cache(maxsize=256)  # files that stay open in a process
+def _open_part(path: str) -> BinaryIO:
+    return open(path, "rb", buffering=0)  # noqa: PTH123
 
 
 def _check_size(width: int, height: int) -> None:

@@ -4,7 +4,6 @@ import faulthandler
 import functools
 import logging
 import multiprocessing
-import os
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,39 +18,24 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from densesiam_d2.processes import end_with_parent
 
 from .datasets import check_records
+from .image_files import ImageFiles
 from .image_folders import register_path_datasets
 from .image_io import UnreadableImageError
 from .order import EndlessBatches, mixed_seeds, seeded
 from .quarantine import Quarantine
 from .two_view_mapper import TwoViewDatasetMapper, collate_views
 
-__all__ = ["ImageFiles", "TrainLoader", "build_labelled_train_loader", "build_two_view_train_loader"]
+__all__ = ["TrainLoader", "build_labelled_train_loader", "build_two_view_train_loader"]
 
+INDEX_ABOVE = 1_000_000  # images of a list, an index is recommended
 MAX_SUBSTITUTES = 20  # for one image; so many unreadable ones in a row are a broken disk
 
 logger = logging.getLogger(__name__)
-
-
-class ImageFiles(Dataset):
-    """A long list of file names in two arrays: 65 bytes an image, shared by all workers, where dicts would take 350."""
-
-    def __init__(self, names: Sequence[str]):
-        """Pack the names."""
-        encoded = [os.fsencode(name) for name in names]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> dict:
-        start = self._ends[index - 1] if index else 0
-        return {"file_name": os.fsdecode(self._bytes[start : self._ends[index]].tobytes())}
 
 
 class SeededSamples(Dataset):
@@ -188,7 +172,7 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
 
     Args:
         cfg: a config; DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, RUN and INPUT are read. Names may be
-            those of registered datasets, ``folder:/path`` and ``list:/path.txt``.
+            those of registered datasets, ``folder:/path``, ``list:/path.txt`` and ``index:/path.index``.
         mapper: instead of :class:`TwoViewDatasetMapper`.
 
     Returns:
@@ -207,10 +191,8 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
             "'TrainingSampler' only"
         )
     register_path_datasets(names)
-    records = [record for name in names for record in DatasetCatalog.get(name)]
-    check_records(names, records)
-    files = ImageFiles([record["file_name"] for record in records])
-    del records
+    parts = [_load_files(name) for name in names]
+    files = parts[0] if len(parts) == 1 else ConcatDataset(parts)
     if not len(files):
         raise ValueError(f"DATASETS.TRAIN {tuple(names)} has no images")
     total = cfg.SOLVER.IMS_PER_BATCH
@@ -227,6 +209,21 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         quarantine=Quarantine(Path(cfg.OUTPUT_DIR) / "quarantine.jsonl", max_share=cfg.RUN.MAX_UNREADABLE),
     )
+
+
+def _load_files(name: str) -> ImageFiles:
+    records = DatasetCatalog.get(name)
+    if isinstance(records, ImageFiles):
+        return records
+    check_records([name], records)
+    if len(records) > INDEX_ABOVE:
+        logger.warning(
+            "%s has %d images: python -m densesiam_d2.tools.index makes an index of a folder, which starts at once and "
+            "is shared by all processes",
+            name,
+            len(records),
+        )
+    return ImageFiles([record["file_name"] for record in records])
 
 
 def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None):

@@ -106,7 +106,7 @@ class TwoViewDatasetMapper:
         """Make the views of one image.
 
         Args:
-            dataset_dict: detectron2's, of which only "file_name" is read.
+            dataset_dict: detectron2's, of which only "file_name" is read; for an image in a tar file also "file_part".
 
         Returns:
             "views": (2, 3, S, S) uint8 RGB; "view_boxes": (2, 4) float32, see :mod:`densesiam_d2.geometry`;
@@ -117,7 +117,7 @@ class TwoViewDatasetMapper:
         """
         cv2.setNumThreads(0)  # workers are processes already; more threads would only get in each other's way
         cv2.ipp.setUseIPP(False)  # whose hue takes half as long again, and which gives other pixels on other processors
-        image = read_image(dataset_dict["file_name"])
+        image = read_image(dataset_dict["file_name"], dataset_dict.get("file_part"))
         return {**self.make_views(image), "file_name": dataset_dict["file_name"]}
 
     def make_views(self, image: np.ndarray) -> dict:

@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,11 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch.utils.data import ConcatDataset
 
 from densesiam_d2.checkpoint import atomic_write
 from densesiam_d2.checkpoint.loading import WeightsError
+from densesiam_d2.data.image_files import ImageFiles
 from densesiam_d2.data.loader import TrainLoader
 from densesiam_d2.data.order import mixed_seeds
 
@@ -111,7 +112,7 @@ class ExactResumeHook(HookBase):
                 "world_size": comm.get_world_size(),
                 "config": self._config,
                 "images": len(records),
-                "images_sha256": _hash_names([record["file_name"] for record in records]),
+                "images_sha256": _digest(records),
                 "versions": {name: importlib.metadata.version(name) for name in ("torch", "densesiam_d2")},
             }
         return self._own
@@ -169,11 +170,10 @@ def _flat(config: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _hash_names(names: list[str]) -> str:
-    """Hash file names below their common folder, so that the data may move."""
-    prefix = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 cut at a folder below
-    common = prefix.rpartition("/")[0]
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(os.fsencode(name[len(common) :]) + b"\0")
-    return digest.hexdigest()
+def _digest(records: Sequence[dict]) -> str:
+    """Hash the names of images, of each dataset below their common folder."""
+    if isinstance(records, ConcatDataset):
+        return hashlib.sha256("".join(map(_digest, records.datasets)).encode()).hexdigest()
+    if not isinstance(records, ImageFiles):
+        records = ImageFiles([record["file_name"] for record in records])
+    return records.digest()

@@ -9,7 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
-from densesiam_d2.data.loader import ImageFiles, build_two_view_train_loader
+from densesiam_d2.data.image_files import ImageFiles
+from densesiam_d2.data.loader import build_two_view_train_loader
 
 from .photos import smooth_image
 from .test_two_view_mapper import make_cfg

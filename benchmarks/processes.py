@@ -1,0 +1,89 @@
+"""Two processes on the CPU: the cost of sharing a step, and synced batch norm against the joint batch (G14)."""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from detectron2.engine import launch
+from detectron2.layers import get_norm
+from detectron2.utils import comm
+
+from benchmarks.harness import Options, Row
+from benchmarks.models import build, random_batch, train_step
+from densesiam_d2.engine.trainer import distribute
+
+__all__ = ["run"]
+
+CONFIG = "configs/pretrain.yaml"
+
+
+def run(options: Options) -> list[Row]:
+    """Measure G14 with R18, 4 images for each process."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or the processes would claim GPUs
+        launch(_main, 2, dist_url="auto", args=(options, str(result)))
+        found = json.loads(result.read_text())
+    less = {"higher_is_better": False}
+    return [
+        Row.of("G14 step of two processes, BN", "DDP / without all-reduce", found["ddp"], goal=1.10, gate=1.25, **less),
+        Row.of("step of two processes", "synced BN / BN", found["synced"], **less),
+        Row.of(
+            "G14 synced batch norm",
+            "largest error against the joint batch",
+            [found["error"]],
+            goal=1e-6,
+            gate=1e-5,
+            **less,
+        ),
+    ]
+
+
+def _main(options: Options, result: str) -> None:
+    torch.set_num_threads(1)
+    side = options.size(224, 64)
+    words = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    plain_words = [*words, "MODEL.RESNETS.NORM", "BN", "MODEL.SSL.NORM", "BN"]
+    models = {"plain": build(CONFIG, *plain_words), "synced": build(CONFIG, *words)}
+    batch = random_batch(options.size(4, 2), side)
+    steps = {}
+    for name, (model, optimizer) in models.items():
+        model.metrics_due = lambda: False
+        steps[name] = train_step(distribute(model), optimizer, batch)
+    shared = distribute(models["plain"][0])
+    alone = train_step(shared, models["plain"][1], batch)
+
+    def without_sharing() -> None:
+        with shared.no_sync():
+            alone()
+
+    steps["no_sync"] = without_sharing
+    times = {name: [] for name in steps}
+    for turn in range(options.repeats + 1):
+        for name, step in steps.items():
+            comm.synchronize()
+            begin = time.perf_counter()
+            step()
+            comm.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - begin)
+    error = _error_of_synced_norm()
+    if comm.is_main_process():
+        found = {
+            "ddp": [a / b for a, b in zip(times["plain"], times["no_sync"], strict=True)],
+            "synced": [a / b for a, b in zip(times["synced"], times["plain"], strict=True)],
+            "error": error,
+            "seconds": {name: median(values) for name, values in times.items()},
+        }
+        Path(result).write_text(json.dumps(found))
+
+
+def _error_of_synced_norm() -> float:
+    x = torch.randn(8, 16, 5, 5, generator=torch.Generator().manual_seed(0))
+    synced, joint = get_norm("naiveSyncBN_N", 16), torch.nn.BatchNorm2d(16)
+    share = x.chunk(2)[comm.get_rank()]
+    return float((synced(share) - joint(x).chunk(2)[comm.get_rank()]).detach().abs().max())

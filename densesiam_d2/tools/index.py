@@ -1,0 +1,66 @@
+"""List the images of a folder once, in an index that all processes of all later runs map into memory.
+
+    python -m densesiam_d2.tools.index /data/photos                       writes /data/photos.index
+    python train_net.py ... DATASETS.TRAIN "('index:/data/photos.index',)"
+
+``folder:/data/photos`` uses an index of that name by itself. A run then starts at once and needs no memory for the
+list, whatever the number of images. After adding images make the index anew.
+
+A folder of tar files (uncompressed; webdataset's shards are such) becomes an index of the images inside: they are read
+from where they are, so that storage which is slow with many small files has few large ones to serve. Write them by
+``tar --sort=name -cf shard-0000.tar folder``, some thousand images each.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from densesiam_d2.data.image_files import ImageFiles, tar_members, write_index
+from densesiam_d2.data.image_folders import FOLDER_PREFIX, walk_images
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status: 2 for wrong usage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="of images, at any depth, or of tar files")
+    parser.add_argument("--output", type=Path, metavar="INDEX", help="default: FOLDER.index")
+    args = parser.parse_args(argv)
+    folder = Path(args.folder.removeprefix(FOLDER_PREFIX)).expanduser()
+    output = args.output or folder.resolve().with_name(f"{folder.resolve().name}.index")
+    try:
+        print(_index(folder, output))
+    except (ValueError, OSError) as error:
+        print(f"index: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _index(folder: Path, output: Path) -> str:
+    start, skipped = time.monotonic(), Counter()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the folder {folder} does not exist")
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"--output {output} lies in {folder}")
+    tars = next(folder.rglob("*.tar"), None) is not None
+    if tars:
+        if next(walk_images(folder, Counter()), None) is not None:
+            raise ValueError(f"{folder} holds both images and tar files: put them in folders of their own")
+        images = tar_members(folder, skipped)
+    else:
+        length = len(str(folder)) + 1
+        images = (name[length:] for name in walk_images(folder, skipped))
+    count = write_index(output, folder, tqdm(images, unit=" images", disable=None), tar=tars)
+    others = ", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common()) or "nothing"
+    first = ImageFiles.open(output)[0]["file_name"]
+    seconds = time.monotonic() - start
+    return f"{count:,} images in {output} ({seconds:.1f} s); first {first}; skipped: {others}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
