@@ -1,6 +1,7 @@
 """Read image and label files of any common kind, or say which file cannot be read and why."""
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -137,8 +138,8 @@ def _named_errors(path: str | Path) -> Iterator[None]:
 def _read_bytes(path: str | Path) -> bytes:
     try:
         status = os.stat(path)  # noqa: PTH116  pathlib takes three times as long, for every image
-    except FileNotFoundError:
-        if Path(path).is_symlink():
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP) and Path(path).is_symlink():
             raise ValueError("a link to a file that does not exist") from None
         raise
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.__main__ import BENCHMARKS, main
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "gpu"])
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_it_runs(name, tmp_path, capsys, monkeypatch):
     import torch
 

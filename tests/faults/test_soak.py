@@ -5,7 +5,8 @@ def test_memory_and_files_stay_flat(tmp_path):
     """The 2,000 iterations of ``python -m tests.faults.soak`` in small."""
     rows = soak(300, tmp_path)
     assert len(rows) == 12 and len(rows[0]["kb"]) == 3
-    assert max(growth(rows, "kb")) < 1000  # 1 MB per 100 iterations
+    # In so few rows one step of the heap counts as 2 MB; a leaked batch each iteration would be tens of MB.
+    assert max(growth(rows, "kb")) < 5000  # per 100 iterations
     assert max(growth(rows, "files")) <= 0
 
 
