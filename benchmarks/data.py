@@ -9,6 +9,7 @@ from scipy.stats import ks_2samp
 from benchmarks.harness import Options, Row, measure, ratios
 from benchmarks.inputs import jpeg_files
 from benchmarks.peers.augmentation import albumentations_views, lightly_views, torchvision_views
+from benchmarks.peers.bare import bare_views
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.augmentation import AntialiasedResizeTransform
 from densesiam_d2.data.image_io import read_image
@@ -53,6 +54,7 @@ def run(options: Options) -> list[Row]:
             "lightly": lightly_views(),
             "albumentations": albumentations_views(),
             "torchvision": torchvision_views(),
+            "bare": bare_views,
             "decode": _decode,
             "decode and two resizes": _decode_and_resize,
             "reading with checks": read_image,
@@ -91,6 +93,13 @@ def run(options: Options) -> list[Row]:
                 ratios(times, "reading with checks", "decode"),
                 higher_is_better=False,
             ),
+            Row.of(
+                f"two views, {kind}",
+                "ours / the same calls in one bare function",
+                ratios(times, "ours", "bare"),
+                higher_is_better=False,
+            ),
+            Row.of(f"two views, {kind}", "lightly / that bare function", ratios(times, "lightly", "bare")),
             Row.of(f"two views, {kind}", "ours, images/s", [len(files) / t for t in times["ours"]]),
         ]
         if options.images:
