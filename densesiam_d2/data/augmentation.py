@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform
+from fvcore.transforms.transform import CropTransform, HFlipTransform
 from PIL import Image
 from torch.nn import functional as F
 
@@ -74,8 +74,7 @@ class CropResizeTransform(AntialiasedResizeTransform):
 class RandomResizedCrop(T.Augmentation):
     """Crop a rectangle of random size, shape and place, and resize it to a square.
 
-    Coordinates follow. detectron2's ``RandomExtent`` would not do: it
-    shrinks without antialiasing.
+    Coordinates follow. detectron2's ``RandomExtent`` would not do: it shrinks without antialiasing.
 
     Source: torchvision ``RandomResizedCrop`` for the draw.
     """
@@ -183,13 +182,9 @@ class _FastHFlipTransform(HFlipTransform):
         return cv2.flip(img, 1)
 
 
-class RandomHorizontalFlip(T.Augmentation):
+class RandomHorizontalFlip(T.RandomFlip):
     """detectron2's horizontal ``RandomFlip`` with a faster copy."""
 
-    def __init__(self, prob: float = 0.5):
-        """Store the probability."""
-        super().__init__()
-        self._init(locals())
-
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return _FastHFlipTransform(image.shape[1]) if np.random.rand() < self.prob else NoOpTransform()
+        transform = super().get_transform(image)
+        return _FastHFlipTransform(transform.width) if isinstance(transform, HFlipTransform) else transform

@@ -9,7 +9,6 @@ import math
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import NoOpTransform
 
 __all__ = [
     "ColorJitter",
@@ -28,7 +27,6 @@ __all__ = [
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's conversion to "L"
 _IDENTITY = np.eye(3)
-_NOTHING = NoOpTransform()
 
 
 def adjust_brightness(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
@@ -72,7 +70,7 @@ def solarize(image: np.ndarray, threshold: int = 128, dst: np.ndarray | None = N
 
 
 class ColorSteps(T.ColorTransform):
-    """Some of the operations above, one after the other."""
+    """Some of the operations above, one after the other; or none."""
 
     def __init__(self, *steps: tuple):
         """Store the steps: an operation and what it takes between image and ``dst``."""
@@ -114,7 +112,7 @@ class ColorJitter(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         if not self.independent and np.random.rand() >= self.prob:
-            return _NOTHING
+            return ColorSteps()
         draws = [(operation, low + np.random.rand() * (high - low)) for operation, low, high in self._ranges()]
         if self.independent:
             draws = [draw for draw in draws if np.random.rand() < self.prob]
@@ -136,7 +134,7 @@ class RandomGrayscale(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return ColorSteps((to_grayscale,)) if np.random.rand() < self.prob else _NOTHING
+        return ColorSteps((to_grayscale,)) if np.random.rand() < self.prob else ColorSteps()
 
 
 class RandomGaussianBlur(T.Augmentation):
@@ -152,7 +150,7 @@ class RandomGaussianBlur(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         if np.random.rand() >= self.prob:
-            return _NOTHING
+            return ColorSteps()
         low, high = self.sigma
         return ColorSteps((gaussian_blur, low + np.random.rand() * (high - low)))
 
@@ -167,7 +165,7 @@ class RandomSolarize(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return ColorSteps((solarize, self.threshold)) if np.random.rand() < self.prob else _NOTHING
+        return ColorSteps((solarize, self.threshold)) if np.random.rand() < self.prob else ColorSteps()
 
 
 def _check_prob(key: str, prob: float) -> None:

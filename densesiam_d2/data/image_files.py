@@ -20,20 +20,24 @@ from torch.utils.data import Dataset
 
 from .image_io import IMAGE_SUFFIXES
 
-__all__ = ["ImageFiles", "hash_names", "tar_members", "write_index"]
+__all__ = ["ImageFiles", "tar_members", "write_index"]
 
 KIND = {"kind": "densesiam_d2 image index", "version": 1}
 
 
 class ImageFiles(Dataset):
-    """Records of "file_name" by number, without a Python object per image: 65 bytes an image, or none from an index."""
+    """Records of "file_name" by number, without a Python object per image: 65 bytes an image, or none from an index.
+
+    Attributes:
+        root: the folder of an index's images, ending in a slash; "" without an index.
+    """
 
     def __init__(self, names: Sequence[str]):
         """Pack the names in memory."""
         encoded = [os.fsencode(name) for name in names]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._root, self._parts, self._digest = "", None, None
+        self.root, self._parts, self._digest = "", None, None
 
     @classmethod
     def open(cls, index: str | Path) -> "ImageFiles":
@@ -59,10 +63,14 @@ class ImageFiles(Dataset):
         root = (index / facts["root"]).resolve()
         if not root.is_dir():
             raise FileNotFoundError(f"{index} is of images in {root}, which does not exist")
+        return cls._map(index, root, facts)
+
+    @classmethod
+    def _map(cls, index: Path, root: Path, facts: dict) -> "ImageFiles":
         files, count = cls.__new__(cls), facts["images"]
         files._bytes = _map(index / "names.bin", np.uint8, facts["bytes"])
         files._ends = _map(index / "ends.bin", np.int64, count)
-        files._root, files._digest, files._parts = os.path.join(root, ""), facts["sha256"], None  # noqa: PTH118
+        files.root, files._digest, files._parts = os.path.join(root, ""), facts.get("sha256"), None  # noqa: PTH118
         if facts["tar"]:
             files._parts = (_map(index / "offsets.bin", np.int64, count), _map(index / "sizes.bin", np.int64, count))
         return files
@@ -75,13 +83,13 @@ class ImageFiles(Dataset):
         if not 0 <= index < len(self._ends):
             raise IndexError(index)
         name = os.fsdecode(self._name(index))
-        if not self._root:
+        if not self.root:
             return {"file_name": name}
         if ".." in name.split("/"):
-            raise ValueError(f"the index of {self._root} names {name}, which lies elsewhere")
-        record = {"file_name": self._root + name}
+            raise ValueError(f"the index of {self.root} names {name}, which lies elsewhere")
+        record = {"file_name": self.root + name}
         if self._parts:
-            tar = self._root + name[: name.index(".tar/") + 4]
+            tar = self.root + name[: name.index(".tar/") + 4]
             record["file_part"] = (tar, *(int(numbers[index]) for numbers in self._parts))
         return record
 
@@ -90,14 +98,20 @@ class ImageFiles(Dataset):
         return self._bytes[start : self._ends[index]].tobytes()
 
     def digest(self) -> str:
-        """Return the hash of all names that :func:`hash_names` defines."""
+        """Return a hash of all names below their common folder, so that the data may move."""
         if self._digest is None:
             first, last = (min(self._names()), max(self._names())) if len(self) else (b"", b"")
-            self._digest = hash_names(self._names(), _common_folder(first, last))
+            common = os.path.commonprefix([first, last]).rpartition(b"/")[0]  # noqa: RUF071  cut at a folder
+            digest = hashlib.sha256()
+            for name in self._names():
+                digest.update(name[len(common) :] + b"\0")
+            self._digest = digest.hexdigest()
         return self._digest
 
     def _names(self) -> Iterator[bytes]:
-        return map(self._name, range(len(self)))
+        """Yield all names; those below a root as if it were "/"."""
+        slash = b"/" if self.root else b""
+        return (slash + self._name(i) for i in range(len(self)))
 
 
 def _map(path: Path, dtype: type, count: int) -> np.ndarray:
@@ -105,19 +119,6 @@ def _map(path: Path, dtype: type, count: int) -> np.ndarray:
     if size != expected:
         raise ValueError(f"{path} has {size:,} bytes instead of {expected:,}: make the index anew")
     return np.memmap(path, dtype, mode="r", shape=(count,)).view(np.ndarray)
-
-
-def hash_names(names: Iterable[bytes], common: bytes) -> str:
-    """Hash file names below their common folder, so that the data may move."""
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(name[len(common) :] + b"\0")
-    return digest.hexdigest()
-
-
-def _common_folder(first: bytes, last: bytes) -> bytes:
-    """Return the folder, without its slash, in which all names lie of which these are the first and the last."""
-    return os.path.commonprefix([first, last]).rpartition(b"/")[0]  # noqa: RUF071  cut at a folder
 
 
 def write_index(index: str | Path, root: str | Path, images: Iterable, *, tar: bool = False) -> int:
@@ -159,22 +160,14 @@ def write_index(index: str | Path, root: str | Path, images: Iterable, *, tar: b
     if not count:
         shutil.rmtree(partial)
         raise ValueError(f"{root} holds no images to make an index of")
-    facts = {**KIND, "images": count, "bytes": end, "tar": tar, "sha256": ""}
+    facts = {**KIND, "images": count, "bytes": end, "tar": tar}
+    facts["sha256"] = ImageFiles._map(partial, root, facts).digest()
     facts["root"] = os.path.relpath(Path(root).resolve(), index.resolve())
-    (partial / "index.json").write_text(json.dumps(facts | {"root": str(Path(root).resolve())}))
-    facts["sha256"] = _digest_below(root, ImageFiles.open(partial))
     (partial / "index.json").write_text(json.dumps(facts, indent=1) + "\n")
     if index.exists():
         shutil.rmtree(index)
     partial.rename(index)
     return count
-
-
-def _digest_below(root: str | Path, files: ImageFiles) -> str:
-    """Hash the names as if they were those of ``folder:``, which begin with the root."""
-    root = os.fsencode(os.path.join(root, ""))  # noqa: PTH118
-    common = _common_folder(root + files._name(0), root + files._name(len(files) - 1))
-    return hash_names((root + name for name in files._names()), common)
 
 
 def tar_members(root: str | Path, skipped: Counter) -> Iterator[tuple[str, tuple[int, int]]]:

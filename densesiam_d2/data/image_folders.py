@@ -1,6 +1,7 @@
 """Images without annotations, by names such as ``folder:/path``, ``list:/path.txt`` and ``index:/path.index``."""
 
 import datetime
+import itertools
 import logging
 import os
 from collections import Counter
@@ -8,16 +9,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 
-from .image_files import ImageFiles
+from .image_files import ImageFiles, write_index
 from .image_io import IMAGE_SUFFIXES
 
 __all__ = [
     "FOLDER_PREFIX",
     "INDEX_PREFIX",
     "LIST_PREFIX",
+    "index_if_large",
     "load_image_folder",
     "load_image_list",
+    "open_index",
     "register_path_datasets",
     "walk_images",
 ]
@@ -45,7 +49,7 @@ def load_image_folder(*roots: str | Path) -> list[dict]:
     for root in map(Path, roots):
         skipped = Counter()
         images = list(walk_images(root, skipped))
-        summary = ", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common())
+        summary = _summary(skipped)
         if not images:
             raise ValueError(
                 f"{root} holds no images (endings {' '.join(IMAGE_SUFFIXES)}); other files there: {summary or 'none'}"
@@ -95,7 +99,7 @@ def register_path_datasets(names: Iterable[str]) -> None:
             root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
             index = root.with_name(f"{root.name}.index")
             if (index / "index.json").is_file():
-                _register_index(name, index)
+                _register_index(name, index, root)
             else:
                 DatasetCatalog.register(name, lambda root=root: load_image_folder(root))
                 MetadataCatalog.get(name).set(image_root=str(root))
@@ -107,18 +111,50 @@ def register_path_datasets(names: Iterable[str]) -> None:
             MetadataCatalog.get(name).set(image_list=str(path))
 
 
-def _register_index(name: str, index: Path) -> None:
-    DatasetCatalog.register(name, lambda: _load_index(name, index))
+def _register_index(name: str, index: Path, root: Path | None = None) -> None:
+    DatasetCatalog.register(name, lambda: open_index(index, root))
     MetadataCatalog.get(name).set(image_index=str(index))
 
 
-def _load_index(name: str, index: Path) -> ImageFiles:
+def open_index(index: Path, root: Path | None = None) -> ImageFiles:
+    """Map an index, and say of when it is.
+
+    Raises:
+        FileNotFoundError, ValueError: as :meth:`ImageFiles.open`, or its images are not those of ``root``.
+    """
     files = ImageFiles.open(index)
+    if root and Path(files.root) != root.resolve():
+        raise ValueError(f"{index} is of images in {files.root}, not in {root}: make it anew or take it away")
     date = datetime.datetime.fromtimestamp((index / "index.json").stat().st_mtime)
-    logging.getLogger(__name__).info(
-        "%s: %d images, read from the index %s of %s", name, len(files), index, date.date()
-    )
+    logging.getLogger(__name__).info("%d images, read from the index %s of %s", len(files), index, date.date())
     return files
+
+
+def index_if_large(root: Path, index: Path, limit: int) -> bool:
+    """Write an index of a folder of more than ``limit`` images, unless it is there; return whether it is then.
+
+    For all processes at once: one of them writes, and one on each machine that does not see the first one's files.
+
+    Raises:
+        FileNotFoundError, OSError: as :func:`walk_images`.
+    """
+    for in_charge in (comm.is_main_process(), comm.get_local_rank() == 0):
+        if in_charge and not (index / "index.json").is_file():
+            skipped = Counter()
+            names = walk_images(root, skipped)
+            first = list(itertools.islice(names, limit + 1))
+            if len(first) > limit:
+                logger = logging.getLogger(__name__)
+                logger.info("%s has more than %d images: listing all in the index %s", root, limit, index)
+                below = len(os.path.join(root, ""))  # noqa: PTH118
+                write_index(index, root, (name[below:] for name in itertools.chain(first, names)))
+                logger.info("skipped: %s", _summary(skipped) or "nothing")
+        comm.synchronize()
+    return (index / "index.json").is_file()
+
+
+def _summary(skipped: Counter) -> str:
+    return ", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common())
 
 
 def walk_images(root: Path, skipped: Counter) -> Iterator[str]:
@@ -138,6 +174,7 @@ def walk_images(root: Path, skipped: Counter) -> Iterator[str]:
 def _walk(folder: str, skipped: Counter, seen: set) -> Iterator[str]:
     status = os.stat(folder)  # noqa: PTH116
     if (status.st_dev, status.st_ino) in seen:  # so that links in a circle end
+        skipped["folders linked again"] += 1
         return
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:

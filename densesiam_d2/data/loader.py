@@ -2,8 +2,10 @@
 
 import faulthandler
 import functools
+import hashlib
 import logging
 import multiprocessing
+import os
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, build_detection_train_loader
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
@@ -24,7 +26,7 @@ from densesiam_d2.processes import end_with_parent
 
 from .datasets import check_records
 from .image_files import ImageFiles
-from .image_folders import register_path_datasets
+from .image_folders import FOLDER_PREFIX, index_if_large, open_index, register_path_datasets
 from .image_io import UnreadableImageError
 from .order import EndlessBatches, mixed_seeds, seeded
 from .quarantine import Quarantine
@@ -32,7 +34,6 @@ from .two_view_mapper import TwoViewDatasetMapper, collate_views
 
 __all__ = ["TrainLoader", "build_labelled_train_loader", "build_two_view_train_loader"]
 
-INDEX_ABOVE = 1_000_000  # images of a list, an index is recommended
 MAX_SUBSTITUTES = 20  # for one image; so many unreadable ones in a row are a broken disk
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,8 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
 
     Args:
         cfg: a config; DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, RUN and INPUT are read. Names may be
-            those of registered datasets, ``folder:/path``, ``list:/path.txt`` and ``index:/path.index``.
+            those of registered datasets, ``folder:/path``, ``list:/path.txt`` and ``index:/path.index``. A folder of
+            more than DATALOADER.INDEX_ABOVE images is listed once, into an index in OUTPUT_DIR.
         mapper: instead of :class:`TwoViewDatasetMapper`.
 
     Returns:
@@ -191,7 +193,7 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
             "'TrainingSampler' only"
         )
     register_path_datasets(names)
-    parts = [_load_files(name) for name in names]
+    parts = [_load_files(name, cfg) for name in names]
     files = parts[0] if len(parts) == 1 else ConcatDataset(parts)
     if not len(files):
         raise ValueError(f"DATASETS.TRAIN {tuple(names)} has no images")
@@ -211,18 +213,16 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     )
 
 
-def _load_files(name: str) -> ImageFiles:
+def _load_files(name: str, cfg: CfgNode) -> ImageFiles:
+    root = MetadataCatalog.get(name).get("image_root")
+    if name.startswith(FOLDER_PREFIX) and root:
+        index = Path(cfg.OUTPUT_DIR) / f"images-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}.index"
+        if index_if_large(Path(root), index, cfg.DATALOADER.INDEX_ABOVE):
+            return open_index(index)
     records = DatasetCatalog.get(name)
     if isinstance(records, ImageFiles):
         return records
     check_records([name], records)
-    if len(records) > INDEX_ABOVE:
-        logger.warning(
-            "%s has %d images: python -m densesiam_d2.tools.index makes an index of a folder, which starts at once and "
-            "is shared by all processes",
-            name,
-            len(records),
-        )
     return ImageFiles([record["file_name"] for record in records])
 
 

@@ -148,29 +148,26 @@ class TwoViewDatasetMapper:
         stacked = np.stack(images)
         for image, augmentations in zip(stacked, self.photometric, strict=True):
             for augmentation in augmentations:
-                transform = augmentation.get_transform(image) if _is_plain(augmentation) else None
+                transform = _draw(augmentation, image)
                 if isinstance(transform, ColorSteps):
                     transform.apply_in_place(image)
-                elif not isinstance(transform, T.NoOpTransform):
-                    image[:] = transform.apply_image(image) if transform else _augment(image, [augmentation])[0]
+                else:
+                    image[:] = transform.apply_image(image)
         return stacked
 
 
-def _is_plain(augmentation: T.Augmentation) -> bool:
-    return type(augmentation).__call__ is T.Augmentation.__call__
+def _draw(augmentation: T.Augmentation, image: np.ndarray) -> T.Transform:
+    if type(augmentation).__call__ is T.Augmentation.__call__:
+        return augmentation.get_transform(image)
+    return augmentation(T.AugInput(image))  # a list, or something of the user's
 
 
 def _augment(image: np.ndarray, augmentations: list[T.Augmentation]) -> tuple[np.ndarray, list[T.Transform]]:
     """Draw and apply augmentations of an image alone; ``AugmentationList`` does as much in three times the time."""
     transforms = []
     for augmentation in augmentations:
-        if _is_plain(augmentation):
-            transforms.append(augmentation.get_transform(image))
-            image = transforms[-1].apply_image(image)
-        else:  # a list, or something of the user's
-            aug_input = T.AugInput(image)
-            transforms.append(augmentation(aug_input))
-            image = aug_input.image
+        transforms.append(_draw(augmentation, image))
+        image = transforms[-1].apply_image(image)
     return image, transforms
 
 

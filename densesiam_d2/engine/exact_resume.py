@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ without a word: they say where and how fast, not what.
 PLACES = (
+    "DATALOADER.INDEX_ABOVE",
     "DATALOADER.NUM_WORKERS",
     "DATASETS",  # whose images are compared
     "MODEL.DEVICE",

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image, ImageEnhance, ImageOps
 
 from densesiam_d2.data import color_augmentation as color
@@ -51,15 +52,30 @@ def test_hue_turns_like_the_definition():
         assert difference(color.adjust_hue(image, shift)[0, 2], expected).max() <= 4
 
 
-def test_hue_is_near_pillow_on_photos():
-    for file in find_photos(5):
+@pytest.fixture(params=[True, False], ids=["IPP", "OpenCV's own code"])
+def conversion(request):
+    """Choose whose conversions of colours are in use: a processor may have either."""
+    before = cv2.ipp.useIPP()
+    cv2.ipp.setUseIPP(request.param)
+    yield
+    cv2.ipp.setUseIPP(before)
+
+
+def test_hue_is_near_an_exact_turn_and_pillow_on_photos(conversion):
+    # Hue and shift have 256 steps, so each may be off by half a step, 6 * 255 / 256 / 2 levels; saturation and value
+    # are rounded too. Pillow cuts the shift off instead of rounding it, which is up to a step.
+    for file in find_photos(20):
         photo = np.asarray(Image.open(file).convert("RGB"))
-        for shift in (-0.1, 0.07):
+        for shift in (-0.1, 0.07, 0.3):
+            exact = rgb_to_hsv(photo / 255)
+            exact[..., 0] = (exact[..., 0] + shift) % 1
+            turned = color.adjust_hue(photo, shift)
+            delta = difference(turned, hsv_to_rgb(exact) * 255)
+            assert delta.mean() < 1 and delta.max() <= 8
             hsv = np.array(Image.fromarray(photo).convert("HSV"))
             hsv[..., 0] += np.uint8(int(shift * 255) % 256)
-            expected = Image.fromarray(hsv, "HSV").convert("RGB")
-            delta = difference(color.adjust_hue(photo, shift), expected)
-            assert delta.mean() < 1.0 and np.percentile(delta, 99.9) <= 8
+            delta = difference(turned, Image.fromarray(hsv, "HSV").convert("RGB"))
+            assert delta.mean() < 2 and delta.max() <= 8 + 12
 
 
 def test_grey_and_solarize_equal_pillow(photos):
@@ -137,7 +153,7 @@ def test_color_transforms_leave_coordinates_and_labels_alone():
 def test_probabilities(kind, prob):
     np.random.seed(1)
     augmentation = kind(prob=prob)
-    done = [isinstance(augmentation.get_transform(None), T.ColorTransform) for _ in range(1000)]
+    done = [bool(augmentation.get_transform(None).steps) for _ in range(1000)]
     assert abs(np.mean(done) - prob) < 0.05
 
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from densesiam_d2.data.image_files import ImageFiles, write_index
-from densesiam_d2.data.image_folders import load_image_folder
+from densesiam_d2.data.image_folders import index_if_large, load_image_folder, open_index
 from densesiam_d2.data.image_io import read_image
 from densesiam_d2.tools.index import main
+from tests.evaluation.processes import in_two_processes
 
 
 @pytest.fixture
@@ -170,17 +171,50 @@ def test_opening_takes_no_memory_per_image(tmp_path):
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", ["folder beside its index", "index", "tar"])
+def test_an_index_of_another_folder_is_refused(photos, tmp_path):
+    main([str(photos)])
+    (tmp_path / "new").mkdir()
+    with pytest.raises(ValueError, match=r"photos\.index is of images in .*/photos/, not in .*/new: make it anew"):
+        open_index(tmp_path / "photos.index", tmp_path / "new")
+    assert len(open_index(tmp_path / "photos.index", photos)) == 4
+
+
+def test_a_large_folder_is_listed_once(photos, tmp_path):
+    index = tmp_path / "out" / "images.index"
+
+    def digest(rank):
+        return index_if_large(photos, index, limit=3) and open_index(index).digest()
+
+    listed = ImageFiles([record["file_name"] for record in load_image_folder(photos)])
+    assert in_two_processes(digest) == [listed.digest()] * 2
+    Image.new("RGB", (8, 8)).save(photos / "new.png")
+    assert index_if_large(photos, index, limit=3)
+    assert len(open_index(index)) == 4
+    assert not index_if_large(photos, tmp_path / "out" / "other.index", limit=5)
+    assert not (tmp_path / "out" / "other.index").exists()
+
+
+def test_folders_linked_twice_are_listed_once_and_counted(photos, caplog):
+    (photos / "z").symlink_to(photos / "b")
+    with caplog.at_level("INFO"):
+        assert len(load_image_folder(photos)) == 4
+    assert "1 folders linked again" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder beside its index", "large folder", "index", "tar"])
 def test_training_from_an_index(kind, photos, shards, tmp_path):
     """The whole way, through worker processes, with an image that cannot be read among those in the tar files."""
-    main([str(photos)])
+    if kind != "large folder":
+        main([str(photos)])
     name = {
         "folder beside its index": f"folder:{photos}",
+        "large folder": f"folder:{photos}",
         "index": f"index:{tmp_path / 'photos.index'}",
         "tar": f"index:{tmp_path / 'shards.index'}",
     }[kind]
     words = ["DATASETS.TRAIN", f"('{name}',)", "OUTPUT_DIR", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", "2"]
     words += ["SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "RUN.MAX_UNREADABLE", "1.0", "SEED", "1"]
+    words += ["DATALOADER.INDEX_ABOVE", "3"] if kind == "large folder" else []
     config = "configs/quick/pretrain_instant_test.yaml"
     command = [sys.executable, "train_net.py", "--config-file", config, *words, "MODEL.DEVICE", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
