@@ -29,16 +29,13 @@ def view_box(transforms, height: int, width: int, view_height: int, view_width: 
     Raises:
         ValueError: the transforms rotate, shear or warp: no box can describe the view.
     """
-    corners = [(0.0, 0.0), (width, 0.0), (0.0, height), (width, height), (width / 2, height / 2)]
-    points = transforms.apply_coords(np.array(corners, dtype=np.float64)).tolist()
+    corners = np.array([(0, 0), (width, 0), (0, height), (width, height), (width / 2, height / 2)], dtype=np.float64)
     # In plain numbers: NumPy's calls take longer than so few of them.
-    (x0, y0), (x1, y1) = points[0], points[3]
+    (x0, y0), right, down, (x1, y1), centre = transforms.apply_coords(corners).tolist()
+    expected = (x1, y0, x0, y1, (x0 + x1) / 2, (y0 + y1) / 2)
+    error = sum(abs(a - b) for a, b in zip((*right, *down, *centre), expected, strict=True))
     sx, sy = (x1 - x0) / width, (y1 - y0) / height
-    expected = [(x * sx + x0, y * sy + y0) for x, y in corners]
-    errors = [
-        abs(a - b) for point, wanted in zip(points, expected, strict=True) for a, b in zip(point, wanted, strict=True)
-    ]
-    if not (sx and sy and all(error < 1e-3 for error in errors)):  # NaN is refused too
+    if not (sx and sy and error < 1e-3):  # NaN is refused too
         raise ValueError(
             f"a view must be an axis-aligned rectangle of its image; {transforms} rotates, shears or warps it"
         )

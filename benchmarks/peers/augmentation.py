@@ -29,21 +29,19 @@ def lightly_views():
     return lambda name: transform(_open(name))
 
 
-def torchvision_views():
-    """The recipe of the MoCo and SimSiam repositories: torchvision's first transforms on PIL images."""
+def torchvision_views(crops_only: bool = False):
+    """The recipe of the MoCo and SimSiam repositories, or its crops: torchvision's first transforms on PIL images."""
 
     def blur(image: Image.Image) -> Image.Image:
         return image.filter(ImageFilter.GaussianBlur(radius=np.random.uniform(0.1, 2.0)))
 
-    images = T.Compose(
-        [
-            T.RandomResizedCrop(224, scale=(0.2, 1.0)),
-            T.RandomHorizontalFlip(),
-            T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-            T.RandomGrayscale(p=0.2),
-            T.RandomApply([blur], p=0.5),
-        ]
-    )
+    geometric = [T.RandomResizedCrop(224, scale=(0.2, 1.0)), T.RandomHorizontalFlip()]
+    colors = [
+        T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        T.RandomGrayscale(p=0.2),
+        T.RandomApply([blur], p=0.5),
+    ]
+    images = T.Compose(geometric if crops_only else geometric + colors)
     tensors = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
 
     def views(name: str, as_images: bool = False) -> list:

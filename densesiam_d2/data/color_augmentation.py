@@ -113,15 +113,15 @@ class ColorJitter(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         if not self.independent and np.random.rand() >= self.prob:
             return ColorSteps()
-        draws = [(operation, low + np.random.rand() * (high - low)) for operation, low, high in self._ranges()]
-        if self.independent:
-            draws = [draw for draw in draws if np.random.rand() < self.prob]
-        return ColorSteps(*sorted(draws, key=lambda draw: np.random.rand()))
-
-    def _ranges(self) -> list:
-        operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-        centres = (1.0, 1.0, 1.0, 0.0)
-        return [(f, c - s, c + s) for f, c, s in zip(operations, centres, self.strengths, strict=True) if s > 0]
+        # Each with the amount that changes nothing.
+        operations = ((adjust_brightness, 1.0), (adjust_contrast, 1.0), (adjust_saturation, 1.0), (adjust_hue, 0.0))
+        places, amounts, chances = np.random.rand(3, 4).tolist()
+        steps = []
+        for i in sorted(range(4), key=places.__getitem__):
+            if self.strengths[i] > 0 and not (self.independent and chances[i] >= self.prob):
+                operation, neutral = operations[i]
+                steps.append((operation, neutral + (2 * amounts[i] - 1) * self.strengths[i]))
+        return ColorSteps(*steps)
 
 
 class RandomGrayscale(T.Augmentation):

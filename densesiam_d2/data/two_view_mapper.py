@@ -135,7 +135,7 @@ class TwoViewDatasetMapper:
                 break
 
         views = np.stack([first, second]) if self.color_first else self._recolor([first, second])  # (2, S, S, 3)
-        boxes = torch.tensor([box1, box2], dtype=torch.float32)
+        boxes = torch.from_numpy(np.array([box1, box2], np.float32))
         # The channels move by their strides only; the memory stays channels-last, as fast convolutions like it.
         return {"views": torch.from_numpy(views).permute(0, 3, 1, 2), "view_boxes": boxes}
 

@@ -29,4 +29,4 @@ def test_it_notices_another_distribution(monkeypatch):
     for kind in (AntialiasedResizeTransform, *AntialiasedResizeTransform.__subclasses__()):
         monkeypatch.setattr(kind, "apply_image", aliased)
     rows = {row.name: row for row in fidelity(Options(), rounds=2)}
-    assert not rows["G4 gradient energy, deviation"].passes(0.03)
+    assert not rows["G4 gradient energy of crops, deviation"].passes(0.03)
