@@ -175,7 +175,7 @@ def tar_members(root: str | Path, skipped: Counter) -> Iterator[tuple[str, tuple
 
     Args:
         root: a folder with ``*.tar``; compressed ones cannot be read from the middle.
-        skipped: counts the other members by suffix.
+        skipped: counts the other members by suffix, and the hidden ones.
 
     Raises:
         ValueError: a tar file is damaged or compressed.
@@ -185,11 +185,14 @@ def tar_members(root: str | Path, skipped: Counter) -> Iterator[tuple[str, tuple
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
                     tar.members = []  # or it would keep them all
-                    suffix = Path(member.name).suffix.lower()
-                    if member.isreg() and not member.sparse and suffix in IMAGE_SUFFIXES:
-                        name = member.name.removeprefix("./")
+                    if not member.isreg():
+                        continue
+                    name = member.name.removeprefix("./")
+                    suffix = Path(name).suffix.lower()
+                    hidden = any(part.startswith(".") for part in name.split("/"))
+                    if suffix in IMAGE_SUFFIXES and not hidden and not member.sparse:
                         yield f"{path.relative_to(root).as_posix()}/{name}", (member.offset_data, member.size)
-                    elif member.isreg():
-                        skipped[suffix or "without ending"] += 1
+                    else:
+                        skipped["hidden" if hidden else suffix or "without ending"] += 1
         except tarfile.TarError as error:
             raise ValueError(f"{path} cannot be read as an uncompressed tar file: {error}") from error

@@ -20,6 +20,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "UnreadableImageError",
     "check_ordinary_image",
+    "read_bytes",
     "read_image",
     "read_label",
 ]
@@ -80,7 +81,7 @@ def read_image(path: str | Path, part: tuple[str, int, int] | None = None) -> np
             floating-point or 32-bit integer pixels, whose range nobody knows.
     """
     with _named_errors(path):
-        data = _read_bytes(path) if part is None else _read_part(*part)
+        data = read_bytes(path, part)
         image = _decode_jpeg(data) if data[:2] == b"\xff\xd8" else None
         return _decode_any(data) if image is None else image
 
@@ -98,7 +99,7 @@ def read_label(path: str | Path) -> np.ndarray:
         FileNotFoundError: there is no such file.
         UnreadableImageError: as in :func:`read_image`, or there is not one 8-bit channel.
     """
-    with _named_errors(path), _open(_read_bytes(path)) as image:
+    with _named_errors(path), _open(read_bytes(path)) as image:
         if image.mode not in ("L", "P"):
             raise ValueError(f"a label map needs one 8-bit channel, this file has mode {image.mode}")
         return np.array(image)
@@ -116,7 +117,7 @@ def check_ordinary_image(path: str | Path) -> None:
         FileNotFoundError: there is no such file.
         UnreadableImageError: as in :func:`read_image`, or the pixels have 16 bits.
     """
-    with _named_errors(path), _open(_read_bytes(path)) as image:
+    with _named_errors(path), _open(read_bytes(path)) as image:
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             raise ValueError(f"pixels of mode {image.mode} are not read here; convert the file to 8 bit")
 
@@ -135,7 +136,14 @@ def _named_errors(path: str | Path) -> Iterator[None]:
         raise UnreadableImageError(f"cannot read {path}: {reason.splitlines()[0]}") from error
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path, part: tuple[str, int, int] | None = None) -> bytes:
+    """Read an image file without decoding it; arguments as of :func:`read_image`.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is no regular file, is too large, or has changed since it was indexed.
+    """
+    if part is not None:
+        return _read_part(*part)
     try:
         status = os.stat(path)  # noqa: PTH116  pathlib takes three times as long, for every image
     except OSError as error:

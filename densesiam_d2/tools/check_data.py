@@ -2,8 +2,8 @@
 
     python -m densesiam_d2.tools.check_data /data/photos --report report.json --list good.txt
 
-A source is a folder (also as folder:/path) or list:/path.txt, as in DATASETS.TRAIN. To train on the readable images
-only, set DATASETS.TRAIN "('list:good.txt',)".
+A source is a folder (also as folder:/path), list:/path.txt or index:/path.index, as in DATASETS.TRAIN; by an index
+images in tar files are read too. To train on the readable images only, set DATASETS.TRAIN "('list:good.txt',)".
 
 That an image can be read does not prove that it is intact: most damage within a file gives wrong pixels, not an error.
 Checksums do prove it: write a manifest where the data are good, and compare with it wherever they were copied to.
@@ -19,7 +19,7 @@ import json
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ from statistics import median
 from tqdm import tqdm
 
 from densesiam_d2.checkpoint.files import atomic_write
-from densesiam_d2.data.image_folders import FOLDER_PREFIX, LIST_PREFIX, walk_images
+from densesiam_d2.data.image_folders import FOLDER_PREFIX, INDEX_PREFIX, LIST_PREFIX, open_index, walk_images
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES
 from densesiam_d2.tools.check_files import CheckedFile, check_files
 
@@ -40,7 +40,9 @@ EXAMPLES = 10  # of each finding are printed; the report has them all
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", metavar="FOLDER_OR_LIST", help="/path, folder:/path or list:/path.txt")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="/path, folder:/path, list:/path.txt or index:/path.index"
+    )
     parser.add_argument("--report", type=Path, metavar="JSON", help="write all findings here")
     parser.add_argument("--list", type=Path, metavar="TXT", help="write the absolute paths of the readable images here")
     parser.add_argument("--write-manifest", type=Path, metavar="JSONL", help="write the checksum of each file here")
@@ -66,13 +68,15 @@ def _check(args: argparse.Namespace) -> bool:
     if with_checksums and len(args.sources) > 1:
         raise ValueError("paths in a manifest are relative to one folder: give one source")
     manifest = _read_manifest(args.manifest) if args.manifest else None
-    skipped, paths = Counter(), {}
+    skipped, records = Counter(), {}
     for source in args.sources:
         root, found = _find_images(source, skipped)
-        paths.update(dict.fromkeys(found))  # a set that keeps the order
-    paths = list(paths)
+        records.update((record["file_name"], record) for record in found)
+    paths = list(records)
+    if args.list and any("file_part" in record for record in records.values()):
+        raise ValueError("--list cannot name images in tar files; training takes others for those it cannot read")
 
-    files = check_files(paths, args.workers, args.timeout, with_checksums)
+    files = check_files(records.values(), args.workers, args.timeout, with_checksums)
     report, checksums = _summarize(tqdm(files, total=len(paths), unit=" images", disable=None))  # no bar in a log file
     report = {"sources": args.sources, **report, "skipped": skipped}
     if with_checksums:
@@ -96,8 +100,11 @@ def _check(args: argparse.Namespace) -> bool:
     return not (report["unreadable"] or differences["missing"] or differences["changed"])
 
 
-def _find_images(source: str, skipped: Counter) -> tuple[Path, list[str]]:
-    """Return the folder of a source, and the absolute paths of its images; count the other files by their ending."""
+def _find_images(source: str, skipped: Counter) -> tuple[Path, Sequence[dict]]:
+    """Return the folder of a source, and its images by their absolute paths; count the other files by their ending."""
+    if source.startswith(INDEX_PREFIX):
+        files = open_index(Path(source.removeprefix(INDEX_PREFIX)).expanduser())
+        return Path(files.root), files
     path = Path(source.removeprefix(LIST_PREFIX).removeprefix(FOLDER_PREFIX)).expanduser().absolute()
     if source.startswith(LIST_PREFIX):  # by the rules of load_image_list, except that files may be missing
         try:
@@ -111,7 +118,7 @@ def _find_images(source: str, skipped: Counter) -> tuple[Path, list[str]]:
         root, paths = path, sorted(walk_images(path, skipped))
     if not paths:
         raise ValueError(f"{source} holds no images (endings {' '.join(IMAGE_SUFFIXES)})")
-    return root, paths
+    return root, [{"file_name": name} for name in paths]
 
 
 def _summarize(files: Iterable[CheckedFile]) -> tuple[dict, dict[str, tuple[int, str]]]:

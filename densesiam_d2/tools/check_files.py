@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import signal
 import time
 import warnings
@@ -9,11 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 
 from PIL import Image
 
-from densesiam_d2.data.image_io import DECODING_ERRORS, MAX_BYTES, UnreadableImageError, read_image
+from densesiam_d2.data.image_io import DECODING_ERRORS, UnreadableImageError, read_bytes, read_image
 from densesiam_d2.processes import end_with_parent
 
 __all__ = ["CheckedFile", "check_files"]
@@ -31,25 +31,25 @@ class CheckedFile:
 
 
 def check_files(
-    paths: Iterable[str], workers: int, timeout: float = 60, with_checksums: bool = False
+    records: Iterable[dict], workers: int, timeout: float = 60, with_checksums: bool = False
 ) -> Iterator[CheckedFile]:
     """Read files in worker processes, and yield the results as they come.
 
     A file that kills its worker, or is not read in time, is reported like any other, and the rest goes on.
 
     Args:
-        paths: the files.
+        records: dicts with "file_name", and "file_part" for images in tar files.
         workers: number of processes.
         timeout: seconds for one file.
         with_checksums: whether to find the checksums too.
     """
-    paths = iter(paths)
+    records = iter(records)
     idle, busy = [_Worker(with_checksums) for _ in range(workers)], []
     try:
         while True:
-            while idle and (path := next(paths, None)) is not None:
+            while idle and (record := next(records, None)) is not None:
                 busy.append(idle.pop())
-                busy[-1].give(path)
+                busy[-1].give(record)
             if not busy:
                 return
             wait([worker.pipe for worker in busy], min(timeout, 1))
@@ -77,11 +77,11 @@ class _Worker:
         self.process.start()
         other_end.close()  # or the pipe would outlive the process
 
-    def give(self, path: str) -> None:
+    def give(self, record: dict) -> None:
         if not self.process.is_alive():
             self._start_process()
-        self._path, self._since = path, time.monotonic()
-        self.pipe.send(path)
+        self._path, self._since = record["file_name"], time.monotonic()
+        self.pipe.send(record)
 
     def take(self, timeout: float) -> CheckedFile | None:
         """Return the result, or None if there is none yet."""
@@ -108,27 +108,21 @@ def _work(pipe: Connection, with_checksums: bool) -> None:
         pipe.send(_check_file(pipe.recv(), with_checksums))
 
 
-def _check_file(path: str, with_checksum: bool) -> CheckedFile:
+def _check_file(record: dict, with_checksum: bool) -> CheckedFile:
+    path, part = record["file_name"], record.get("file_part")
     result = CheckedFile(path)
     try:
-        height, width, _ = read_image(path).shape
+        height, width, _ = read_image(path, part).shape
         result.size = width, height
     except (UnreadableImageError, FileNotFoundError) as error:
         result.error = str(error)
     except Exception as error:  # training would stop at it too, but here the other files matter
         result.error = f"cannot read {path}: {type(error).__name__}: {error}"
-    if result.error is None:
-        with contextlib.suppress(*DECODING_ERRORS), Image.open(path) as image:
-            result.kind = f"{image.format} {image.mode}"
-    if with_checksum:
-        result.checksum = _find_checksum(Path(path))
+    with contextlib.suppress(OSError, *DECODING_ERRORS):
+        data = read_bytes(path, part)
+        if with_checksum:  # of damaged images too
+            result.checksum = len(data), hashlib.sha256(data).hexdigest()
+        if result.error is None:
+            with Image.open(io.BytesIO(data)) as image:
+                result.kind = f"{image.format} {image.mode}"
     return result
-
-
-def _find_checksum(path: Path) -> tuple[int, str] | None:
-    """Return bytes and SHA-256 of a file, damaged images too; None for what read_image would not even open."""
-    with contextlib.suppress(OSError):
-        if path.is_file() and path.stat().st_size <= MAX_BYTES:
-            data = path.read_bytes()
-            return len(data), hashlib.sha256(data).hexdigest()
-    return None

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import tarfile
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from densesiam_d2.data import load_image_list
-from densesiam_d2.tools import check_data, check_files
+from densesiam_d2.tools import check_data, check_files, index
 
 from ..data.photos import smooth_image
 from ..faults.zoo import write_zoo
@@ -117,7 +118,7 @@ def test_list_with_missing_images(photos, tmp_path):
 
 @pytest.mark.parametrize("checksums", [False, True])
 def test_files_that_kill_or_block_a_worker(photos, monkeypatch, checksums):
-    def read(path):
+    def read(path, part):
         if path.startswith("dies"):
             os.kill(os.getpid(), signal.SIGKILL)
         if path.startswith("hangs"):
@@ -131,7 +132,8 @@ def test_files_that_kill_or_block_a_worker(photos, monkeypatch, checksums):
     paths[1:1] = ["dies0", "dies1"]
     paths[9:9] = ["hangs", "fault"]
     paths.append("dies2")
-    results = list(check_files.check_files(paths, 2, timeout=0.5, with_checksums=checksums))
+    records = [{"file_name": path} for path in paths]
+    results = list(check_files.check_files(records, 2, timeout=0.5, with_checksums=checksums))
     assert sorted(result.path for result in results) == sorted(paths)
     for result in results:
         if result.path.startswith("good"):
@@ -184,3 +186,30 @@ def test_wrong_usage(photos, tmp_path, capsys):
         check_data.main([])
     assert caught.value.code == 2
     assert not list(Path(tmp_path).glob("*.partial"))
+
+
+def test_an_index_and_images_in_tar_files(photos, tmp_path, capsys):
+    (tmp_path / "shards").mkdir()
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:-30])
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        tar.add(photos, "x")
+    for name in ("photos", "shards"):
+        index.main([str(tmp_path / name)])
+    _, of_folder = check_with_report(tmp_path, photos, "--write-manifest", tmp_path / "sums.jsonl")
+    status, of_index = check_with_report(tmp_path, f"index:{tmp_path / 'photos.index'}")
+    assert status == 1 and len(of_folder["unreadable"]) == 1
+    assert of_index.keys() | {"duplicates"} == of_folder.keys()
+    assert all(of_index[key] == of_folder[key] for key in ("images", "unreadable", "small", "megapixels", "kinds"))
+    of_shards = tmp_path / "shards.jsonl"
+    source = f"index:{tmp_path / 'shards.index'}"
+    status, of_tar = check_with_report(tmp_path, source, "--write-manifest", of_shards)
+    assert status == 1 and of_tar["images"] == 5
+    assert [Path(file["path"]).name for file in of_tar["unreadable"]] == ["broken.png"]
+    assert of_tar["kinds"] == of_folder["kinds"]
+    sums = [
+        {Path(r["path"]).name: r["sha256"] for r in map(json.loads, f.read_text().splitlines())}
+        for f in (tmp_path / "sums.jsonl", of_shards)
+    ]
+    assert sums[0] == sums[1]
+    assert check(source, "--list", tmp_path / "good.txt") == 2
+    assert "--list cannot name images in tar files" in capsys.readouterr().err
