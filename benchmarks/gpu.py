@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 from detectron2.config import get_cfg
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Options, Row
@@ -47,9 +49,9 @@ def run(options: Options) -> list[Row]:
     if device == "cpu" and not options.quick:
         raise SystemExit("gpu: torch sees no CUDA device; --quick tries the script on the CPU")
     torch.backends.cudnn.benchmark = True
-    rows, flops = _ceilings(options, device)
+    rows, *ceilings = _ceilings(options, device)
     for name in list(STEPS)[1:2] if options.quick else STEPS:
-        rows += _steps(options, device, name, flops)
+        rows += _steps(options, device, name, *ceilings)
     return rows + _data_wait(options, device)
 
 
@@ -73,7 +75,22 @@ def _seconds(step: Callable[[], object], device: str, options: Options, steps: i
     return found
 
 
-def _ceilings(options: Options, device: str) -> tuple[list[Row], float]:
+class ByteCounter(TorchDispatchMode):
+    """Adds up the bytes of all tensors that operations take and return; what a cache spares them counts too."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = (x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+        return result
+
+
+def _ceilings(options: Options, device: str) -> tuple[list[Row], float, float]:
     """Measure what matrix products and copies reach here: FLOP/s in bf16, and bytes/s read and written."""
     side, length = options.size(8192, 128), options.size(1 << 30, 1 << 16)
     a, b = (torch.randn(side, side, device=device, dtype=BF16) for _ in range(2))
@@ -84,7 +101,7 @@ def _ceilings(options: Options, device: str) -> tuple[list[Row], float]:
         Row.of("bf16 matrix product", "TFLOP/s", [x / 1e12 for x in products]),
         Row.of("copy", "TB/s read and written", [x / 1e12 for x in copies]),
     ]
-    return rows, max(products)
+    return rows, max(products), max(copies)
 
 
 def _graphed(step: Callable[[], None]) -> Callable[[], None]:
@@ -101,7 +118,7 @@ def _graphed(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def _steps(options: Options, device: str, name: str, ceiling: float) -> list[Row]:
+def _steps(options: Options, device: str, name: str, products: float, copies: float) -> list[Row]:
     config, words, side, images, (goal, gate) = STEPS[name]
     images, side = options.size(images, 2), options.size(side, 64)
     rows, rates = [], {}
@@ -128,9 +145,9 @@ def _steps(options: Options, device: str, name: str, ceiling: float) -> list[Row
     note("backbone only", train_step(Floor(model, features=features), None, views, BF16))
     note("two calls, fp32", train_step(model, optimizer, batch))
     note("two calls, bf16", train_step(model, optimizer, batch, BF16))
-    with FlopCounterMode(display=False) as counter:
-        train_step(model, None, batch, BF16)()
     joint, joint_optimizer = model_of(*JOINT)
+    with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
+        train_step(joint, joint_optimizer, batch, BF16)()
     note("backbone only, joint views", train_step(Floor(joint, joint=True, features=features), None, views, BF16))
     note("joint views, bf16", train_step(joint, joint_optimizer, batch, BF16), goal=goal, gate=gate)
     if device == "cuda":
@@ -149,9 +166,12 @@ def _steps(options: Options, device: str, name: str, ceiling: float) -> list[Row
     rows.append(
         Row.of(f"G15 {name}, joint views, bf16", "share of the backbone-only rate", shares, goal=0.9, gate=0.85)
     )
-    work = counter.get_total_flops() / images
-    used = [rate * work / ceiling for rate in rates["joint views, bf16"]]
-    rows.append(Row.of(f"{name}, joint views, bf16", "share of the measured bf16 products", used))
+    for work, ceiling, peer in (
+        (flops.get_total_flops(), products, "share of the measured bf16 products (MFU)"),
+        (traffic.bytes, copies, "bytes of all operands, share of the measured copy"),
+    ):
+        used = [rate * work / images / ceiling for rate in rates["joint views, bf16"]]
+        rows.append(Row.of(f"{name}, joint views, bf16", peer, used))
     return rows + (_memory(name, config, words, side) if device == "cuda" else [])
 
 
