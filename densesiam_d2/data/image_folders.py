@@ -145,7 +145,13 @@ def index_if_large(root: Path, index: Path, limit: int) -> bool:
             first = list(itertools.islice(names, limit + 1))
             if len(first) > limit:
                 logger = logging.getLogger(__name__)
-                logger.info("%s has more than %d images: listing all in the index %s", root, limit, index)
+                logger.info(
+                    "%s has more than %d images: listing all in the index %s (for very many, "
+                    "python -m densesiam_d2.tools.index does so beforehand, while no process waits)",
+                    root,
+                    limit,
+                    index,
+                )
                 below = len(os.path.join(root, ""))  # noqa: PTH118
                 write_index(index, root, (name[below:] for name in itertools.chain(first, names)))
                 logger.info("skipped: %s", _summary(skipped) or "nothing")
