@@ -18,7 +18,7 @@ from statistics import median
 import torch
 from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import SimpleTrainer, hooks
+from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.utils.events import EventStorage
 
 from densesiam_d2.data import order
@@ -51,6 +51,9 @@ class Stock(Guarded):
         super().__init__(cfg)
         self._trainer = SimpleTrainer(self._trainer.model, self._trainer.data_loader, self._trainer.optimizer)
         self._hooks = [h for h in self._hooks if isinstance(h, hooks.IterationTimer | hooks.LRScheduler)]
+
+    def after_step(self):
+        DefaultTrainer.after_step(self)
 
 
 def _only_std(z):
@@ -110,7 +113,7 @@ def _ratios(stock: list[float], ours: list[float]) -> list[float]:
     return [sum(ours[start : start + BLOCK]) / sum(stock[start : start + BLOCK]) for start in starts]
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default=str(ROOT / "configs/pretrain_R18.yaml"))
@@ -120,12 +123,12 @@ def main() -> None:
     parser.add_argument("--view-size", type=int, default=160)
     parser.add_argument("--only", choices=["step", "loader"])
     parser.add_argument("options", nargs="*", help="KEY VALUE of the config")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
         images = args.images or write_images(Path(folder) / "scenes", num=64, size=256)
-        words = ["DATASETS.TRAIN", f"('folder:{images}',)", "OUTPUT_DIR", folder, "DATALOADER.NUM_WORKERS", 0]
-        words += ["SOLVER.IMS_PER_BATCH", args.batch, "INPUT.SSL.VIEW_SIZE", args.view_size, "SEED", 1, *args.options]
-        cfg = load_config(args.config_file, words)
+        keys = ["DATASETS.TRAIN", f"('folder:{images}',)", "OUTPUT_DIR", folder, "DATALOADER.NUM_WORKERS", 0]
+        keys += ["SOLVER.IMS_PER_BATCH", args.batch, "INPUT.SSL.VIEW_SIZE", args.view_size, "SEED", 1, *args.options]
+        cfg = load_config(args.config_file, keys)
         replace_sync_bn(cfg)
         for name, compare in (("step", compare_steps), ("loader", compare_loaders)):
             if args.only not in (None, name):
