@@ -48,7 +48,8 @@ def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
 def _add_input_keys(cfg: CfgNode) -> None:
     # Photometric distortion in supervised segmentation (ColorAugSSDTransform of detectron2.projects.point_rend).
     cfg.INPUT.COLOR_AUG_SSD = False
-    # A folder: of more images is listed once, into an index in OUTPUT_DIR that all processes share and --resume keeps.
+    # A folder: of more images than this is listed once, into an index in OUTPUT_DIR that all processes share and
+    # --resume keeps.
     cfg.DATALOADER.INDEX_ABOVE = 1_000_000
 
     ssl = cfg.INPUT.SSL = CfgNode()

@@ -63,10 +63,10 @@ class ImageFiles(Dataset):
         root = (index / facts["root"]).resolve()
         if not root.is_dir():
             raise FileNotFoundError(f"{index} is of images in {root}, which does not exist")
-        return cls._map(index, root, facts)
+        return cls._mapped(index, root, facts)
 
     @classmethod
-    def _map(cls, index: Path, root: Path, facts: dict) -> "ImageFiles":
+    def _mapped(cls, index: Path, root: Path, facts: dict) -> "ImageFiles":
         files, count = cls.__new__(cls), facts["images"]
         files._bytes = _map(index / "names.bin", np.uint8, facts["bytes"])
         files._ends = _map(index / "ends.bin", np.int64, count)
@@ -161,7 +161,7 @@ def write_index(index: str | Path, root: str | Path, images: Iterable, *, tar: b
         shutil.rmtree(partial)
         raise ValueError(f"{root} holds no images to make an index of")
     facts = {**KIND, "images": count, "bytes": end, "tar": tar}
-    facts["sha256"] = ImageFiles._map(partial, root, facts).digest()
+    facts["sha256"] = ImageFiles._mapped(partial, root, facts).digest()
     facts["root"] = os.path.relpath(Path(root).resolve(), index.resolve())
     (partial / "index.json").write_text(json.dumps(facts, indent=1) + "\n")
     if index.exists():

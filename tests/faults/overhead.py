@@ -113,7 +113,7 @@ def _ratios(stock: list[float], ours: list[float]) -> list[float]:
     return [sum(ours[start : start + BLOCK]) / sum(stock[start : start + BLOCK]) for start in starts]
 
 
-def main(words: list[str] | None = None) -> None:
+def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default=str(ROOT / "configs/pretrain_R18.yaml"))
@@ -123,12 +123,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--view-size", type=int, default=160)
     parser.add_argument("--only", choices=["step", "loader"])
     parser.add_argument("options", nargs="*", help="KEY VALUE of the config")
-    args = parser.parse_args(words)
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = args.images or write_images(Path(folder) / "scenes", num=64, size=256)
-        keys = ["DATASETS.TRAIN", f"('folder:{images}',)", "OUTPUT_DIR", folder, "DATALOADER.NUM_WORKERS", 0]
-        keys += ["SOLVER.IMS_PER_BATCH", args.batch, "INPUT.SSL.VIEW_SIZE", args.view_size, "SEED", 1, *args.options]
-        cfg = load_config(args.config_file, keys)
+        words = ["DATASETS.TRAIN", f"('folder:{images}',)", "OUTPUT_DIR", folder, "DATALOADER.NUM_WORKERS", 0]
+        words += ["SOLVER.IMS_PER_BATCH", args.batch, "INPUT.SSL.VIEW_SIZE", args.view_size, "SEED", 1, *args.options]
+        cfg = load_config(args.config_file, words)
         replace_sync_bn(cfg)
         for name, compare in (("step", compare_steps), ("loader", compare_loaders)):
             if args.only not in (None, name):
