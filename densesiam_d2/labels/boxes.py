@@ -1,0 +1,53 @@
+"""Boxes of annotations that follow another convention than COCO's x, y, width, height in pixels."""
+
+import numpy as np
+
+from densesiam_d2.labels.findings import Tally
+from densesiam_d2.labels.masks import mask_bounds
+
+__all__ = ["judge_boxes"]
+
+
+def judge_boxes(annotations: list[dict], written: np.ndarray, tally: Tally) -> None:
+    """Note boxes in another convention: corners, or shares of the image.
+
+    With masks, corners are meant where the box agrees with the mask only when read so, in more than half of them.
+    Without, where a box leaves its image, and every box makes sense as corners.
+
+    Args:
+        annotations: checked ones.
+        written: (N, 6), the four numbers of each box as they stand in the file, and width and height of its image.
+        tally: told about "boxes-relative", "boxes-xyxy" and "box-mask".
+    """
+    if not len(written):
+        return
+    x, y, w, h, width, height = written.T
+    if written[:, :4].max() <= 1 and written[:, 4:].min() > 2:
+        for i in range(len(written)):
+            tally.note("boxes-relative", f"annotation {annotations[i].get('id')}: bbox {annotations[i]['bbox']}")
+        return
+    sizes = written[:, [5, 4]].astype(int).tolist()
+    known_bounds = [mask_bounds(a.get("segmentation"), tuple(s)) for a, s in zip(annotations, sizes, strict=True)]
+    bounds = np.array([b or (np.nan,) * 4 for b in known_bounds])
+    as_sizes = _overlap(np.stack([x, y, x + w, y + h], 1), bounds)
+    as_corners = _overlap(written[:, :4], bounds)
+    known = ~np.isnan(as_sizes)
+    by_mask = known & (as_corners > 0.8) & (as_sizes < 0.8)
+    fits_as_corners = (w > x) & (h > y) & (w <= width + 1) & (h <= height + 1)
+    leaves = (x + w > width + 1) | (y + h > height + 1)
+    if known.any():
+        corners = by_mask if by_mask.sum() > 0.5 * known.sum() else np.zeros_like(known)
+    else:
+        corners = leaves if fits_as_corners.all() else np.zeros_like(known)
+    for i in np.flatnonzero(corners):
+        tally.note("boxes-xyxy", f"annotation {annotations[i].get('id')}: bbox {written[i, :4].tolist()}")
+    for i in np.flatnonzero(known & (as_sizes == 0) & ~corners):
+        tally.note("box-mask", f"annotation {annotations[i].get('id')}: bbox {annotations[i]['bbox']}")
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the IoU of each pair of corner boxes (N, 4), NaN where one is unknown."""
+    low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])
+    inside = np.clip(high - low, 0, None).prod(axis=1) + 0 * low.sum(axis=1)
+    areas = [np.clip(v[:, 2:] - v[:, :2], 0, None).prod(axis=1) for v in (a, b)]
+    return inside / np.maximum(areas[0] + areas[1] - inside, 1e-9)

@@ -1,0 +1,280 @@
+"""COCO's instances JSON, written by anybody: checked, and repaired where the meaning is plain.
+
+Training and scoring read the same result, so what is left out of one is left out of the other.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from tqdm import tqdm
+
+from densesiam_d2.labels.boxes import judge_boxes
+from densesiam_d2.labels.coco_kinds import COCO_KINDS
+from densesiam_d2.labels.findings import Findings, Tally
+from densesiam_d2.labels.masks import clean_polygons, mask_bounds, rle_problem
+from densesiam_d2.labels.subset import subset_of
+
+__all__ = ["read_coco"]
+
+
+def read_coco(
+    json_file: str | Path, *, masks: bool | None = True, subset: tuple[int, int] | None = None
+) -> tuple[dict[str, list[dict]], Findings]:
+    """Read annotations in COCO's format, and say what is odd about them.
+
+    Args:
+        json_file: the file.
+        masks: True leaves out annotations without a usable mask, and says so; False does not look at masks, except
+            where a box is missing; None takes masks as they come: without a usable one an annotation keeps its box.
+        subset: number of annotated images to draw, and the seed.
+
+    Returns:
+        "categories" and "images", sorted by id, and "annotations" as in COCO, with ids from 1 (pycocotools takes 0 for
+        "no match"), "area" and "iscrowd"; and the findings. With errors among these, the content is not complete.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there are fewer annotated images than ``subset`` asks for.
+    """
+    tally = Tally(COCO_KINDS, str(json_file))
+    content = _load(Path(json_file), tally)
+    images = _images(content["images"], tally)
+    categories = _categories(content["categories"], tally)
+    annotations = _annotations(content["annotations"], images, categories, masks, tally)
+    _judge(annotations, content["annotations"], categories, tally)
+    findings = tally.findings()
+    if subset and not findings.of("error"):
+        annotated = sorted({a["image_id"] for a in annotations if not a["iscrowd"]})
+        chosen = {annotated[i] for i in subset_of(len(annotated), *subset)}
+        images = {i: image for i, image in images.items() if i in chosen}
+        annotations = [a for a in annotations if a["image_id"] in chosen]
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    parts = {"categories": list(categories.values()), "images": list(images.values()), "annotations": annotations}
+    return {**{key: content[key] for key in ("info", "licenses") if key in content}, **parts}, findings
+
+
+def _load(path: Path, tally: Tally) -> dict[str, Any]:
+    """Return the content with its three lists, empty where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"the annotations {path} do not exist")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        tally.note("json", f"{error}; the file begins with {path.open('rb').read(40)!r}")
+        content = {key: [] for key in ("images", "annotations", "categories")}
+    if not isinstance(content, dict):
+        tally.note("json", f"a {type(content).__name__} of {len(content)} where a dict belongs")
+        content = {key: [] for key in ("images", "annotations", "categories")}
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            tally.note("json", f"there is no list {key!r}; keys are {', '.join(list(content)[:8])}")
+            content[key] = []
+    return content
+
+
+def _images(entries: list, tally: Tally) -> dict[Any, dict]:
+    """Return the images by id, sorted."""
+    images = {}
+    for entry in entries:
+        identity = entry.get("id") if isinstance(entry, Mapping) else None
+        if not isinstance(identity, int | str) or not isinstance(entry.get("file_name"), str):
+            tally.note("image-entry", str(entry)[:120])
+            continue
+        if identity in images:
+            tally.note("image-id-twice", f"{identity!r}: {images[identity]['file_name']}, {entry['file_name']}")
+        sizes = [entry.get(key) for key in ("width", "height")]
+        if (
+            not all(isinstance(v, int | float) and v >= 1 and v == int(v) for v in sizes if v is not None)
+            or None in sizes
+        ):
+            tally.note("image-size", f"{entry['file_name']}: width {sizes[0]!r}, height {sizes[1]!r}")
+            sizes = [1, 1]
+        images[identity] = {**entry, "width": int(sizes[0]), "height": int(sizes[1])}
+    return dict(sorted(images.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def _categories(entries: list, tally: Tally) -> dict[int, dict]:
+    """Return the categories by id, sorted."""
+    categories, names = {}, Counter()
+    for entry in entries:
+        identity = entry.get("id") if isinstance(entry, Mapping) else None
+        if not isinstance(identity, int) or not isinstance(entry.get("name"), str):
+            tally.note("category-entry", str(entry)[:120])
+            continue
+        names[entry["name"]] += 1
+        if identity in categories or names[entry["name"]] > 1:
+            tally.note("category-twice", f"{entry['name']!r}, id {identity}")
+        categories[identity] = entry
+    return dict(sorted(categories.items()))
+
+
+def _annotations(entries: list, images: dict, categories: dict, masks: bool | None, tally: Tally) -> list[dict]:
+    """Return the annotations that mean something, each a new dict."""
+    kept, seen = [], {}
+    texts = {"image": {str(i) for i in images}, "category": {str(i) for i in categories}}
+    progress = tqdm(entries, desc="annotations", unit="", disable=None if len(entries) > 10_000 else True, leave=False)
+    for position, entry in enumerate(progress):
+        if not isinstance(entry, Mapping):
+            tally.note("annotation-entry", str(entry)[:120])
+            continue
+        name = f"annotation {entry.get('id', f'no. {position + 1}')}"
+        if not _known_ids(entry, name, images, categories, texts, tally):
+            continue
+        if _is_repeated(entry, name, seen, tally):
+            continue
+        image = images[entry["image_id"]]
+        annotation = {**entry, "iscrowd": _crowd(entry, name, tally)}
+        if masks is not False and not _clean_mask(annotation, name, image, masks is True, tally) and masks:
+            continue
+        if not _clean_box(annotation, name, image, tally):
+            continue
+        area = annotation.get("area")
+        if not isinstance(area, int | float) or not math.isfinite(area) or area < 0:
+            tally.note("area", name)
+            annotation["area"] = _area(annotation, image)
+        if masks is False:
+            annotation.pop("segmentation", None)
+        kept.append(annotation)
+    return kept
+
+
+def _known_ids(entry: Mapping, name: str, images: dict, categories: dict, texts: dict, tally: Tally) -> bool:
+    """Tell whether image and category of an annotation exist."""
+    known = True
+    for key, ids, otherwise in (("image", images, "image-unknown"), ("category", categories, "category-unknown")):
+        identity = entry.get(f"{key}_id")
+        if not isinstance(identity, int | float | str) or identity not in ids:
+            same_text = str(identity) in texts[key]
+            example = f"{name} has {key}_id {identity!r}"
+            if same_text:
+                example += f", the {key} has id {next(i for i in ids if str(i) == str(identity))!r}"
+            elif key == "category":
+                example += f", categories have {list(ids)[:8]}"
+            tally.note(f"{key}-id-type" if same_text else otherwise, example)
+            known = False
+    return known
+
+
+def _is_repeated(entry: Mapping, name: str, seen: dict, tally: Tally) -> bool:
+    """Tell whether the same annotation came before; note ids that cannot tell annotations apart."""
+    identity = entry.get("id")
+    facts = (entry["image_id"], entry["category_id"], str(entry.get("bbox")))
+    if not isinstance(identity, int | str):
+        tally.note("annotation-id", f"{name} of image {entry['image_id']}")
+        return False
+    if identity in seen:
+        repeated = seen[identity] == facts
+        tally.note("annotation-twice" if repeated else "annotation-id", f"{name} of image {entry['image_id']}")
+        return repeated
+    seen[identity] = facts
+    return False
+
+
+def _crowd(entry: Mapping, name: str, tally: Tally) -> int:
+    if entry.get("ignore"):
+        tally.note("ignore", name)
+        return 1
+    crowd = entry.get("iscrowd")
+    if crowd in (0, 1):
+        return int(crowd)
+    tally.note("iscrowd", f"{name}: {crowd!r}")
+    return 0
+
+
+def _clean_mask(annotation: dict, name: str, image: dict, needed: bool, tally: Tally) -> bool:
+    """Check the mask and leave broken pieces out; return whether a mask is left."""
+    segmentation = annotation.pop("segmentation", None)
+    if not segmentation:
+        if needed:
+            tally.note("mask-missing", name)
+        return False
+    if isinstance(segmentation, Mapping):
+        problem = rle_problem(segmentation, (image["height"], image["width"]))
+        if problem:
+            tally.note(problem, f"{name}: size {segmentation.get('size')}, image {image['height'], image['width']}")
+            return False
+        if isinstance(segmentation["counts"], list):
+            size = image["height"], image["width"]
+            segmentation = mask_util.frPyObjects(dict(segmentation), *size)
+        annotation["segmentation"] = segmentation
+        return True
+    polygons, problems = clean_polygons(segmentation)
+    for problem in problems:
+        tally.note(problem, name)
+    if {"mask-nan", "mask-type"} & set(problems):
+        return False
+    if polygons:
+        annotation["segmentation"] = polygons
+    elif needed:
+        tally.note("mask-unusable", name)
+    return bool(polygons)
+
+
+def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
+    """Check the box, clip it, or take that of the mask; return whether it means anything."""
+    box, width, height = annotation.get("bbox"), image["width"], image["height"]
+    if not box:
+        bounds = mask_bounds(annotation.get("segmentation"), (image["height"], image["width"]))
+        if bounds is None:
+            tally.note("box-type", f"{name}: bbox {box!r}")
+            return False
+        tally.note("box-missing", name)
+        box = [bounds[0], bounds[1], bounds[2] - bounds[0], bounds[3] - bounds[1]]
+    try:
+        x, y, w, h = (float(v) for v in box)
+    except (TypeError, ValueError):
+        tally.note("box-type", f"{name}: bbox {str(box)[:80]}")
+        return False
+    problem = None
+    if not all(map(math.isfinite, (x, y, w, h))):
+        problem = "box-not-finite"
+    elif w < 0 or h < 0:
+        problem = "box-negative"
+    elif w == 0 or h == 0:
+        problem = "box-empty"
+    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        problem = "box-outside"
+    if problem:
+        tally.note(problem, f"{name}: bbox {box} in {width} x {height} pixels")
+        return False
+    annotation["bbox"] = list(box)
+    annotation["_as_written"] = (x, y, w, h, width, height)
+    if min(x, y) < -1 or x + w > width + 1 or y + h > height + 1:
+        tally.note("box-clipped", f"{name}: bbox {box} in {width} x {height} pixels")
+        x0, y0 = max(x, 0.0), max(y, 0.0)
+        annotation["bbox"] = [x0, y0, min(x + w, width) - x0, min(y + h, height) - y0]
+    return True
+
+
+def _area(annotation: Mapping, image: Mapping) -> float:
+    segmentation = annotation.get("segmentation")
+    if mask_bounds(segmentation, (image["height"], image["width"])) is None:
+        return float(annotation["bbox"][2] * annotation["bbox"][3])
+    if isinstance(segmentation, list):
+        pieces = mask_util.frPyObjects(segmentation, image["height"], image["width"])
+        segmentation = mask_util.merge(pieces)
+    return float(mask_util.area(segmentation))
+
+
+def _judge(annotations: list[dict], entries: list, categories: dict, tally: Tally) -> None:
+    """Note what shows in the annotations together; drops the notes that they carry for this."""
+    written = np.array([a.pop("_as_written") for a in annotations], dtype=float).reshape(-1, 6)
+    counts = Counter(a["category_id"] for a in annotations)
+    parents = {category.get("supercategory") for category in categories.values()}
+    for identity, category in categories.items():
+        if annotations and not counts[identity]:
+            parent = ", the parent of others" if category["name"] in parents else ""
+            tally.note("category-unused", f"{category['name']!r} (id {identity}{parent})")
+    if not annotations:
+        tally.note("none-left", f"{len(entries)} in the file")
+    elif annotations and all(a["iscrowd"] for a in annotations):
+        for annotation in annotations:
+            tally.note("all-crowd", f"annotation {annotation.get('id')}")
+    judge_boxes(annotations, written, tally)

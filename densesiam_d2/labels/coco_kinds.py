@@ -1,0 +1,78 @@
+"""The oddities of COCO files that :mod:`coco_json` knows: whether each stops a run, and how it is told."""
+
+__all__ = ["COCO_KINDS"]
+
+# Kind -> level and text, in which "{n}" is the count.
+COCO_KINDS = {
+    "json": ("error", "no COCO instances JSON"),
+    "image-entry": ("error", "images without id or file_name: {n}"),
+    "image-size": (
+        "error",
+        "images whose width or height is no whole number above 0 (a string is none): {n}; write them",
+    ),
+    "image-id-twice": ("error", "image ids that occur twice: {n}; give each image its own"),
+    "image-id-type": ("error", "annotations whose image_id is an image's id but for the type: {n}; write both alike"),
+    "image-unknown": ("repaired", "annotations of no image in the file, left out: {n}"),
+    "category-entry": ("error", "categories without a whole number as id, or without a name: {n}"),
+    "category-twice": ("error", "categories with the id or name of another one: {n}; give each its own"),
+    "category-id-type": (
+        "error",
+        "annotations whose category_id is a category's id but for the type: {n}; write both alike",
+    ),
+    "category-unknown": (
+        "error",
+        "annotations whose category_id is not among the categories: {n}; add or correct them",
+    ),
+    "category-unused": ("warning", "categories without an annotation: {n}; each is a class of its own all the same"),
+    "annotation-entry": ("error", "annotations that are no objects with keys and values: {n}"),
+    "annotation-id": ("repaired", "annotation ids that are missing or occur twice: {n}; all are numbered anew"),
+    "annotation-twice": ("repaired", "annotations repeated with the same id and box, read once: {n}"),
+    "box-missing": ("repaired", "annotations without bbox, which is taken from the mask: {n}"),
+    "box-type": ("error", "annotations whose bbox is not four numbers (x, y, width, height): {n}; correct them"),
+    "boxes-xyxy": (
+        "error",
+        "boxes that most likely are x1, y1, x2, y2, where COCO has x, y, width, height: {n}; convert them, or, if they "
+        "are right, set DATASETS.ACCEPT \"('boxes-xyxy',)\"",
+    ),
+    "boxes-relative": (
+        "error",
+        "boxes between 0 and 1, where COCO has pixels: all {n}; multiply them by width and height of their image",
+    ),
+    "box-not-finite": ("repaired", "boxes with NaN or infinity, annotation left out: {n}"),
+    "box-negative": ("repaired", "boxes of negative width or height, annotation left out: {n}"),
+    "box-empty": ("repaired", "boxes without width or height, annotation left out: {n}"),
+    "box-outside": ("repaired", "boxes outside their image, annotation left out: {n}"),
+    "box-clipped": ("repaired", "boxes that reach over the border of their image by more than a pixel, clipped: {n}"),
+    "box-mask": ("warning", "boxes that do not touch the mask of their own annotation: {n}"),
+    "mask-missing": (
+        "error",
+        "annotations without a mask (segmentation missing, null or empty): {n}; set MODEL.MASK_ON False to train on "
+        "boxes, or draw the masks, or leave these annotations out by DATASETS.ACCEPT \"('mask-missing',)\"",
+    ),
+    "mask-type": ("error", "segmentations that are neither polygons nor run lengths (RLE): {n}; correct them"),
+    "mask-nan": ("error", "masks with coordinates that are NaN or infinite: {n}; correct them"),
+    "polygon-short": ("repaired", "polygons of fewer than 3 points, left out: {n}"),
+    "polygon-odd": ("repaired", "polygons with an odd count of coordinates, left out: {n}"),
+    "polygon-flat": ("repaired", "polygons that enclose no area, left out: {n}"),
+    "polygon-bare": (
+        "repaired",
+        "masks that are one list of numbers instead of a list of lists, read as a polygon: {n}",
+    ),
+    "mask-unusable": ("repaired", "annotations without any usable polygon, left out: {n}"),
+    "rle-size": (
+        "error",
+        "run-length masks whose size is not that of their image ([height, width]): {n}; correct them",
+    ),
+    "rle-damaged": (
+        "error",
+        "run-length masks whose runs do not add up to the pixels of their image: {n}; write them anew",
+    ),
+    "area": ("repaired", "annotations without area, taken from mask or box: {n}"),
+    "iscrowd": ("repaired", "annotations without an iscrowd of 0 or 1, taken as 0: {n}"),
+    "ignore": ("repaired", "annotations that say ignore, read as crowd: {n}"),
+    "all-crowd": (
+        "error",
+        "all annotations are crowd (iscrowd 1), from which nothing can be learned: {n}; set iscrowd 0",
+    ),
+    "none-left": ("error", "no annotation is left to learn from or to score"),
+}

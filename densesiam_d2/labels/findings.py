@@ -1,0 +1,105 @@
+"""What a look at labels has found: counted by kind, with an example, as one message."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+__all__ = ["EXAMPLES", "Finding", "Findings", "LabelsError", "Tally"]
+
+EXAMPLES = 3  # of a finding are kept
+LEVELS = ("error", "warning", "repaired")
+
+
+class LabelsError(ValueError):
+    """Labels cannot mean anything: the message lists all problems, with counts and examples."""
+
+
+@dataclass
+class Finding:
+    """One kind of oddity in one file or data set.
+
+    Attributes:
+        level: "error" (stops a run), "warning", or "repaired" (read as it must have been meant, or left out).
+        kind: short name, for DATASETS.ACCEPT.
+        where: the file or data set.
+        text: what it is and what to do; "{n}" in it stands for the count.
+        count: how many annotations, files or classes.
+        examples: the first few, each with what tells it from the others (annotation id, file name).
+    """
+
+    level: str
+    kind: str
+    where: str
+    text: str
+    count: int = 1
+    examples: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        more = "; ..." if self.count > len(self.examples) else ""
+        such_as = f" ({'; '.join(self.examples)}{more})" if self.examples else ""
+        return f"{self.where}: {self.text.replace('{n}', f'{self.count:,}')}{such_as} [{self.kind}]"
+
+
+class Findings(list):
+    """A list of :class:`Finding`."""
+
+    def add(
+        self, level: str, kind: str, where: str, text: str, *, count: int = 1, examples: Iterable[object] = ()
+    ) -> None:
+        """Append a finding, unless its count is 0."""
+        assert level in LEVELS, level
+        if count:
+            self.append(Finding(level, kind, where, text, count, [str(e) for e, _ in zip(examples, range(EXAMPLES))]))  # noqa: B905
+
+    def accept(self, kinds: Sequence[str]) -> "Findings":
+        """Return the findings without warnings of some kinds, and with their errors as warnings."""
+        kept = Findings()
+        for finding in self:
+            if finding.kind not in kinds:
+                kept.append(finding)
+            elif finding.level == "error":
+                kept.append(Finding(**{**asdict(finding), "level": "warning"}))
+        return kept
+
+    def of(self, level: str) -> list[Finding]:
+        """Return the findings of one level."""
+        return [finding for finding in self if finding.level == level]
+
+    def raise_errors(self) -> None:
+        """Raise one error if there is at least one; it lists the other findings as well, which may explain it.
+
+        Raises:
+            LabelsError: the labels cannot be used.
+        """
+        if self.of("error"):
+            others = [f"({finding.level}) {finding}" for finding in self if finding.level != "error"]
+            lines = [*map(str, self.of("error")), *others]
+            raise LabelsError("the labels cannot be used:\n  " + "\n  ".join(lines))
+
+
+class Tally:
+    """Count oddities by kind, and keep the first examples of each."""
+
+    def __init__(self, kinds: Mapping[str, tuple[str, str]], where: str):
+        """Store what each kind means.
+
+        Args:
+            kinds: kind -> (level, text), as in :class:`Finding`.
+            where: the file or data set.
+        """
+        self._kinds, self._where = kinds, where
+        self._counts, self._examples = Counter(), defaultdict(list)
+
+    def note(self, kind: str, example: object) -> None:
+        """Count one oddity."""
+        self._counts[kind] += 1
+        if len(self._examples[kind]) < EXAMPLES:
+            self._examples[kind].append(str(example))
+
+    def findings(self) -> Findings:
+        """Return one finding for each kind that occurred, errors first."""
+        found = Findings()
+        for kind, (level, text) in self._kinds.items():
+            count, examples = self._counts[kind], self._examples[kind]
+            found.add(level, kind, self._where, text, count=count, examples=examples)
+        return Findings(sorted(found, key=lambda finding: LEVELS.index(finding.level)))

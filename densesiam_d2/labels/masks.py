@@ -1,0 +1,126 @@
+"""Masks in annotations: polygons and run lengths, checked before C code reads them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+__all__ = ["clean_polygons", "mask_bounds", "rle_problem"]
+
+FLAT = 1e-6  # square pixels
+
+
+def clean_polygons(segmentation: Any) -> tuple[list[list[float]], list[str]]:
+    """Return the polygons that enclose an area, and the kinds of what is wrong with the others.
+
+    Args:
+        segmentation: what stands in the file: lists of x, y, x, y, ... in pixels.
+
+    Returns:
+        The usable polygons, and one of "polygon-short", "polygon-odd", "polygon-flat", "mask-nan" for each other one;
+        "polygon-bare" for numbers without a list around them, "mask-type" for anything else.
+    """
+    if not isinstance(segmentation, list):
+        return [], ["mask-type"]
+    problems = []
+    if all(isinstance(v, int | float) for v in segmentation):
+        segmentation, problems = [segmentation], ["polygon-bare"]
+    kept = []
+    for polygon in segmentation:
+        try:
+            points = np.asarray(polygon, dtype=np.float64)
+        except (TypeError, ValueError):
+            points = None
+        if points is None or points.ndim != 1:
+            problems.append("mask-type")
+        elif not np.isfinite(points).all():
+            problems.append("mask-nan")
+        elif len(points) % 2:
+            problems.append("polygon-odd")
+        elif len(points) < 6:
+            problems.append("polygon-short")
+        elif _encloses_nothing(points):
+            problems.append("polygon-flat")
+        else:
+            kept.append(polygon)
+    return kept, problems
+
+
+def _encloses_nothing(points: np.ndarray) -> bool:
+    """Tell whether all points lie on one line: a self-crossing polygon may have signed area 0 and enclose something."""
+    x, y = points[0::2] - points[0], points[1::2] - points[1]
+    if abs(x[:-1] @ y[1:] - x[1:] @ y[:-1]) > FLAT:
+        return False
+    far = np.argmax(x * x + y * y)
+    return bool(np.abs(x * y[far] - y * x[far]).max() <= FLAT)
+
+
+def mask_bounds(segmentation: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """Return x0, y0, x1, y1 around a mask, in pixels; None without a usable one.
+
+    Args:
+        segmentation: what stands in the file.
+        size: height and width of the image.
+    """
+    if isinstance(segmentation, Mapping):
+        if rle_problem(segmentation, size):
+            return None
+        rle = (
+            mask_util.frPyObjects(dict(segmentation), *size)
+            if isinstance(segmentation["counts"], list)
+            else segmentation
+        )
+        x, y, w, h = mask_util.toBbox(rle).tolist()
+        return x, y, x + w, y + h
+    polygons = clean_polygons(segmentation)[0] if segmentation else []
+    if not polygons:
+        return None
+    xs, ys = [v for p in polygons for v in p[0::2]], [v for p in polygons for v in p[1::2]]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def rle_problem(rle: Mapping, size: tuple[int, int]) -> str | None:
+    """Return what is wrong with a run-length mask: "rle-size", "rle-damaged", or None.
+
+    pycocotools does not look: runs that do not fill the image decode to whatever is in memory.
+
+    Args:
+        rle: "size" (height, width) and "counts": run lengths, or COCO's compressed string of them.
+        size: height and width of the image.
+    """
+    if not isinstance(rle.get("size"), list | tuple) or list(rle["size"]) != list(size):
+        return "rle-size"
+    counts = rle.get("counts")
+    if isinstance(counts, str):
+        counts = counts.encode(errors="replace")
+    if isinstance(counts, bytes):
+        counts = _decompress(counts)
+    try:
+        runs = np.asarray(counts)
+        sound = runs.ndim == 1 and runs.dtype.kind in "iu" and runs.min() >= 0 and runs.sum() == size[0] * size[1]
+    except (TypeError, ValueError):
+        sound = False
+    return None if sound else "rle-damaged"
+
+
+def _decompress(text: bytes) -> np.ndarray | None:
+    """Return the run lengths of a compressed string, None if it is none.
+
+    Each number is little-endian in groups of 5 bits (6th bit: more follow), the last group's 5th bit the sign; from the
+    fourth number on, the difference to the number two before. Source: rleFrString in pycocotools, maskApi.c.
+    """
+    code = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    if not len(code) or code.min() < 0 or code.max() > 63 or code[-1] & 32:
+        return None
+    last = (code & 32) == 0
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    lengths = np.diff(np.append(starts, len(code)))
+    if lengths.max() > 7:  # more than 32 bits
+        return None
+    place = np.arange(len(code)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((code & 31) << (5 * place), starts)
+    values -= np.where(code[last] & 16, 1 << (5 * lengths), 0)
+    for first in (1, 2):
+        values[first::2] = np.cumsum(values[first::2])  # 1, 3, 5, ... and 2, 4, 6, ...; number 0 stands alone
+    return values

@@ -1,0 +1,21 @@
+"""Random subsets that are nested: with one seed, 10 images are among the 25."""
+
+import numpy as np
+
+__all__ = ["subset_of"]
+
+
+def subset_of(count: int, number: int, seed: int) -> list[int]:
+    """Draw ``number`` of ``count`` indices, sorted; a larger number with the same seed holds them all.
+
+    Args:
+        count: how many there are.
+        number: how many to draw, from 1 to ``count``.
+        seed: of the draw.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if not 1 <= number <= count:
+        raise ValueError(f"subset={number}: there are {count} annotated images to draw from")
+    return sorted(np.random.default_rng(seed).permutation(count)[:number].tolist())
