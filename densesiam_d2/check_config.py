@@ -11,6 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
 from densesiam_d2.config import add_densesiam_config, all_keys
+from densesiam_d2.data.path_datasets import UNLABELLED_PREFIXES
 from densesiam_d2.modeling import trains_on_views
 
 __all__ = ["check_config"]
@@ -174,7 +175,7 @@ def _combinations(cfg: CfgNode) -> list[str]:
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; a ResNet-{resnets.DEPTH} has {width}"
         )
     if not trains_on_views(cfg):
-        bare = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith(("folder:", "list:"))]
+        bare = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith(UNLABELLED_PREFIXES)]
         if bare:
             problems.append(f"DATASETS has {bare[0]!r}, without labels; {cfg.MODEL.META_ARCHITECTURE} needs labels")
     if trains_on_views(cfg):

@@ -27,6 +27,7 @@ def add_densesiam_config(cfg: CfgNode) -> None:
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"  # deeplab's own default is another stem than pretraining uses
     cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
 
+    _add_dataset_keys(cfg)
     _add_input_keys(cfg)
     _add_model_keys(cfg)
     _add_densesiam_keys(cfg)
@@ -43,6 +44,12 @@ def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
         if isinstance(value, CfgNode):
             keys += all_keys(value, f"{prefix}{name}.")
     return keys
+
+
+def _add_dataset_keys(cfg: CfgNode) -> None:
+    # Kinds of findings about labels, such as "boxes-xyxy", that neither stop a run nor are warned of. The message of a
+    # finding ends in its kind.
+    cfg.DATASETS.ACCEPT = ()
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
@@ -95,6 +102,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Stop when a backbone tensor is not filled by MODEL.WEIGHTS, or the file's metadata contradicts the config. False
     # turns both into warnings.
     cfg.MODEL.WEIGHTS_STRICT = True
+    # Names of the classes in the order of the model's outputs. train_net.py fills it in from DATASETS.TRAIN, or, with
+    # --eval-only, from the weights; test sets whose classes have another order are scored by name.
+    cfg.MODEL.CLASS_NAMES = []
 
     ssl = cfg.MODEL.SSL = CfgNode()
     # Backbone feature that the projectors see.

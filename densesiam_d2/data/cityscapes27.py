@@ -76,7 +76,11 @@ def load_cityscapes27_val(root: str | Path) -> list[dict]:
         record["sem_seg_file_name"] = str(root / "gtFine" / image.parent / label)
     missing = [r["sem_seg_file_name"] for r in records if not Path(r["sem_seg_file_name"]).is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(records)} label maps are missing, first {missing[0]}")
+        others = [path for path in missing if Path(path.replace("labelIds", "labelTrainIds")).is_file()]
+        hint = (
+            "; their *_labelTrainIds.png are there, but the 27 classes need *_labelIds.png of gtFine" if others else ""
+        )
+        raise FileNotFoundError(f"{len(missing)} of {len(records)} label maps are missing, first {missing[0]}{hint}")
     return records
 
 

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.colormap import colormap
 
 from .image_io import read_label
+from .text_files import read_lines
 
 __all__ = ["COCO_STUFF27_CLASSES", "coco_stuff27_label_map", "is_curated", "register_coco_stuff27"]
 
@@ -83,8 +84,8 @@ def is_curated(label: np.ndarray) -> bool:
 def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
     """List the images and labels of the curated subset.
 
-    The list file is read if it is there. Else all label maps are looked through, which takes minutes, and the file is
-    written for the next time.
+    The list file is read if it is there; its names may have endings. Else all label maps are looked through,
+    which takes minutes, and the file is written for the next time.
 
     Args:
         root: the ``coco`` folder.
@@ -100,7 +101,7 @@ def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
     labels = root / "stuffthingmaps" / f"{split}2017"
     list_file = root / "curated" / f"{split}2017" / CURATED_LIST
     if list_file.is_file():
-        names = list_file.read_text().split()
+        names = [Path(word).stem for line in read_lines(list_file) for word in line.split()]
     else:
         names = _find_curated(labels)
         _write_list(list_file, names)
@@ -115,7 +116,7 @@ def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
         {
             "file_name": str(root / f"{split}2017" / f"{name}.jpg"),
             "sem_seg_file_name": str(labels / f"{name}.png"),
-            "image_id": int(name),
+            "image_id": int(name) if name.isdecimal() else name,
         }
         for name in names
     ]
@@ -134,6 +135,8 @@ def register_coco_stuff27(root: str | Path) -> None:
             stuff_colors=[tuple(map(int, color)) for color in colormap(rgb=True)[: len(COCO_STUFF27_CLASSES)]],
             ignore_label=IGNORE_LABEL,
             label_map=coco_stuff27_label_map(),
+            raw_values=[*range(182), IGNORE_LABEL],
+            raw_values_hint="stuff_*_pixelmaps have values above 181: unpack stuffthingmaps_trainval2017.zip instead",
             thing_ids=list(range(NUM_THINGS)),
             stuff_ids=list(range(NUM_THINGS, len(COCO_STUFF27_CLASSES))),
             evaluator_type="sem_seg",
@@ -141,10 +144,15 @@ def register_coco_stuff27(root: str | Path) -> None:
 
 
 def _find_curated(labels: Path) -> list[str]:
-    files = sorted(labels.glob("*.png"))
+    found = sorted(labels.glob("*.png"))
+    files = [file for file in found if file.stem.isdecimal()]  # as all images of COCO are named
     if not files:
         raise FileNotFoundError(f"no label maps (*.png) in {labels}: unpack stuffthingmaps_trainval2017.zip there")
-    logging.getLogger(__name__).info("Choosing the curated subset among %d label maps ...", len(files))
+    logger = logging.getLogger(__name__)
+    if len(files) < len(found):
+        example = next(file.name for file in found if not file.stem.isdecimal())
+        logger.info("left out %d files that are no image's label map, such as %s", len(found) - len(files), example)
+    logger.info("Choosing the curated subset among %d label maps ...", len(files))
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
         chosen = pool.map(lambda file: is_curated(read_label(file)), files)
         return [file.stem for file, keep in zip(files, chosen, strict=True) if keep]

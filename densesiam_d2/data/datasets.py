@@ -9,21 +9,14 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.datasets import load_sem_seg
 
 from .cityscapes27 import register_cityscapes27
 from .coco_stuff import register_coco_stuff27
 from .file_names import check_file_names
 from .image_files import ImageFiles
-from .image_folders import (
-    FOLDER_PREFIX,
-    LIST_PREFIX,
-    load_image_folder,
-    load_image_list,
-    register_path_datasets,
-    walk_images,
-)
-from .image_io import IMAGE_SUFFIXES
+from .image_folders import load_image_folder, load_image_list, walk_images
+from .label_folders import register_label_folder
+from .path_datasets import FOLDER_PREFIX, LIST_PREFIX, register_path_datasets
 
 __all__ = ["check_datasets", "datasets_root", "register_all_datasets", "register_sem_seg_folder"]
 
@@ -83,37 +76,14 @@ def register_sem_seg_folder(
 
     Args:
         name: the dataset's name.
-        image_root, label_root: folders; files in them pair by their names without endings.
+        image_root, label_root: folders; files in them pair by their paths below them without endings.
         classes: name of each label value, from 0 on.
         ignore_label: label value that does not count.
         colors: RGB of each class, for drawings.
     """
-    DatasetCatalog.register(name, lambda: _load_sem_seg_folder(Path(image_root), Path(label_root)))
-    metadata = MetadataCatalog.get(name).set(
-        image_root=str(image_root),
-        sem_seg_root=str(label_root),
-        stuff_classes=list(classes),
-        ignore_label=ignore_label,
-        evaluator_type="sem_seg",
-    )
+    register_label_folder(name, Path(image_root), Path(label_root), classes, ignore_label=ignore_label)
     if colors is not None:
-        metadata.stuff_colors = [tuple(color) for color in colors]
-
-
-def _load_sem_seg_folder(image_root: Path, label_root: Path) -> list[dict]:
-    for folder in (image_root, label_root):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"the folder {folder} does not exist")
-    suffixes = Counter(file.suffix for file in image_root.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    if len(suffixes) != 1:
-        raise ValueError(f"{image_root} needs images of one ending, it has {dict(suffixes) or 'none'}")
-    records = load_sem_seg(str(label_root), str(image_root), gt_ext=".png", image_ext=next(iter(suffixes)))
-    # detectron2 pairs by position when both folders hold equally many files.
-    wrong = [r for r in records if Path(r["file_name"]).stem != Path(r["sem_seg_file_name"]).stem]
-    if wrong or not records:
-        example = f", such as {wrong[0]['file_name']}" if wrong else ""
-        raise ValueError(f"images in {image_root} and label maps in {label_root} have different names{example}")
-    return records
+        MetadataCatalog.get(name).stuff_colors = [tuple(color) for color in colors]
 
 
 def check_datasets(cfg: CfgNode) -> None:
@@ -130,9 +100,13 @@ def check_datasets(cfg: CfgNode) -> None:
     """
     unknown, missing = [], []
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
-        register_path_datasets(names)
         for name in names:
             where = f"DATASETS.{key} {name!r}"
+            try:
+                register_path_datasets([name])
+            except (ValueError, FileNotFoundError) as error:
+                missing.append(f"{where}: {error}")
+                continue
             if name not in DatasetCatalog:
                 unknown.append(f"{where} is not a dataset{_suggest(name)}")
                 continue

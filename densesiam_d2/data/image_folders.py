@@ -1,34 +1,25 @@
-"""Images without annotations, by names such as ``folder:/path``, ``list:/path.txt`` and ``index:/path.index``."""
+"""Images without annotations: below a folder, in a list, in an index."""
 
 import datetime
 import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from .image_files import ImageFiles, write_index
 from .image_io import IMAGE_SUFFIXES
 
 __all__ = [
-    "FOLDER_PREFIX",
-    "INDEX_PREFIX",
-    "LIST_PREFIX",
     "index_if_large",
     "load_image_folder",
     "load_image_list",
     "open_index",
-    "register_path_datasets",
     "walk_images",
 ]
-
-FOLDER_PREFIX = "folder:"
-LIST_PREFIX = "list:"
-INDEX_PREFIX = "index:"
 
 
 def load_image_folder(*roots: str | Path) -> list[dict]:
@@ -84,36 +75,6 @@ def load_image_list(path: str | Path) -> list[dict]:
         examples = ", ".join(map(str, missing[:3]))
         raise FileNotFoundError(f"{len(missing)} of the {len(files)} images in {path} do not exist, first {examples}")
     return [{"file_name": str(file), "image_id": i} for i, file in enumerate(files)]
-
-
-def register_path_datasets(names: Iterable[str]) -> None:
-    """Register each ``folder:/path``, ``list:/path.txt`` and ``index:/path.index`` among ``names`` under that name.
-
-    Nothing is read until the dataset is asked for; other names, and names already registered, are left alone. A folder
-    beside which there is an index of the same name (``/path`` and ``/path.index``) is read from the index.
-    """
-    for name in names:
-        if name in DatasetCatalog:
-            continue
-        if name.startswith(FOLDER_PREFIX):
-            root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-            index = root.with_name(f"{root.name}.index")
-            if (index / "index.json").is_file():
-                _register_index(name, index, root)
-            else:
-                DatasetCatalog.register(name, lambda root=root: load_image_folder(root))
-                MetadataCatalog.get(name).set(image_root=str(root))
-        elif name.startswith(INDEX_PREFIX):
-            _register_index(name, Path(name.removeprefix(INDEX_PREFIX)).expanduser())
-        elif name.startswith(LIST_PREFIX):
-            path = Path(name.removeprefix(LIST_PREFIX)).expanduser()
-            DatasetCatalog.register(name, lambda path=path: load_image_list(path))
-            MetadataCatalog.get(name).set(image_list=str(path))
-
-
-def _register_index(name: str, index: Path, root: Path | None = None) -> None:
-    DatasetCatalog.register(name, lambda: open_index(index, root))
-    MetadataCatalog.get(name).set(image_index=str(index))
 
 
 def open_index(index: Path, root: Path | None = None) -> ImageFiles:

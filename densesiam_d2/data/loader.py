@@ -26,9 +26,10 @@ from densesiam_d2.processes import end_with_parent
 
 from .datasets import check_records
 from .image_files import ImageFiles
-from .image_folders import FOLDER_PREFIX, index_if_large, open_index, register_path_datasets
+from .image_folders import index_if_large, open_index
 from .image_io import UnreadableImageError
 from .order import EndlessBatches, mixed_seeds, seeded
+from .path_datasets import FOLDER_PREFIX, register_path_datasets
 from .quarantine import Quarantine
 from .two_view_mapper import TwoViewDatasetMapper, collate_views
 

@@ -15,6 +15,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
+from densesiam_d2.labels.findings import LabelsError
 from densesiam_d2.processes import end_with_parent
 
 __all__ = ["launch", "under_torchrun"]
@@ -38,8 +39,8 @@ def launch(main, args, *, device: str, timeout: float = 1800) -> None:
         timeout: seconds that processes wait for each other in one operation.
 
     Raises:
-        SystemExit: with code 2, weights or checkpoint do not fit the config; 75, the run has saved and wants to be
-            started again; 1, any other failure of another process than this one.
+        SystemExit: with code 2, labels cannot be used, or weights or checkpoint do not fit the config; 75, the run has
+            saved and wants to be started again; 1, any other failure of another process than this one.
     """
     if under_torchrun():
         end_with_parent()
@@ -89,7 +90,7 @@ def _run(main, args) -> None:
     try:
         with handle_stop_signals(lambda _: sys.exit(PREEMPTED)):  # until training has something to save
             main(args)
-    except WeightsError as error:
+    except (WeightsError, LabelsError) as error:
         if comm.is_main_process():
             print(f"train_net.py: {error}", file=sys.stderr)
         sys.exit(2)

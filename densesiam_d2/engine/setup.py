@@ -23,7 +23,8 @@ from densesiam_d2.check_config import check_config
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.data.datasets import check_datasets
-from densesiam_d2.data.image_folders import register_path_datasets
+from densesiam_d2.data.path_datasets import register_path_datasets
+from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.launch import under_torchrun
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 
@@ -31,6 +32,9 @@ __all__ = ["argument_parser", "load_config", "prepare", "replace_sync_bn", "setu
 
 
 RESUME_MODES = ("must", "auto", "never")
+
+# Keys that hold a tuple of names, of which one may stand alone.
+_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.ACCEPT")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,8 +89,8 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         raise ValueError(f"options must be KEY VALUE pairs, but there are {len(opts)} words: {' '.join(opts)}")
     _check_bases(Path(config_file))
     try:
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-        cfg.merge_from_list(_with_floats(cfg, opts))
+        cfg.merge_from_other_cfg(_with_tuples(CfgNode(CfgNode.load_yaml_with_base(config_file))))
+        cfg.merge_from_list(_as_meant(cfg, opts))
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg, config_file)) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -121,12 +125,30 @@ def _check_bases(path: Path, above: tuple[Path, ...] = ()) -> None:
         _check_bases(base_path, above)
 
 
-def _with_floats(cfg: CfgNode, opts: list[str]) -> list[str]:
-    """Return the options with "1" as "1.0" where a key holds a float; yacs would refuse it."""
+def _is_one_name(value: object) -> bool:
+    """Tell whether a value of a key in ``_NAMES`` is one name, not a tuple in Python's notation."""
+    return isinstance(value, str) and value.lstrip()[:1] not in ("", "(", "[")
+
+
+def _with_tuples(cfg: CfgNode) -> CfgNode:
+    """Turn one name into a tuple of one where a yaml's key holds names."""
+    for key in (name.partition(".")[2] for name in _NAMES):
+        if _is_one_name(cfg.get("DATASETS", {}).get(key)):
+            cfg.DATASETS[key] = (cfg.DATASETS[key],)
+    return cfg
+
+
+def _as_meant(cfg: CfgNode, opts: list[str]) -> list[str]:
+    """Return the options with "1" as "1.0" where a key holds a float, and a name as a tuple; yacs would refuse them."""
     known, words = set(all_keys(cfg)), list(opts)
     for i in range(0, len(words), 2):
-        if words[i] in known and isinstance(attrgetter(words[i])(cfg), float) and str(words[i + 1]).isdecimal():
-            words[i + 1] = f"{words[i + 1]}.0"
+        key, word = words[i], str(words[i + 1])
+        if key not in known:
+            continue
+        if isinstance(attrgetter(key)(cfg), float) and word.isdecimal():
+            words[i + 1] = f"{word}.0"
+        elif key in _NAMES and _is_one_name(words[i + 1]):
+            words[i + 1] = repr((word.strip("'\""),))
     return words
 
 
@@ -229,6 +251,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     register_path_datasets(names)
     ensure_cityscapes_api(names)
+    own = own_checkpoints(cfg.OUTPUT_DIR) if args.resume != "never" else []
+    weights = own[-1] if own else cfg.MODEL.WEIGHTS
+    settle_labels(cfg, fixed=args.opts[::2], eval_only=args.eval_only, weights=weights)
     cfg.freeze()
     _raise_file_limit()
     _keep_config(cfg)

@@ -74,7 +74,8 @@ class Findings(list):
         if self.of("error"):
             others = [f"({finding.level}) {finding}" for finding in self if finding.level != "error"]
             lines = [*map(str, self.of("error")), *others]
-            raise LabelsError("the labels cannot be used:\n  " + "\n  ".join(lines))
+            separator = "\n  " if len(lines) > 1 else " "
+            raise LabelsError(separator.join(["the labels cannot be used:", *lines]))
 
 
 class Tally:

@@ -27,8 +27,9 @@ from statistics import median
 from tqdm import tqdm
 
 from densesiam_d2.checkpoint.files import atomic_write
-from densesiam_d2.data.image_folders import FOLDER_PREFIX, INDEX_PREFIX, LIST_PREFIX, open_index, walk_images
+from densesiam_d2.data.image_folders import open_index, walk_images
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES
+from densesiam_d2.data.path_datasets import FOLDER_PREFIX, INDEX_PREFIX, LIST_PREFIX
 from densesiam_d2.tools.check_files import CheckedFile, check_files
 
 __all__ = ["main"]

@@ -198,7 +198,7 @@ def test_reference_world_size_scales(scenes, tmp_path):
         ("DATASETS.TRAIN ('folder:/no/such/folder',)", "/no/such/folder"),
         ("DATASETS.TRAIN ('imagenet_trian',)", "imagenet_trian.*did you mean imagenet_train"),
         ("SOLVER.IMS_PER_BATCH", "KEY VALUE"),
-        ("DATASETS.TRAIN folder:/x", r"data sets are a tuple, such as DATASETS.TRAIN \"\('folder:/data/mine',\)\""),
+        ("DATASETS.TRAIN folder:/x", "DATASETS.TRAIN 'folder:/x': the folder /x does not exist"),
         ("DATASETS.TRIAN ('folder:/x',)", "no config key DATASETS.TRIAN; did you mean DATASETS.TRAIN"),
         ("MODEL.WEIGHTS /no/such.pth", "MODEL.WEIGHTS: file /no/such.pth does not exist"),
         ("MODEL.RESNETS.DEPTH 50", "RES2_OUT_CHANNELS is 64; a ResNet-50 has 256"),

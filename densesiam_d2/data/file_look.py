@@ -1,0 +1,92 @@
+"""Whether the files that records name exist, and have the size that the records declare."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import Metadata
+from PIL import Image
+from tqdm import tqdm
+
+from densesiam_d2.labels.findings import Tally
+
+from .image_io import DECODING_ERRORS
+
+__all__ = ["displayed_size", "evenly_spaced", "look_at_cityscapes_files", "look_at_images", "missing_files"]
+
+_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+
+def look_at_images(records: Sequence[dict], sample: int | None, tally: Tally) -> None:
+    """Look for the images of records, and compare the sizes that they declare with those of the files."""
+    missing = missing_files([record["file_name"] for record in records])
+    for path in sorted(missing):
+        tally.note("image-backslash" if "\\" in path else "image-missing", path)
+    for record in tqdm(evenly_spaced(records, sample), desc="image headers", unit="", disable=None, leave=False):
+        path = record["file_name"]
+        if path in missing or "width" not in record:
+            continue
+        try:
+            size = displayed_size(path)
+        except DECODING_ERRORS as error:
+            tally.note(
+                "image-unreadable", f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            )
+            continue
+        declared = (record["width"], record["height"])
+        if size != declared:
+            swapped = ", which are swapped: of the file before its EXIF rotation?" if size == declared[::-1] else ""
+            tally.note(
+                "image-size", f"{path} has {size[0]} x {size[1]}, the set says {declared[0]} x {declared[1]}{swapped}"
+            )
+
+
+def displayed_size(path: str) -> tuple[int, int]:
+    """Return width and height of an image as a viewer shows it, from the header alone."""
+    with Image.open(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(0x0112) in _ROTATED else (width, height)
+
+
+def missing_files(paths: Sequence[str]) -> set[str]:
+    """Return the paths that do not exist. Each folder is listed once, which is faster than asking for each file."""
+    folders: dict[str, set] = {}
+    missing = set()
+    for path in paths:
+        folder, _, name = str(path).rpartition("/")
+        if folder not in folders:
+            try:
+                folders[folder] = set(os.listdir(folder or "."))  # noqa: PTH208
+            except OSError:
+                folders[folder] = set()
+        if name not in folders[folder]:
+            missing.add(path)
+    return missing
+
+
+def evenly_spaced(items: Sequence, sample: int | None) -> list:
+    """Return ``sample`` items, the first and the last among them; all of them for None."""
+    if sample is None or len(items) <= sample:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, sample).astype(int)]
+
+
+def look_at_cityscapes_files(images: Sequence[Path], metadata: Metadata, kinds: Sequence[str], tally: Tally) -> None:
+    """Look for the files, such as ``*_gtFine_labelIds.png``, that belong to images in Cityscapes' layout.
+
+    Args:
+        images: files in ``leftImg8bit/<split>/<city>``.
+        metadata: of the set: "gt_dir".
+        kinds: what follows ``_gtFine_`` in their names.
+        tally: told about "label-missing", and about images of another name, at which detectron2's loader ends.
+    """
+    wanted = []
+    for image in images:
+        if not image.name.endswith("_leftImg8bit.png"):
+            tally.note("load", f"{image} is no *_leftImg8bit.png, which detectron2 refuses: take it away")
+            continue
+        stem = Path(metadata.gt_dir) / image.parent.name / image.name.removesuffix("_leftImg8bit.png")
+        wanted += [f"{stem}_gtFine_{kind}" for kind in kinds]
+    for path in sorted(missing_files(wanted)):
+        tally.note("label-missing", path)

@@ -1,0 +1,148 @@
+"""Folders of images with label maps beside them: PNG files of the same names, the pixel value being the class."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from densesiam_d2.labels.subset import subset_of
+
+from .image_folders import walk_images
+from .text_files import read_lines
+
+__all__ = ["load_label_folder", "read_classes", "register_label_folder"]
+
+EXAMPLES = 5
+IGNORE_LABEL = 255
+
+
+def register_label_folder(
+    name: str,
+    image_root: Path,
+    label_root: Path,
+    classes: Sequence[str] | None,
+    *,
+    ignore_label: int = IGNORE_LABEL,
+    subset: tuple[int, int] | None = None,
+) -> None:
+    """Register a folder of images and a folder of label maps as a semantic segmentation set.
+
+    Args:
+        name: of the dataset.
+        image_root, label_root: the folders; files pair by their path below them without ending.
+        classes: name of each pixel value, from 0 on; None if unknown.
+        ignore_label: pixel value that does not count.
+        subset: number of labelled images to draw, and the seed; None takes all.
+    """
+    DatasetCatalog.register(name, lambda: load_label_folder(image_root, label_root, subset))
+    metadata = MetadataCatalog.get(name).set(
+        image_root=str(image_root), sem_seg_root=str(label_root), ignore_label=ignore_label, evaluator_type="sem_seg"
+    )
+    if classes is not None:
+        metadata.stuff_classes = list(classes)
+
+
+def load_label_folder(image_root: Path, label_root: Path, subset: tuple[int, int] | None = None) -> list[dict]:
+    """Pair images and label maps by their paths below the two folders, without endings.
+
+    Images have any ending of ``IMAGE_SUFFIXES``, label maps end in ``.png``, in any case; links are followed, hidden
+    files left out. What has no partner is left out too, and the log names it.
+
+    Args:
+        image_root, label_root: the folders; one may lie below the other.
+        subset: number of pairs to draw, and the seed.
+
+    Returns:
+        Dicts of "file_name" and "sem_seg_file_name", sorted by path.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: nothing pairs, or two files have the same name but for the ending.
+    """
+    others = Counter()
+    images = _by_stem(image_root, label_root, others, png=None)
+    labels = _by_stem(label_root, image_root, others, png=True)
+    pairs = sorted(images.keys() & labels.keys())
+    if not pairs:
+        raise ValueError(
+            f"no image in {image_root} ({_some(images)}) has a label map (.png) of its name in {label_root} "
+            f"({_some(labels)}); other files in the two: {_endings(others)}"
+        )
+    logger = logging.getLogger(__name__)
+    sides = ("images without a label map", images, labels), ("label maps without an image", labels, images)
+    for what, files, partners in sides:
+        alone = sorted(files.keys() - partners.keys())
+        if alone:
+            logger.warning("%s: %d %s, left out: %s", label_root, len(alone), what, _some([files[s] for s in alone]))
+    if subset:
+        pairs = [pairs[i] for i in subset_of(len(pairs), *subset)]
+    return [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in pairs]
+
+
+def _by_stem(root: Path, other_root: Path, others: Counter, png: bool | None) -> dict[str, str]:
+    """Return the files below a folder by their path without ending; those of the other folder below it do not count.
+
+    Args:
+        root: the folder.
+        other_root: the folder of the partners.
+        others: counts the files that do not count, by ending.
+        png: True takes ``.png`` only; None takes all images, or all but ``.png`` where both folders are one.
+    """
+    found, inside = {}, other_root.resolve() != root.resolve() and other_root.resolve().is_relative_to(root.resolve())
+    for path in walk_images(root, others):
+        file = Path(path)
+        is_png = file.suffix.lower() == ".png"
+        if (png and not is_png) or (png is None and is_png and other_root.resolve() == root.resolve()):
+            others[file.suffix] += 1
+            continue
+        if inside and file.is_relative_to(other_root):
+            continue
+        stem = str(file.relative_to(root).with_suffix(""))
+        if stem in found:
+            raise ValueError(f"{found[stem]} and {file} have one name but for the ending: take one of them away")
+        found[stem] = path
+    return found
+
+
+def _some(names: Sequence[str] | dict[str, str]) -> str:
+    more = f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else ""
+    return ", ".join(list(names)[:EXAMPLES]) + more or "none"
+
+
+def _endings(others: Counter) -> str:
+    return ", ".join(f"{count} {ending}" for ending, count in others.most_common(8)) or "none"
+
+
+def read_classes(label_root: Path, file: Path | None = None) -> list[str] | None:
+    """Read class names, one a line; the first line names pixel value 0.
+
+    Args:
+        label_root: folder of the label maps; ``classes.txt`` in it, or else beside it, is read without ``file``.
+        file: the file of names.
+
+    Returns:
+        The names; None without a file.
+
+    Raises:
+        FileNotFoundError: ``file`` does not exist.
+        ValueError: it is not UTF-8, is empty, has an empty line before its end, or names a class twice.
+    """
+    if file is None:
+        file = next((f for f in (label_root / "classes.txt", label_root.parent / "classes.txt") if f.is_file()), None)
+        if file is None:
+            return None
+    if not file.is_file():
+        raise FileNotFoundError(f"the class names {file} do not exist")
+    names = [line.strip() for line in read_lines(file)]
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise ValueError(f"{file} names no class; write one name a line, the first for pixel value 0")
+    if "" in names:
+        raise ValueError(f"{file}: line {names.index('') + 1} is empty; the line number is the pixel value, so name it")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{file} names the class {twice[0]!r} twice; scores go by name")
+    return names

@@ -1,0 +1,163 @@
+"""One look at the labels of a dataset before any model is built: what they say, and what is odd about them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from densesiam_d2.labels.coco_json import read_coco
+from densesiam_d2.labels.findings import Findings, Tally
+
+from .coco_sets import adopt_coco, coco_records
+from .file_look import look_at_cityscapes_files, look_at_images
+from .label_map_look import look_at_label_maps
+from .voc_sets import look_at_voc
+
+__all__ = ["SAMPLE", "LabelledSet", "look_at"]
+
+SAMPLE = 1000  # image headers and label maps that a run looks at, evenly spaced
+
+_FILE_KINDS = {
+    "load": ("error", "the set cannot be loaded"),
+    "image-missing": ("error", "images that do not exist: {n}"),
+    "image-backslash": ("error", "images whose names have backslashes, as Windows writes paths: {n}; write / instead"),
+    "image-unreadable": ("error", "images that cannot be read: {n}"),
+    "image-size": ("error", "images whose width and height are not those of their file: {n}; correct the annotations"),
+    "label-missing": ("error", "label maps that do not exist: {n}"),
+    "label-unreadable": ("error", "label maps that cannot be read: {n}"),
+    "label-size": ("error", "label maps of another size than their image: {n}"),
+    "label-value": ("error", "label maps with values that are no class: {n}; correct them or the class names"),
+    "box-type": ("error", "annotations without a box or a class: {n}"),
+    "category-unknown": ("error", "annotations of a class that does not exist: {n}"),
+    "mask-missing": ("error", "annotations without a mask: {n}; set MODEL.MASK_ON False to train on boxes"),
+    "none-left": ("error", "no annotation to learn from or to score"),
+    "all-ignored": ("error", "every pixel has the ignore label"),
+    "one-class": ("error", "one class only has any pixel, so there is nothing to tell apart"),
+    "class-unused": ("warning", "classes that never occur: {n}"),
+}
+
+
+@dataclass
+class LabelledSet:
+    """What a look at a dataset has found.
+
+    Attributes:
+        name: of the dataset.
+        classes: names of its classes, in the order of the records' numbers; None if unknown.
+        findings: what is odd.
+        num_images, num_annotations: how many there are; the latter None for label maps.
+        most_instances: in one image.
+    """
+
+    name: str
+    classes: list[str] | None = None
+    findings: Findings = field(default_factory=Findings)
+    num_images: int = 0
+    num_annotations: int | None = None
+    most_instances: int = 0
+
+
+def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMPLE) -> LabelledSet:
+    """Look at the labels of a registered dataset.
+
+    Args:
+        name: of the dataset.
+        semantic: whether label maps are needed; otherwise instances are.
+        masks: whether instances need masks.
+        sample: number of image headers and label maps to read; None reads all.
+
+    Returns:
+        The findings, which may hold errors; nothing that is wrong with the labels is raised.
+    """
+    metadata = MetadataCatalog.get(name)
+    result = LabelledSet(name)
+    tally = Tally(_FILE_KINDS, name)
+    adopt_coco(name)
+    try:
+        if semantic:
+            _look_at_semantic(result, metadata, sample, tally)
+        elif metadata.get("evaluator_type") == "cityscapes_instance":
+            _look_at_cityscapes_instances(result, metadata, tally)
+        elif metadata.get("evaluator_type") == "pascal_voc":
+            records, result.classes = look_at_voc(metadata, result.findings)
+            _look_at_instances(result, records, sample, tally)
+        elif metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
+            content, findings = read_coco(metadata.json_file, masks=masks, subset=metadata.get("subset"))
+            result.findings += findings
+            records = coco_records(name, content)
+            result.classes = metadata.thing_classes
+            _look_at_instances(result, records, sample, tally, checked=True)
+        else:
+            records = DatasetCatalog.get(name)
+            result.classes = metadata.get("thing_classes")
+            _look_at_instances(result, records, sample, tally, needs_masks=masks)
+    except (ValueError, OSError, AssertionError, KeyError, IndexError, TypeError) as error:
+        if isinstance(error, ValueError | OSError):
+            tally.note("load", str(error))
+        else:
+            tally.note("load", f"{type(error).__name__}: {' '.join(str(error).split())}")
+    result.findings += tally.findings()
+    return result
+
+
+def _look_at_instances(
+    result: LabelledSet,
+    records: Sequence[dict],
+    sample: int | None,
+    tally: Tally,
+    *,
+    checked: bool = False,
+    needs_masks: bool = False,
+) -> None:
+    """Count the instances of records, look at their files, and at themselves unless that is done."""
+    counts, per_image = Counter(), []
+    for record in records:
+        annotations = record.get("annotations", ())
+        per_image.append(len(annotations))
+        for number, annotation in enumerate(annotations):
+            counts[annotation.get("category_id")] += 1
+            if checked:
+                continue
+            name = f"{record['file_name']}, annotation {annotation.get('id', number)}"
+            if "category_id" not in annotation or len(annotation.get("bbox", ())) < 4:
+                tally.note("box-type", name)
+            elif result.classes and not 0 <= annotation["category_id"] < len(result.classes):
+                allowed = f"0 to {len(result.classes) - 1}"
+                tally.note(
+                    "category-unknown", f"{name}: category_id {annotation['category_id']}, classes are {allowed}"
+                )
+            elif needs_masks and not annotation.get("segmentation"):
+                tally.note("mask-missing", name)
+    result.num_images, result.num_annotations = len(records), sum(per_image)
+    result.most_instances = max(per_image, default=0)
+    if not checked:
+        if not result.num_annotations and not result.findings.of("error"):
+            tally.note("none-left", f"{len(records)} images")
+        for number, name in enumerate(result.classes or ()):
+            if result.num_annotations and not counts[number]:
+                tally.note("class-unused", repr(name))
+    look_at_images(records, sample, tally)
+
+
+def _look_at_cityscapes_instances(result: LabelledSet, metadata: Metadata, tally: Tally) -> None:
+    """Look for the files that detectron2's loader and the official scripts read; they say themselves what they hold."""
+    result.classes = metadata.get("thing_classes")
+    images = sorted(Path(metadata.image_dir).glob("*/*"))
+    result.num_images = len(images)
+    look_at_cityscapes_files(images, metadata, ("instanceIds.png", "polygons.json"), tally)
+
+
+def _look_at_semantic(result: LabelledSet, metadata: Metadata, sample: int | None, tally: Tally) -> None:
+    """Look at a set with label maps."""
+    result.classes = metadata.get("stuff_classes")
+    if metadata.get("evaluator_type") == "cityscapes_sem_seg":
+        images = sorted(Path(metadata.image_dir).glob("*/*"))
+        needed = ("labelTrainIds.png", "polygons.json", "labelIds.png", "instanceIds.png")
+        look_at_cityscapes_files(images, metadata, needed, tally)
+        if tally.findings():
+            return
+    records = DatasetCatalog.get(result.name)
+    result.num_images = len(records)
+    look_at_label_maps(records, result.classes, metadata, sample, tally)

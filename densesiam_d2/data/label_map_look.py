@@ -1,0 +1,104 @@
+"""A look at label maps: their files, their sizes, and the values in them."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+from detectron2.data import Metadata
+from tqdm import tqdm
+
+from densesiam_d2.labels.findings import Tally
+
+from .file_look import displayed_size, evenly_spaced, look_at_images, missing_files
+from .image_io import DECODING_ERRORS, UnreadableImageError, read_label
+
+__all__ = ["look_at_label_maps"]
+
+
+def look_at_label_maps(
+    records: Sequence[dict], classes: list[str] | None, metadata: Metadata, sample: int | None, tally: Tally
+) -> None:
+    """Look for the files of records, and at the values in a sample of their label maps.
+
+    Args:
+        records: with "file_name" and "sem_seg_file_name".
+        classes: names of the values, after the metadata's "label_map"; None takes all values for classes.
+        metadata: of the set: "label_map", "ignore_label".
+        sample: number of label maps and image headers to read; None reads all.
+        tally: told about what is odd.
+    """
+    unlabelled = [record["file_name"] for record in records if "sem_seg_file_name" not in record]
+    for path in unlabelled:
+        tally.note("label-missing", f"none is named for {path}")
+    labelled = [record for record in records if "sem_seg_file_name" in record]
+    for path in sorted(missing_files([record["sem_seg_file_name"] for record in labelled])):
+        tally.note("label-missing", path)
+    look_at_images(records, sample, tally)
+    if unlabelled or tally.findings():
+        return
+    chosen = evenly_spaced(labelled, sample)
+    counts = np.zeros(256, np.int64)
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+        found = pool.map(_histogram, chosen)
+        progress = tqdm(found, total=len(chosen), desc="label maps", unit="", disable=None, leave=False)
+        for record, outcome in zip(chosen, progress, strict=True):
+            if isinstance(outcome, tuple):
+                tally.note(*outcome)
+                continue
+            counts += _judge_values(record["sem_seg_file_name"], outcome, classes, metadata, tally)
+    part = "" if len(chosen) == len(labelled) else f" in the sample of {len(chosen):,} of {len(labelled):,} label maps"
+    _judge_classes(counts, part, classes, metadata, tally)
+
+
+def _histogram(record: dict) -> np.ndarray | tuple[str, str]:
+    """Return the count of each raw value (256,) of a label map, or a kind of finding and what it says."""
+    path = record["sem_seg_file_name"]
+    try:
+        label = read_label(path)
+        size = displayed_size(record["file_name"])
+    except (UnreadableImageError, *DECODING_ERRORS) as error:
+        return "label-unreadable", str(error)
+    if label.shape != size[::-1]:
+        return "label-size", f"{path}: {label.shape[1]} x {label.shape[0]}, its image {size[0]} x {size[1]}"
+    return cv2.calcHist([label], [0], None, [256], [0, 256])[:, 0].astype(np.int64)
+
+
+def _judge_values(
+    path: str, counts: np.ndarray, classes: list[str] | None, metadata: Metadata, tally: Tally
+) -> np.ndarray:
+    """Return the counts by class or ignore label (256,), and note values that are neither."""
+    label_map, ignore = metadata.get("label_map"), metadata.get("ignore_label", 255)
+    if metadata.get("raw_values"):
+        strange = np.setdiff1d(np.flatnonzero(counts), metadata.raw_values)
+        if len(strange):
+            tally.note("label-value", f"{path}: {strange[:5].tolist()}; {metadata.get('raw_values_hint')}")
+    if label_map is not None:
+        counts = np.bincount(np.asarray(label_map), counts, minlength=256).astype(np.int64)
+    if classes is not None:
+        values = np.flatnonzero(counts)
+        wrong = values[(values >= len(classes)) & (values != ignore)]
+        if len(wrong):
+            known = f"classes are 0 to {len(classes) - 1}, {ignore} does not count"
+            tally.note("label-value", f"{path}: {wrong[:5].tolist()} in {int(counts[wrong].sum()):,} pixels; {known}")
+    return counts
+
+
+def _judge_classes(counts: np.ndarray, part: str, classes: list[str] | None, metadata: Metadata, tally: Tally) -> None:
+    """Note classes without pixels, given the pixels of each value (256,); ``part`` says of which label maps."""
+    ignore, total = metadata.get("ignore_label", 255), counts.sum()
+    if not total:
+        return
+    names = {number: name for number, name in enumerate(classes or map(str, range(256))) if number != ignore}
+    share = f"{100 * counts[ignore] / total:.2g} % of the pixels are {ignore}, the ignore label{part}"
+    present = [name for number, name in names.items() if counts[number]]
+    absent = [name for number, name in names.items() if not counts[number]] if classes else []
+    if not present:
+        tally.note("all-ignored", share)
+        return
+    if len(present) == 1 and absent:
+        binary = "; masks of 0 and 255 need 0 and 1" if len(classes) == 2 and counts[255] else ""
+        never = ", ".join(repr(name) for name in absent[:3]) + (", ..." if len(absent) > 3 else "")
+        tally.note("one-class", f"{present[0]!r}; {never} never occur{'s' * (len(absent) == 1)}; {share}{binary}")
+    for name in absent if len(present) > 1 else ():
+        tally.note("class-unused", f"{name!r}; {share}")

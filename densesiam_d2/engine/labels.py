@@ -1,0 +1,184 @@
+"""What the labels decide about a run, found by one process before any model is built, and told to the others."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSegmentor
+from detectron2.utils import comm
+
+from densesiam_d2.checkpoint.files import read_checkpoint
+from densesiam_d2.data.coco_sets import adopt_coco
+from densesiam_d2.data.label_look import LabelledSet, look_at
+from densesiam_d2.data.path_datasets import register_path_datasets
+from densesiam_d2.labels.classes import class_order
+from densesiam_d2.labels.findings import Findings, LabelsError
+from densesiam_d2.modeling import trains_on_views
+
+__all__ = ["settle_labels"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Verdict:
+    """What all processes have to know: the error that ends the run, or values of the config."""
+
+    error: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    lines: list[tuple[int, str]] = field(default_factory=list)  # level and text, for the log
+
+
+def settle_labels(
+    cfg: CfgNode, *, fixed: Sequence[str] = (), eval_only: bool = False, weights: str | Path = ""
+) -> None:
+    """Look at all labels of a run once, and let the number of classes follow them.
+
+    To be called in all processes, before the model is built: the first one looks and the others learn the verdict.
+
+    Args:
+        cfg: the config, not frozen; MODEL.CLASS_NAMES and the number of classes of supervised heads are set. The
+            number of clusters of unsupervised segmentation is not touched.
+        fixed: keys that the user has set for this run; a number of classes among them must be that of the data.
+        eval_only: DATASETS.TRAIN is not looked at.
+        weights: with ``eval_only``, the checkpoint whose classes count.
+
+    Raises:
+        LabelsError: labels cannot be used, or contradict each other or the config; all problems in one message.
+    """
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    register_path_datasets(names)
+    for name in names:
+        adopt_coco(name)
+    verdict = None
+    if comm.is_main_process():
+        try:
+            verdict = _look(cfg, fixed, eval_only, weights)
+        except Exception as error:  # or the other processes would wait
+            verdict = error
+    verdict = comm.all_gather(verdict)[0]
+    if isinstance(verdict, Exception):
+        raise verdict
+    for level, line in verdict.lines:
+        logger.log(level, line)
+    if verdict.error:
+        raise LabelsError(verdict.error)
+    cfg.merge_from_list([word for pair in verdict.values.items() for word in pair])
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("sem_seg_root") and metadata.get("stuff_classes") is None:
+            metadata.stuff_classes = verdict.values.get("MODEL.CLASS_NAMES") or _numbers(cfg)
+
+
+def _numbers(cfg: CfgNode) -> list[str]:
+    return [str(i) for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+
+
+def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Path) -> _Verdict:
+    """Look at the sets that need labels, and judge them together."""
+    semantic, key = _kind(cfg)
+    if semantic is None:
+        return _Verdict()
+    train_names = cfg.DATASETS.TRAIN if key and not eval_only else ()
+    looked = {
+        name: look_at(name, semantic=semantic, masks=cfg.MODEL.MASK_ON)
+        for name in dict.fromkeys([*train_names, *cfg.DATASETS.TEST])
+    }
+    train, test = ([looked[name] for name in names] for names in (train_names, cfg.DATASETS.TEST))
+    findings = Findings(finding for labelled in looked.values() for finding in labelled.findings)
+    # A model that is not trained on the label maps may well be scored on one class.
+    findings = findings.accept([*cfg.DATASETS.ACCEPT, *([] if key else ["one-class"])])
+    verdict = _Verdict(lines=[(logging.INFO if f.level == "repaired" else logging.WARNING, str(f)) for f in findings])
+    for labelled in looked.values():
+        if labelled.classes is None and not findings.of("error"):
+            _name_by_numbers(labelled, cfg, fixed, findings)
+    if key and not findings.of("error"):
+        _settle_classes(cfg, key, train, test, fixed, _classes_of(weights) if eval_only else None, findings, verdict)
+    try:
+        findings.raise_errors()
+    except LabelsError as error:
+        return _Verdict(error=str(error))
+    return verdict
+
+
+def _kind(cfg: CfgNode) -> tuple[bool | None, str]:
+    """Return whether label maps (True) or instances (False) are needed, None for neither, and the key of the number."""
+    if trains_on_views(cfg):
+        return (True if cfg.DATASETS.TEST else None), ""
+    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    if issubclass(arch, SemanticSegmentor):
+        return True, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+    if issubclass(arch, GeneralizedRCNN):
+        return False, "MODEL.ROI_HEADS.NUM_CLASSES"
+    return None, ""
+
+
+def _name_by_numbers(labelled: LabelledSet, cfg: CfgNode, fixed: Sequence[str], findings: Findings) -> None:
+    """Let a set of label maps without class names have numbers as names, if the user said how many."""
+    if "MODEL.SEM_SEG_HEAD.NUM_CLASSES" in fixed:
+        labelled.classes = _numbers(cfg)
+        return
+    findings.add(
+        "error",
+        "class-names",
+        labelled.name,
+        "nothing says what its classes are: write classes.txt, one name a line from pixel value 0 on, into the folder "
+        "of the label maps, or name a file by ,classes=FILE, or set MODEL.SEM_SEG_HEAD.NUM_CLASSES N",
+    )
+
+
+def _classes_of(weights: str | Path) -> list[str] | None:
+    """Return the class names that a checkpoint of ours carries."""
+    if not weights or "://" in str(weights) or not Path(weights).is_file():
+        return None
+    metadata = read_checkpoint(weights).get("metadata")
+    return metadata.get("classes") if isinstance(metadata, dict) else None
+
+
+def _settle_classes(
+    cfg: CfgNode,
+    key: str,
+    train: list[LabelledSet],
+    test: list[LabelledSet],
+    fixed: Sequence[str],
+    known: list[str] | None,
+    findings: Findings,
+    verdict: _Verdict,
+) -> None:
+    """Find the names of the model's classes, and compare everything else with them.
+
+    Args:
+        known: the names in the weights to be evaluated; None asks the data.
+    """
+    first = (train or test)[0]
+    names, source = (known, "MODEL.WEIGHTS") if known else (list(first.classes), f"{first.name!r}")
+    for other in train[1:]:
+        if list(other.classes) != names:
+            text = f"its classes ({_listed(other.classes)}) are not those of {first.name!r}, in order: {_listed(names)}"
+            findings.add("error", "classes-differ", other.name, text)
+    for other in test:
+        try:
+            order = class_order(names, other.classes)
+        except ValueError as error:
+            findings.add("error", "classes-differ", f"{other.name!r} against {source}", str(error))
+        else:
+            if order is not None and list(other.classes) != names:
+                verdict.lines.append((logging.INFO, f"{other.name}: its classes have another order; scored by name"))
+    number = attrgetter(key)(cfg)
+    if key in fixed and number != len(names):
+        text = f"{key} is {number}, but {source} has {len(names)} classes ({_listed(names)})"
+        findings.add("error", "num-classes", "the command line", f"{text}; leave the key out, it follows the data")
+    elif number != len(names):
+        verdict.lines.append(
+            (logging.INFO, f"{key} {number} -> {len(names)}: the classes of {source}, {_listed(names)}")
+        )
+    verdict.values = {key: len(names), "MODEL.CLASS_NAMES": names}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,32 @@
+"""Class names of a model and of a test set."""
+
+from collections.abc import Sequence
+
+__all__ = ["class_order"]
+
+
+def class_order(model_classes: Sequence[str], test_classes: Sequence[str]) -> list[int] | None:
+    """Return the number in the test set of each class of a model; None where both count alike.
+
+    Args:
+        model_classes: names in the order of the model's outputs.
+        test_classes: names in the order of the test set's numbers.
+
+    Raises:
+        ValueError: the names are not the same ones; the message says which differ.
+    """
+    model_classes, test_classes = list(model_classes), list(test_classes)
+    if model_classes == test_classes:
+        return None
+    if sorted(model_classes) != sorted(test_classes):
+        only = [[n for n in a if n not in b] for a, b in ((model_classes, test_classes), (test_classes, model_classes))]
+        raise ValueError(
+            f"{len(model_classes)} classes in training, {len(test_classes)} in the test set; only in training: "
+            f"{_listed(only[0])}; only in the test set: {_listed(only[1])}"
+        )
+    return [test_classes.index(name) for name in model_classes]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(names[:8]) or "none") + more

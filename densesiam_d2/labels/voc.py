@@ -1,0 +1,44 @@
+"""Annotations in Pascal VOC's XML, as different tools write them."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+__all__ = ["read_voc_xml"]
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read_voc_xml(path: str | Path) -> dict:
+    """Read one annotation file.
+
+    Args:
+        path: an existing XML file in VOC's layout; ``<difficult>`` may be missing and is 0 then.
+
+    Returns:
+        "width", "height", and "objects": dicts of "name", "bbox" (xmin, ymin, xmax, ymax as they stand in the file,
+        counted from 1) and "difficult".
+
+    Raises:
+        ValueError: it is no XML, or something of the above is missing or no number.
+    """
+    try:
+        root = ET.parse(path).getroot()
+    except ET.ParseError as error:
+        raise ValueError(f"{path}: no XML: {error}") from None
+    size = {key: int(_number(root, f"size/{key}", path)) for key in ("width", "height")}
+    objects = []
+    for element in root.findall("object"):
+        name = element.findtext("name")
+        if not name:
+            raise ValueError(f"{path}: an <object> has no <name>")
+        bbox = [_number(element, f"bndbox/{corner}", path) for corner in _CORNERS]
+        objects.append({"name": name, "bbox": bbox, "difficult": int(element.findtext("difficult") or 0)})
+    return {**size, "objects": objects}
+
+
+def _number(element: ET.Element, tag: str, path: str | Path) -> float:
+    text = element.findtext(tag)
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: <{tag}> of <{element.tag}> is {text!r}, no number") from None
