@@ -1,9 +1,11 @@
 """Folders of images with label maps beside them: PNG files of the same names, the pixel value being the class."""
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -12,7 +14,7 @@ from densesiam_d2.labels.subset import subset_of
 from .image_folders import walk_images
 from .text_files import read_lines
 
-__all__ = ["load_label_folder", "read_classes", "register_label_folder"]
+__all__ = ["load_label_folder", "pair_files", "read_classes", "register_label_folder"]
 
 EXAMPLES = 5
 IGNORE_LABEL = 255
@@ -36,7 +38,7 @@ def register_label_folder(
         ignore_label: pixel value that does not count.
         subset: number of labelled images to draw, and the seed; None takes all.
     """
-    DatasetCatalog.register(name, lambda: load_label_folder(image_root, label_root, subset))
+    DatasetCatalog.register(name, functools.partial(load_label_folder, image_root, label_root, subset))
     metadata = MetadataCatalog.get(name).set(
         image_root=str(image_root), sem_seg_root=str(label_root), ignore_label=ignore_label, evaluator_type="sem_seg"
     )
@@ -44,18 +46,39 @@ def register_label_folder(
         metadata.stuff_classes = list(classes)
 
 
+class Pairs(NamedTuple):
+    """What two folders hold: records, and the files that have no partner in the other folder."""
+
+    records: list[dict]
+    images_alone: list[str]
+    labels_alone: list[str]
+
+
 def load_label_folder(image_root: Path, label_root: Path, subset: tuple[int, int] | None = None) -> list[dict]:
+    """Return the records of :func:`pair_files`; the log counts what is left out."""
+    pairs = pair_files(image_root, label_root, subset)
+    logging.getLogger(__name__).info(
+        "%d images with label maps in %s; left out: %d images without, %d label maps without an image",
+        len(pairs.records),
+        label_root,
+        len(pairs.images_alone),
+        len(pairs.labels_alone),
+    )
+    return pairs.records
+
+
+def pair_files(image_root: Path, label_root: Path, subset: tuple[int, int] | None = None) -> Pairs:
     """Pair images and label maps by their paths below the two folders, without endings.
 
     Images have any ending of ``IMAGE_SUFFIXES``, label maps end in ``.png``, in any case; links are followed, hidden
-    files left out. What has no partner is left out too, and the log names it.
+    files left out.
 
     Args:
         image_root, label_root: the folders; one may lie below the other.
         subset: number of pairs to draw, and the seed.
 
     Returns:
-        Dicts of "file_name" and "sem_seg_file_name", sorted by path.
+        Records of "file_name" and "sem_seg_file_name", and the other files, all sorted by path.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -64,21 +87,19 @@ def load_label_folder(image_root: Path, label_root: Path, subset: tuple[int, int
     others = Counter()
     images = _by_stem(image_root, label_root, others, png=None)
     labels = _by_stem(label_root, image_root, others, png=True)
-    pairs = sorted(images.keys() & labels.keys())
-    if not pairs:
+    stems = sorted(images.keys() & labels.keys())
+    if not stems:
         raise ValueError(
             f"no image in {image_root} ({_some(images)}) has a label map (.png) of its name in {label_root} "
             f"({_some(labels)}); other files in the two: {_endings(others)}"
         )
-    logger = logging.getLogger(__name__)
-    sides = ("images without a label map", images, labels), ("label maps without an image", labels, images)
-    for what, files, partners in sides:
-        alone = sorted(files.keys() - partners.keys())
-        if alone:
-            logger.warning("%s: %d %s, left out: %s", label_root, len(alone), what, _some([files[s] for s in alone]))
     if subset:
-        pairs = [pairs[i] for i in subset_of(len(pairs), *subset)]
-    return [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in pairs]
+        stems = [stems[i] for i in subset_of(len(stems), *subset)]
+    return Pairs(
+        [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in stems],
+        sorted(images[stem] for stem in images.keys() - labels.keys()),
+        sorted(labels[stem] for stem in labels.keys() - images.keys()),
+    )
 
 
 def _by_stem(root: Path, other_root: Path, others: Counter, png: bool | None) -> dict[str, str]:

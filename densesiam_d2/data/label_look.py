@@ -12,6 +12,7 @@ from densesiam_d2.labels.findings import Findings, Tally
 
 from .coco_sets import adopt_coco, coco_records
 from .file_look import look_at_cityscapes_files, look_at_images
+from .label_folders import load_label_folder, pair_files
 from .label_map_look import look_at_label_maps
 from .voc_sets import look_at_voc
 
@@ -25,6 +26,8 @@ _FILE_KINDS = {
     "image-backslash": ("error", "images whose names have backslashes, as Windows writes paths: {n}; write / instead"),
     "image-unreadable": ("error", "images that cannot be read: {n}"),
     "image-size": ("error", "images whose width and height are not those of their file: {n}; correct the annotations"),
+    "image-alone": ("warning", "images without a label map, left out: {n}"),
+    "label-alone": ("warning", "label maps without an image, left out: {n}"),
     "label-missing": ("error", "label maps that do not exist: {n}"),
     "label-unreadable": ("error", "label maps that cannot be read: {n}"),
     "label-size": ("error", "label maps of another size than their image: {n}"),
@@ -47,16 +50,15 @@ class LabelledSet:
         name: of the dataset.
         classes: names of its classes, in the order of the records' numbers; None if unknown.
         findings: what is odd.
-        num_images, num_annotations: how many there are; the latter None for label maps.
-        most_instances: in one image.
+        images: paths of the images.
+        num_annotations: None for label maps.
     """
 
     name: str
     classes: list[str] | None = None
     findings: Findings = field(default_factory=Findings)
-    num_images: int = 0
+    images: list[str] = field(default_factory=list)
     num_annotations: int | None = None
-    most_instances: int = 0
 
 
 def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMPLE) -> LabelledSet:
@@ -112,11 +114,9 @@ def _look_at_instances(
     needs_masks: bool = False,
 ) -> None:
     """Count the instances of records, look at their files, and at themselves unless that is done."""
-    counts, per_image = Counter(), []
+    counts = Counter()
     for record in records:
-        annotations = record.get("annotations", ())
-        per_image.append(len(annotations))
-        for number, annotation in enumerate(annotations):
+        for number, annotation in enumerate(record.get("annotations", ())):
             counts[annotation.get("category_id")] += 1
             if checked:
                 continue
@@ -130,8 +130,7 @@ def _look_at_instances(
                 )
             elif needs_masks and not annotation.get("segmentation"):
                 tally.note("mask-missing", name)
-    result.num_images, result.num_annotations = len(records), sum(per_image)
-    result.most_instances = max(per_image, default=0)
+    result.images, result.num_annotations = [record["file_name"] for record in records], counts.total()
     if not checked:
         if not result.num_annotations and not result.findings.of("error"):
             tally.note("none-left", f"{len(records)} images")
@@ -144,20 +143,29 @@ def _look_at_instances(
 def _look_at_cityscapes_instances(result: LabelledSet, metadata: Metadata, tally: Tally) -> None:
     """Look for the files that detectron2's loader and the official scripts read; they say themselves what they hold."""
     result.classes = metadata.get("thing_classes")
+    _look_at_cityscapes(result, metadata, ("instanceIds.png", "polygons.json"), tally)
+
+
+def _look_at_cityscapes(result: LabelledSet, metadata: Metadata, kinds: Sequence[str], tally: Tally) -> None:
     images = sorted(Path(metadata.image_dir).glob("*/*"))
-    result.num_images = len(images)
-    look_at_cityscapes_files(images, metadata, ("instanceIds.png", "polygons.json"), tally)
+    result.images = list(map(str, images))
+    look_at_cityscapes_files(images, metadata, kinds, tally)
 
 
 def _look_at_semantic(result: LabelledSet, metadata: Metadata, sample: int | None, tally: Tally) -> None:
     """Look at a set with label maps."""
     result.classes = metadata.get("stuff_classes")
     if metadata.get("evaluator_type") == "cityscapes_sem_seg":
-        images = sorted(Path(metadata.image_dir).glob("*/*"))
-        needed = ("labelTrainIds.png", "polygons.json", "labelIds.png", "instanceIds.png")
-        look_at_cityscapes_files(images, metadata, needed, tally)
+        _look_at_cityscapes(result, metadata, ("labelTrainIds.png", "polygons.json", "labelIds.png"), tally)
         if tally.findings():
             return
-    records = DatasetCatalog.get(result.name)
-    result.num_images = len(records)
+    loader = DatasetCatalog[result.name]
+    if getattr(loader, "func", None) is load_label_folder:
+        records, images_alone, labels_alone = pair_files(*loader.args)
+        for kind, paths in (("image-alone", images_alone), ("label-alone", labels_alone)):
+            for path in paths:
+                tally.note(kind, path)
+    else:
+        records = loader()
+    result.images = [record["file_name"] for record in records]
     look_at_label_maps(records, result.classes, metadata, sample, tally)

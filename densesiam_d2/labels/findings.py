@@ -1,12 +1,14 @@
 """What a look at labels has found: counted by kind, with an example, as one message."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-__all__ = ["EXAMPLES", "Finding", "Findings", "LabelsError", "Tally"]
+__all__ = ["Finding", "Findings", "LabelsError", "Tally"]
 
-EXAMPLES = 3  # of a finding are kept
+KEPT = 1000  # examples of a finding, for reports
+SHOWN = 3  # of them in a message
 LEVELS = ("error", "warning", "repaired")
 
 
@@ -24,7 +26,7 @@ class Finding:
         where: the file or data set.
         text: what it is and what to do; "{n}" in it stands for the count.
         count: how many annotations, files or classes.
-        examples: the first few, each with what tells it from the others (annotation id, file name).
+        examples: the first ones, each with what tells it from the others (annotation id, file name).
     """
 
     level: str
@@ -35,8 +37,8 @@ class Finding:
     examples: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        more = "; ..." if self.count > len(self.examples) else ""
-        such_as = f" ({'; '.join(self.examples)}{more})" if self.examples else ""
+        more = "; ..." if self.count > SHOWN and self.examples else ""
+        such_as = f" ({'; '.join(self.examples[:SHOWN])}{more})" if self.examples else ""
         return f"{self.where}: {self.text.replace('{n}', f'{self.count:,}')}{such_as} [{self.kind}]"
 
 
@@ -49,7 +51,7 @@ class Findings(list):
         """Append a finding, unless its count is 0."""
         assert level in LEVELS, level
         if count:
-            self.append(Finding(level, kind, where, text, count, [str(e) for e, _ in zip(examples, range(EXAMPLES))]))  # noqa: B905
+            self.append(Finding(level, kind, where, text, count, list(map(str, itertools.islice(examples, KEPT)))))
 
     def accept(self, kinds: Sequence[str]) -> "Findings":
         """Return the findings without warnings of some kinds, and with their errors as warnings."""
@@ -94,7 +96,7 @@ class Tally:
     def note(self, kind: str, example: object) -> None:
         """Count one oddity."""
         self._counts[kind] += 1
-        if len(self._examples[kind]) < EXAMPLES:
+        if len(self._examples[kind]) < KEPT:
             self._examples[kind].append(str(example))
 
     def findings(self) -> Findings:

@@ -5,13 +5,25 @@
 A source is a folder (also as folder:/path), list:/path.txt or index:/path.index, as in DATASETS.TRAIN; by an index
 images in tar files are read too. To train on the readable images only, set DATASETS.TRAIN "('list:good.txt',)".
 
+A source with labels is coco:FILE.json[,images=DIR], masks:IMAGES,labels=DIR[,classes=FILE], or the name of any other
+dataset, such as voc_2007_trainval. Its labels are looked at as a run looks at them before it starts, but all label maps
+and image headers instead of a sample of 1,000. Findings are errors (a run would stop), warnings, or repaired ones.
+
+    python -m densesiam_d2.tools.check_data coco:/data/train.json,images=/data/train --report report.json
+
 That an image can be read does not prove that it is intact: most damage within a file gives wrong pixels, not an error.
 Checksums do prove it: write a manifest where the data are good, and compare with it wherever they were copied to.
 
     python -m densesiam_d2.tools.check_data /data/photos --write-manifest photos.jsonl
     python -m densesiam_d2.tools.check_data /copy/of/photos --manifest photos.jsonl
 
-Exit status: 0 if all is well; 1 if an image is unreadable, or missing or changed by the manifest; 2 for wrong usage.
+The report is JSON: "sources", "images" (count), "unreadable" (path, reason), "small" (paths), "megapixels" (min,
+median, max), "kinds" (count of each format), "skipped" (count of other files by ending); with labels "labels", for each
+set "name", "classes", "images", "annotations" (counts) and "findings" (level, kind, where, text, count, examples: up to
+1,000); with checksums "duplicates" and "manifest" (missing, changed, new).
+
+Exit status: 0 if all is well; 1 if an image is unreadable, missing or changed by the manifest, or labels hold an error;
+2 for wrong usage.
 """
 
 import argparse
@@ -20,16 +32,27 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from densesiam_d2.checkpoint.files import atomic_write
 from densesiam_d2.data.image_folders import open_index, walk_images
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES
-from densesiam_d2.data.path_datasets import FOLDER_PREFIX, INDEX_PREFIX, LIST_PREFIX
+from densesiam_d2.data.label_look import LabelledSet, look_at
+from densesiam_d2.data.path_datasets import (
+    FOLDER_PREFIX,
+    INDEX_PREFIX,
+    LIST_PREFIX,
+    UNLABELLED_PREFIXES,
+    register_path_datasets,
+)
+from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
+from densesiam_d2.labels.findings import Finding
 from densesiam_d2.tools.check_files import CheckedFile, check_files
 
 __all__ = ["main"]
@@ -42,12 +65,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "sources", nargs="+", metavar="SOURCE", help="/path, folder:/path, list:/path.txt or index:/path.index"
+        "sources", nargs="+", metavar="SOURCE", help="folder, list:/path.txt, index:/path.index or dataset, see above"
     )
     parser.add_argument("--report", type=Path, metavar="JSON", help="write all findings here")
     parser.add_argument("--list", type=Path, metavar="TXT", help="write the absolute paths of the readable images here")
     parser.add_argument("--write-manifest", type=Path, metavar="JSONL", help="write the checksum of each file here")
     parser.add_argument("--manifest", type=Path, metavar="JSONL", help="compare with a file of --write-manifest")
+    parser.add_argument("--boxes", action="store_true", help="instances need no masks (MODEL.MASK_ON False)")
+    parser.add_argument(
+        "--accept", nargs="+", default=(), metavar="KIND", help="findings to accept, as DATASETS.ACCEPT"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for one image (default %(default)s)")
     args = parser.parse_args(argv)
@@ -69,9 +96,14 @@ def _check(args: argparse.Namespace) -> bool:
     if with_checksums and len(args.sources) > 1:
         raise ValueError("paths in a manifest are relative to one folder: give one source")
     manifest = _read_manifest(args.manifest) if args.manifest else None
-    skipped, records = Counter(), {}
+    skipped, records, labels = Counter(), {}, []
     for source in args.sources:
-        root, found = _find_images(source, skipped)
+        register_path_datasets([source])
+        if source in DatasetCatalog and not source.startswith(UNLABELLED_PREFIXES):
+            labels.append(_look_at_labels(source, args))
+            root, found = Path(), [{"file_name": path} for path in labels[-1].images]
+        else:
+            root, found = _find_images(source, skipped)
         records.update((record["file_name"], record) for record in found)
     paths = list(records)
     if args.list and any("file_part" in record for record in records.values()):
@@ -80,6 +112,8 @@ def _check(args: argparse.Namespace) -> bool:
     files = check_files(records.values(), args.workers, args.timeout, with_checksums)
     report, checksums = _summarize(tqdm(files, total=len(paths), unit=" images", disable=None))  # no bar in a log file
     report = {"sources": args.sources, **report, "skipped": skipped}
+    if labels:
+        report["labels"] = [_label_report(labelled) for labelled in labels]
     if with_checksums:
         report["duplicates"] = _find_duplicates(checksums)
         by_name = {os.path.relpath(path, root): checksums.get(path) for path in paths}
@@ -98,7 +132,27 @@ def _check(args: argparse.Namespace) -> bool:
     if args.report:
         _write_lines(args.report, [json.dumps(report, indent=1)])
     differences = report.get("manifest", {"missing": [], "changed": []})
-    return not (report["unreadable"] or differences["missing"] or differences["changed"])
+    wrong_labels = any(labelled.findings.of("error") for labelled in labels)
+    return not (report["unreadable"] or differences["missing"] or differences["changed"] or wrong_labels)
+
+
+def _look_at_labels(name: str, args: argparse.Namespace) -> LabelledSet:
+    """Look at all labels of a dataset."""
+    semantic = MetadataCatalog.get(name).get("evaluator_type") in ("sem_seg", "cityscapes_sem_seg")
+    ensure_cityscapes_api([name])
+    labelled = look_at(name, semantic=semantic, masks=not args.boxes, sample=None)
+    labelled.findings = labelled.findings.accept(args.accept)
+    return labelled
+
+
+def _label_report(labelled: LabelledSet) -> dict:
+    return {
+        "name": labelled.name,
+        "classes": labelled.classes,
+        "images": len(labelled.images),
+        "annotations": labelled.num_annotations,
+        "findings": [asdict(finding) for finding in labelled.findings],
+    }
 
 
 def _find_images(source: str, skipped: Counter) -> tuple[Path, Sequence[dict]]:
@@ -182,6 +236,13 @@ def _print_report(report: dict) -> None:
     for key in ("kinds", "skipped"):
         print(f"{key}:", ", ".join(f"{count} {kind}" for kind, count in report[key].most_common(EXAMPLES)) or "none")
     print("megapixels:", ", ".join(f"{key} {value:.3g}" for key, value in report["megapixels"].items()) or "unknown")
+    for labelled in report.get("labels", ()):
+        counts = f"{labelled['images']} images" + (
+            f", {labelled['annotations']} annotations" if labelled["annotations"] else ""
+        )
+        print(f"{labelled['name']}: {counts}, classes: {', '.join(labelled['classes'] or ['unknown'])}")
+        for finding in labelled["findings"]:
+            print(f"  {finding['level']}: {Finding(**finding)}")
     _print_findings("unreadable", [file["reason"] for file in report["unreadable"]])
     _print_findings(f"with a side below {SMALL} pixels", report["small"])
     _print_findings("sets of equal files", [", ".join(paths) for paths in report.get("duplicates", [])])
