@@ -46,8 +46,10 @@ def read_coco(
     content = _load(Path(json_file), tally)
     images = _images(content["images"], tally)
     categories = _categories(content["categories"], tally)
-    annotations = _annotations(content["annotations"], images, categories, masks, tally)
-    _judge(annotations, content["annotations"], categories, tally)
+    annotations = []
+    if "json" not in tally:
+        annotations = _annotations(content["annotations"], images, categories, masks, tally)
+        _judge(annotations, content["annotations"], categories, tally)
     findings = tally.findings()
     if subset and not findings.of("error"):
         annotated = sorted({a["image_id"] for a in annotations if not a["iscrowd"]})
@@ -95,7 +97,7 @@ def _images(entries: list, tally: Tally) -> dict[Any, dict]:
             or None in sizes
         ):
             tally.note("image-size", f"{entry['file_name']}: width {sizes[0]!r}, height {sizes[1]!r}")
-            sizes = [1, 1]
+            sizes = [0, 0]
         images[identity] = {**entry, "width": int(sizes[0]), "height": int(sizes[1])}
     return dict(sorted(images.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
@@ -130,6 +132,8 @@ def _annotations(entries: list, images: dict, categories: dict, masks: bool | No
         if _is_repeated(entry, name, seen, tally):
             continue
         image = images[entry["image_id"]]
+        if not image["width"]:  # unknown, which is told
+            continue
         annotation = {**entry, "iscrowd": _crowd(entry, name, tally)}
         if masks is not False and not _clean_mask(annotation, name, image, masks is True, tally) and masks:
             continue
@@ -148,7 +152,7 @@ def _annotations(entries: list, images: dict, categories: dict, masks: bool | No
 def _known_ids(entry: Mapping, name: str, images: dict, categories: dict, texts: dict, tally: Tally) -> bool:
     """Tell whether image and category of an annotation exist."""
     known = True
-    for key, ids, otherwise in (("image", images, "image-unknown"), ("category", categories, "category-unknown")):
+    for key, ids in (("image", images), ("category", categories)):
         identity = entry.get(f"{key}_id")
         if not isinstance(identity, int | float | str) or identity not in ids:
             same_text = str(identity) in texts[key]
@@ -157,7 +161,8 @@ def _known_ids(entry: Mapping, name: str, images: dict, categories: dict, texts:
                 example += f", the {key} has id {next(i for i in ids if str(i) == str(identity))!r}"
             elif key == "category":
                 example += f", categories have {list(ids)[:8]}"
-            tally.note(f"{key}-id-type" if same_text else otherwise, example)
+            if f"{key}-entry" not in tally:  # else the reason is told already
+                tally.note(f"{key}-id-type" if same_text else f"{key}-unknown", example)
             known = False
     return known
 
@@ -272,7 +277,7 @@ def _judge(annotations: list[dict], entries: list, categories: dict, tally: Tall
         if annotations and not counts[identity]:
             parent = ", the parent of others" if category["name"] in parents else ""
             tally.note("category-unused", f"{category['name']!r} (id {identity}{parent})")
-    if not annotations:
+    if not annotations and not tally.findings().of("error"):
         tally.note("none-left", f"{len(entries)} in the file")
     elif annotations and all(a["iscrowd"] for a in annotations):
         for annotation in annotations:

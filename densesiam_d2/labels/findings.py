@@ -99,6 +99,9 @@ class Tally:
         if len(self._examples[kind]) < KEPT:
             self._examples[kind].append(str(example))
 
+    def __contains__(self, kind: str) -> bool:
+        return self._counts[kind] > 0
+
     def findings(self) -> Findings:
         """Return one finding for each kind that occurred, errors first."""
         found = Findings()
