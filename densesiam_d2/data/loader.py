@@ -254,7 +254,10 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
         return build_detection_train_loader(cfg, mapper=mapper)
     groups = None
     if parts["aspect_ratio_grouping"]:
-        groups = [record["width"] > record["height"] for record in records]
+        if all("width" in record and "height" in record for record in records):
+            groups = [record["width"] > record["height"] for record in records]
+        else:
+            logger.info("DATALOADER.ASPECT_RATIO_GROUPING is left out: the records have no sizes")
     sharing = {"rank": comm.get_rank(), "world_size": comm.get_world_size()}
     batches = EndlessBatches(len(records), parts["total_batch_size"], _run_seed(cfg), groups=groups, **sharing)
     return TrainLoader(

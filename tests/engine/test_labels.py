@@ -1,0 +1,212 @@
+"""What the labels decide about a run: number and names of classes, or that there is no run."""
+
+import json
+import logging
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from densesiam_d2.engine.labels import settle_labels
+from densesiam_d2.engine.setup import load_config
+from tests.engine.test_train_net import CPU, FCN, MASK_RCNN, ROOT, UNSUP_SEG, _command, run
+from tests.labels.coco_files import coco, write
+from tests.labels.test_coco_json import encode
+
+pytestmark = pytest.mark.usefixtures("catalog")
+
+ROI, SEM_SEG = "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+
+
+def config(recipe, train, test=(), *options):
+    return load_config(str(ROOT / "configs" / recipe), ["DATASETS.TRAIN", train, "DATASETS.TEST", test, *options])
+
+
+@pytest.fixture
+def detection(tmp_path):
+    """Write COCO files with the named classes, and return their names as datasets."""
+
+    def make(name, *classes):
+        content = coco()
+        content["categories"] = [{"id": i, "name": c} for i, c in enumerate(classes, start=1)]
+        return f"coco:{write(content, tmp_path, f'{name}.json')},images={tmp_path}/images"
+
+    return make
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Write four images with label maps of 0, 1 and 2, and return the name of the set."""
+    for i in range(4):
+        for part, value in (
+            ("images", np.full((64, 64, 3), 40 * i)),
+            ("labels", np.arange(64 * 64).reshape(64, 64) % 3),
+        ):
+            (tmp_path / part).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / part / f"{i}.png"), value.astype(np.uint8))
+    return f"masks:{tmp_path}/images,labels={tmp_path}/labels"
+
+
+def test_number_of_classes_follows_the_data(detection, caplog):
+    cfg = config(MASK_RCNN, detection("train", "red", "blue", "green"), detection("val", "red", "blue", "green"))
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4  # of the yaml
+    with caplog.at_level(logging.INFO):
+        settle_labels(cfg)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3 and cfg.MODEL.CLASS_NAMES == ["red", "blue", "green"]
+    (line,) = [m for m in caplog.messages if m.startswith(f"{ROI} 4 -> 3: the classes of 'coco:")]
+    assert line.endswith("red, blue, green")
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 54
+
+
+def test_another_number_on_the_command_line(detection):
+    cfg = config(MASK_RCNN, detection("train", "red", "blue"), (), ROI, "4")
+    with pytest.raises(ValueError, match=rf"{ROI} is 4, but 'coco:.*' has 2 classes \(red, blue\); leave the key out"):
+        settle_labels(cfg, fixed=[ROI])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    settle_labels(cfg, fixed=[ROI])
+
+
+def test_classes_of_training_sets_must_agree(detection):
+    train = (detection("a", "red", "blue"), detection("b", "blue", "red"))
+    with pytest.raises(ValueError, match=r"its classes \(blue, red\) are not those of 'coco:.*', in order: red, blue"):
+        settle_labels(config(MASK_RCNN, train))
+
+
+def test_test_sets_with_another_order_are_scored_by_name(detection, caplog):
+    cfg = config(MASK_RCNN, detection("train", "red", "blue"), detection("val", "blue", "red"))
+    with caplog.at_level(logging.INFO):
+        settle_labels(cfg)
+    assert cfg.MODEL.CLASS_NAMES == ["red", "blue"]
+    assert any("its classes have another order; scored by name" in m for m in caplog.messages)
+
+
+@pytest.mark.parametrize("classes", [["red", "blue"], ["red", "blue", "green", "grey"], ["red", "blue", "yellow"]])
+def test_test_sets_with_other_classes_stop(classes, detection):
+    cfg = config(MASK_RCNN, detection("train", "red", "blue", "green"), detection("val", *classes))
+    with pytest.raises(ValueError, match="classes-differ"):
+        settle_labels(cfg)
+
+
+def test_all_problems_come_in_one_message(tmp_path):
+    names = []
+    for part in ("train", "val"):
+        content = coco()
+        content["annotations"][0]["category_id"] = 9
+        content["images"][1]["file_name"] = "gone.png"
+        names.append(f"coco:{write(content, tmp_path, f'{part}.json', images=False)},images={tmp_path}/images")
+        write(coco(), tmp_path, "right.json")
+    with pytest.raises(ValueError) as error:
+        settle_labels(config(MASK_RCNN, *names))
+    assert [line.rpartition("[")[2] for line in str(error.value).splitlines()[1:5]] == [
+        *["category-unknown]", "image-missing]"] * 2
+    ]
+
+
+def test_accepted_findings_do_not_stop(tmp_path, caplog):
+    content = coco()
+    del content["annotations"][0]["segmentation"]
+    name = f"coco:{write(content, tmp_path)},images={tmp_path}/images"
+    with pytest.raises(ValueError, match=r"DATASETS.ACCEPT \"\('mask-missing',\)\" \(annotation 1\)"):
+        settle_labels(config(MASK_RCNN, name))
+    settle_labels(config(MASK_RCNN, name, (), "DATASETS.ACCEPT", "mask-missing"))
+    assert any("mask-missing" in message for message in caplog.messages)
+
+
+def test_label_maps_without_class_names(masks, tmp_path):
+    with pytest.raises(ValueError, match=rf"write classes\.txt, .* or set {SEM_SEG} N \[class-names\]"):
+        settle_labels(config(FCN, masks))
+    cfg = config(FCN, masks, (), SEM_SEG, "3")
+    settle_labels(cfg, fixed=[SEM_SEG])
+    assert cfg.MODEL.CLASS_NAMES == ["0", "1", "2"]
+
+
+def test_class_names_of_label_maps(masks, tmp_path):
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    cfg = config(FCN, masks)
+    settle_labels(cfg)
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3 and cfg.MODEL.CLASS_NAMES == ["sky", "road", "car"]
+
+
+def test_clusters_are_not_touched(masks, tmp_path):
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    cfg = config(UNSUP_SEG, masks, masks, SEM_SEG, "7")
+    settle_labels(cfg, fixed=[SEM_SEG])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 7 and cfg.MODEL.CLASS_NAMES == []
+
+
+def test_pretraining_looks_at_no_labels(tmp_path):
+    content = coco()
+    content["annotations"][0]["category_id"] = 9
+    settle_labels(config("quick/pretrain_instant_test.yaml", f"coco:{write(content, tmp_path)}"))
+
+
+def test_one_name_is_a_tuple_of_one(detection, tmp_path):
+    name = detection("train", "red", "blue")
+    assert (name,) == config(MASK_RCNN, name).DATASETS.TRAIN
+    (tmp_path / "one.yaml").write_text(f"_BASE_: {ROOT}/configs/{MASK_RCNN}\nDATASETS:\n  TRAIN: '{name}'\n")
+    assert (name,) == load_config(str(tmp_path / "one.yaml")).DATASETS.TRAIN
+    assert load_config(str(tmp_path / "one.yaml")).DATASETS.TEST == ("scenes_tiny",)
+
+
+def scored(tmp_path, name) -> set[str]:
+    return set(json.loads((tmp_path / "out" / "results.json").read_text())[name]) & {"bbox", "segm", "sem_seg"}
+
+
+def test_boxes_train_a_faster_rcnn(tmp_path):
+    content = coco()
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    name = f"coco:{write(content, tmp_path)},images={tmp_path}/images"
+    options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", name, "DATASETS.TEST", name, "OUTPUT_DIR", tmp_path / "out"]
+    with pytest.raises(ValueError, match=r"without a mask .*: 6; set MODEL\.MASK_ON False"):
+        run(MASK_RCNN, *CPU, *options)
+    run(MASK_RCNN, *CPU, *options, "MODEL.MASK_ON", "False")
+    assert {"bbox"} == scored(tmp_path, name)
+
+
+def test_polygons_and_run_lengths_train_together(tmp_path):
+    content = coco()
+    content["annotations"][3]["segmentation"] = encode((55, 20, 35, 40))
+    name = f"coco:{write(content, tmp_path)},images={tmp_path}/images"
+    options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", name, "DATASETS.TEST", name, "OUTPUT_DIR", tmp_path / "out"]
+    run(MASK_RCNN, *CPU, *options)
+    assert {"bbox", "segm"} == scored(tmp_path, name)
+
+
+def test_label_maps_train_a_semantic_network(masks, tmp_path):
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", f"{masks},subset=2,seed=1", "DATASETS.TEST", masks]
+    run(FCN, *CPU, *options, "OUTPUT_DIR", tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())[masks]
+    assert {"IoU-sky", "IoU-road", "IoU-car"} <= set(results["sem_seg"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the processes would need one each")
+def test_every_process_learns_the_verdict(tmp_path):
+    content = coco()
+    good = f"coco:{write(content, tmp_path, 'good.json')},images={tmp_path}/images"
+    content["annotations"][0]["category_id"] = 9
+    bad = f"coco:{write(content, tmp_path, 'bad.json')},images={tmp_path}/images"
+    options = [
+        "--config-file",
+        f"configs/{MASK_RCNN}",
+        "--num-gpus",
+        "2",
+        *CPU,
+        "MODEL.WEIGHTS",
+        "",
+        "DATASETS.TEST",
+        "()",
+    ]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train_net.py"]
+    for start, code in ((["train_net.py"], 2), (torchrun, 1)):  # torchrun has its own code for failed processes
+        done = _command(*start, *options, "DATASETS.TRAIN", bad, "OUTPUT_DIR", tmp_path / f"bad{code}")
+        assert done.returncode == code and "annotation 1 has category_id 9" in done.stderr
+        assert done.stderr.count("labels cannot be used") == 1
+        if code == 1:
+            assert re.search(r"exitcode\s*: 2 ", done.stderr)
+    done = _command("train_net.py", *options, "DATASETS.TRAIN", good, "OUTPUT_DIR", tmp_path / "good")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "NUM_CLASSES: 2" in (tmp_path / "good" / "config.yaml").read_text()
