@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from .image_files import ImageFiles, write_index
 from .image_io import IMAGE_SUFFIXES
+from .text_files import read_lines
 
 __all__ = [
     "index_if_large",
@@ -54,19 +55,19 @@ def load_image_list(path: str | Path) -> list[dict]:
     """Read the names of images from a text file, one a line; empty lines do not count.
 
     Args:
-        path: the text file, UTF-8. Relative names are relative to its folder.
+        path: the text file, UTF-8 with or without a byte-order mark. Relative names are relative to its folder.
 
     Returns:
         Dicts of "file_name" and "image_id", in the order of the file.
 
     Raises:
         FileNotFoundError: there is no such file, or images that it names do not exist.
-        ValueError: the file is empty.
+        ValueError: the file is empty or not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"the list of images {path} does not exist")
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [line.strip() for line in read_lines(path)]
     files = [path.parent / name for name in names if name]  # an absolute name replaces the folder
     if not files:
         raise ValueError(f"the list of images {path} is empty")

@@ -15,8 +15,11 @@ def read_lines(path: str | Path) -> list[str]:
     """
     path = Path(path)
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    try:
-        return data.decode().splitlines()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8, which lists must be: save the file as UTF-8") from None
+    wrong = data.find(b"\0")  # UTF-16, of which much decodes as UTF-8, has zeros between the letters
+    if wrong < 0:
+        try:
+            return data.decode().splitlines()
+        except UnicodeDecodeError as error:
+            wrong = error.start
+    line = data[:wrong].count(b"\n") + 1
+    raise ValueError(f"{path}, line {line}: not UTF-8, which lists must be: save the file as UTF-8")

@@ -51,6 +51,7 @@ from densesiam_d2.data.path_datasets import (
     UNLABELLED_PREFIXES,
     register_path_datasets,
 )
+from densesiam_d2.data.text_files import read_lines
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.labels.findings import Finding
 from densesiam_d2.tools.check_files import CheckedFile, check_files
@@ -162,10 +163,7 @@ def _find_images(source: str, skipped: Counter) -> tuple[Path, Sequence[dict]]:
         return Path(files.root), files
     path = Path(source.removeprefix(LIST_PREFIX).removeprefix(FOLDER_PREFIX)).expanduser().absolute()
     if source.startswith(LIST_PREFIX):  # by the rules of load_image_list, except that files may be missing
-        try:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{source} is no list of images, one a line in UTF-8: {error}") from error
+        names = [line.strip() for line in read_lines(path)]
         root, paths = path.parent, [str(path.parent / name) for name in names if name]
     elif path.is_file():
         raise ValueError(f"{source} is a file: give a folder, or list:{source} if it is a list of images")

@@ -169,7 +169,7 @@ def test_wrong_usage(photos, tmp_path, capsys):
     for words, message in (
         ([tmp_path / "nowhere"], "nowhere does not exist"),
         ([f"list:{tmp_path / 'nowhere.txt'}"], "nowhere.txt"),
-        ([f"list:{tmp_path / 'latin.txt'}"], "latin.txt is no list of images"),
+        ([f"list:{tmp_path / 'latin.txt'}"], "latin.txt, line 1: not UTF-8"),
         ([tmp_path / "empty"], "empty holds no images"),
         ([photos / "a.png"], "a.png is a file: give a folder, or list:"),
         ([photos, "--report", tmp_path], "cannot be written"),
