@@ -10,6 +10,7 @@ import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
@@ -167,9 +168,17 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """Evaluate on every test set, and keep the numbers in ``OUTPUT_DIR/results.json`` as well."""
+        names = cfg.DATASETS.TEST
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in names]
+        elif isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
         results = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and cfg.DATASETS.TEST:
-            per_dataset = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+        if comm.is_main_process() and names:
+            per_dataset = {names[0]: results} if len(names) == 1 else dict(results)
+            for name, evaluator in zip(names, evaluators, strict=True):
+                if getattr(evaluator, "absent_classes", None):  # names, which detectron2's hooks do not take
+                    per_dataset[name] = {**per_dataset[name], "absent_classes": evaluator.absent_classes}
             path = Path(cfg.OUTPUT_DIR) / "results.json"
             write_json(path, per_dataset)
             logger.info("Results are in %s", path)

@@ -4,11 +4,14 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator
 
 from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
+from densesiam_d2.evaluation.coco import RepairedCOCOEvaluator
 from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
+from densesiam_d2.evaluation.names import model_order
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
+from densesiam_d2.evaluation.voc import VOCEvaluator
 
 __all__ = ["build_evaluator"]
 
@@ -20,12 +23,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     """Return the evaluator for a dataset, chosen by its metadata ``evaluator_type``.
 
     Args:
-        cfg: the run's config; ``TEST.SEM_SEG_MATCHING`` and ``MODEL.META_ARCHITECTURE`` are read.
+        cfg: the run's config; TEST, DATASETS, MODEL.META_ARCHITECTURE, MASK_ON and CLASS_NAMES are read.
         dataset_name: a registered dataset.
         output_dir: where the evaluator may write its predictions; None writes none.
 
     Raises:
-        ValueError: the dataset has no evaluator, or a key has an unknown value.
+        ValueError: the dataset has no evaluator, or its labels or classes cannot be used.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in _BUILDERS:
@@ -37,11 +40,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
 
 
 def _build_coco(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    return COCOEvaluator(dataset_name, output_dir=output_dir)
+    return RepairedCOCOEvaluator(cfg, dataset_name, output_dir)
 
 
 def _build_pascal_voc(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    return PascalVOCDetectionEvaluator(dataset_name)
+    return VOCEvaluator(cfg, dataset_name)
 
 
 def _build_cityscapes_instance(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
@@ -49,11 +52,13 @@ def _build_cityscapes_instance(cfg: CfgNode, dataset_name: str, output_dir: str 
 
 
 def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    evaluators = {"none": SemSegConfusionEvaluator, "hungarian": HungarianSemSegEvaluator}
     matching = cfg.TEST.SEM_SEG_MATCHING
-    if matching not in evaluators:
-        raise ValueError(f"TEST.SEM_SEG_MATCHING {matching} is unknown; known are {', '.join(evaluators)}")
-    return evaluators[matching](dataset_name, output_dir=output_dir)
+    if matching not in ("none", "hungarian"):
+        raise ValueError(f"TEST.SEM_SEG_MATCHING {matching} is unknown; known are none, hungarian")
+    if matching == "hungarian":
+        return HungarianSemSegEvaluator(dataset_name, output_dir=output_dir)
+    order = model_order(cfg, dataset_name, "stuff_classes")
+    return SemSegConfusionEvaluator(dataset_name, output_dir=output_dir, order=order)
 
 
 def _build_scenes(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:

@@ -96,8 +96,9 @@ def scores(matrix: np.ndarray) -> dict[str, float | np.ndarray]:
         matrix: (K, P >= K) counts, rows are targets. Column c < K is class c; further columns are always wrong.
 
     Returns:
-        "mIoU", "pACC" (share of pixels that are right), "mACC" (mean of the classes' recalls, over the classes with
-        targets), and "IoU", a (K,) array. Values that do not exist are nan.
+        "mIoU", "mIoU_present" (the mean over the classes with targets), "pACC" (share of pixels that are right), "mACC"
+        (mean of the classes' recalls, over the classes with targets), and "IoU", a (K,) array. Values that do not
+        exist are nan.
     """
     num_classes = len(matrix)
     assert matrix.shape[1] >= num_classes, matrix.shape
@@ -107,6 +108,7 @@ def scores(matrix: np.ndarray) -> dict[str, float | np.ndarray]:
     iou = _ratio(tp, in_target + in_prediction - tp)
     return {
         "mIoU": _mean(iou),
+        "mIoU_present": _mean(iou[in_target > 0]),
         "pACC": float(_ratio(tp.sum(), in_target.sum())),
         "mACC": _mean(_ratio(tp, in_target)),
         "IoU": iou,

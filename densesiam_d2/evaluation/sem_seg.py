@@ -6,6 +6,7 @@ Shape shorthand: K classes, P channels of the prediction, H,W pixels.
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from PIL import Image
 
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.json_scores import write_json
+from densesiam_d2.evaluation.names import warn_of_absent
 
 __all__ = ["SemSegConfusionEvaluator", "predicted_labels", "read_labels"]
 
@@ -35,10 +37,13 @@ def read_labels(path: str | Path, label_map: np.ndarray | None = None) -> np.nda
         (H, W) ids: uint8 where the file or label_map allows it.
 
     Raises:
-        ValueError: the image has colour channels, or ids that label_map does not cover.
+        ValueError: the image is damaged, has colour channels, or ids that label_map does not cover.
     """
-    with Image.open(path) as image:
-        labels = np.asarray(image)
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the label map {path}: {error}") from error
     if labels.ndim != 2:
         raise ValueError(f"{path}: a label image holds one id per pixel, this one has mode {image.mode}")
     if label_map is None:
@@ -66,20 +71,31 @@ def predicted_labels(logits: torch.Tensor) -> np.ndarray:
 
 
 class SemSegConfusionEvaluator(DatasetEvaluator):
-    """Scores of a semantic segmentation: mIoU, pACC, mACC and the IoU of each class.
+    """Scores of a semantic segmentation: mIoU, mIoU_present, pACC, mACC and the IoU of each class.
 
     Every image is counted once, in whichever process sees it; :meth:`evaluate` adds the matrices of all processes. An
     image's labels are the input's "sem_seg_target", where the mapper provides it (labels of a crop), or else the
     dataset's "sem_seg_file_name", through the metadata's ``label_map`` if there is one.
+
+    Attributes:
+        absent_classes: after :meth:`evaluate`, names of the classes without a labelled pixel.
     """
 
-    def __init__(self, dataset_name: str, *, distributed: bool = True, output_dir: str | None = None):
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        order: Sequence[int] | None = None,
+    ):
         """Read what the metadata says.
 
         Args:
             dataset_name: a registered dataset with ``stuff_classes`` and ``ignore_label`` in its metadata.
             distributed: add up the counts of all processes; otherwise only this one's count.
             output_dir: folder for ``sem_seg_evaluation.json`` (scores and matrix), if any.
+            order: the dataset's number of each class of the model; None where both count alike.
 
         Raises:
             ValueError: the metadata lacks one of the two, or two classes share a name.
@@ -102,6 +118,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = Path(output_dir) if output_dir else None
         self._label_files = None
+        self._order = order
+        self.absent_classes = []
         self.reset()
 
     def reset(self) -> None:
@@ -152,9 +170,12 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             raise ValueError(f"dataset '{self._dataset_name}': no image was evaluated")
         width = max(matrix.shape[1] for matrix, _ in parts)  # a process without images knows no clusters
         matrix = sum(np.pad(m, ((0, 0), (0, width - m.shape[1]))) for m, _ in parts)
+        self.absent_classes = [self._class_names[i] for i in np.flatnonzero(matrix.sum(axis=1) == 0)]
+        warn_of_absent(self._dataset_name, self.absent_classes, "pixel")
         results, details = self._score(matrix)
         if self._output_dir:
-            record = {"sem_seg": results, "num_images": num_images, **details, "confusion": matrix.tolist()}
+            details |= {"absent_classes": self.absent_classes, "confusion": matrix.tolist()}
+            record = {"sem_seg": results, "num_images": num_images, **details}
             write_json(self._output_dir / "sem_seg_evaluation.json", record)
         headline = {name: value for name, value in results.items() if not name.startswith("IoU-")}
         logger.info("%s, %d images: %s", self._dataset_name, num_images, json.dumps(_rounded(headline)))
@@ -162,6 +183,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
     def _score(self, matrix: np.ndarray) -> tuple[dict[str, float], dict]:
         """Return the scores of the summed matrix (K, P), and what else belongs into the file."""
+        if self._order is not None:
+            matrix = matrix[:, np.argsort(self._order)]
         return self._named(scores(matrix)), {"classes": self._class_names}
 
     def _named(self, result: dict) -> dict[str, float]:

@@ -3,13 +3,15 @@ import json
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
+from densesiam_d2.evaluation.coco import RepairedCOCOEvaluator
 from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
+from densesiam_d2.evaluation.voc import VOCEvaluator
+from tests.labels.coco_files import coco
 
 NAME = "test_build_evaluator"
 
@@ -23,9 +25,10 @@ def cfg():
 
 @pytest.fixture
 def metadata(tmp_path):
-    annotations = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
-    (tmp_path / "instances.json").write_text(json.dumps(annotations))
+    (tmp_path / "instances.json").write_text(json.dumps(coco()))
     (tmp_path / "Annotations").mkdir()
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("")
     yield MetadataCatalog.get(NAME).set(
         json_file=str(tmp_path / "instances.json"),
         dirname=str(tmp_path),
@@ -42,14 +45,14 @@ def metadata(tmp_path):
 @pytest.mark.parametrize(
     "evaluator_type, meta_architecture, matching, expected",
     [
-        ("coco", "GeneralizedRCNN", "none", COCOEvaluator),
-        ("pascal_voc", "GeneralizedRCNN", "none", PascalVOCDetectionEvaluator),
+        ("coco", "GeneralizedRCNN", "none", RepairedCOCOEvaluator),
+        ("pascal_voc", "GeneralizedRCNN", "none", VOCEvaluator),
         ("cityscapes_instance", "GeneralizedRCNN", "none", CityscapesInstanceEvaluator),
         ("cityscapes_sem_seg", "SlidingSemanticSegmentor", "none", SemSegConfusionEvaluator),
         ("sem_seg", "SemanticSegmentor", "none", SemSegConfusionEvaluator),
         ("sem_seg", "DenseSiam", "hungarian", HungarianSemSegEvaluator),
         ("cityscapes_sem_seg", "DenseSiam", "hungarian", HungarianSemSegEvaluator),
-        ("scenes", "GeneralizedRCNN", "hungarian", COCOEvaluator),
+        ("scenes", "GeneralizedRCNN", "hungarian", RepairedCOCOEvaluator),
         ("scenes", "SemanticSegmentor", "none", SemSegConfusionEvaluator),
         ("scenes", "SlidingSemanticSegmentor", "none", SemSegConfusionEvaluator),
         ("scenes", "DenseSiam", "hungarian", HungarianSemSegEvaluator),

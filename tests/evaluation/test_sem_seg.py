@@ -49,6 +49,7 @@ def test_label_files_by_hand(register, tmp_path):
     assert result["sem_seg"] == pytest.approx(  # the matrix of test_confusion.py
         {
             "mIoU": 50,
+            "mIoU_present": 50,
             "pACC": 400 / 6,
             "mACC": (200 / 3 + 50 + 100) / 3,
             "IoU-a": 200 / 3,
