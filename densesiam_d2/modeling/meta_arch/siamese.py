@@ -8,7 +8,7 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from densesiam_d2.layers import embedding_spread
+from densesiam_d2.layers import embedding_spread, with_idle
 
 __all__ = ["SiameseMetaArch", "trains_on_views"]
 
@@ -106,10 +106,7 @@ class SiameseMetaArch(nn.Module):
         """Return the encoder's feature map of a view: (N, 3, H, W) to (N, C, h, w)."""
         features = self.backbone(x)
         f = features.pop(self.in_feature)
-        # DDP waits for the gradient of every parameter, so a pyramid's other outputs must take part, with weight 0.
-        if self.training and features:
-            f = f + sum(0.0 * other.float().mean() for other in features.values())
-        return f
+        return with_idle(f, features.values()) if self.training else f
 
     def weight_from(self, start: float, weight: float) -> float:
         """Return ``weight`` once the share ``start`` of training is done, and 0 before.

@@ -13,6 +13,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
+from densesiam_d2.layers import with_idle
 from densesiam_d2.modeling.sem_seg.loss import masked_cross_entropy
 
 __all__ = ["FCNSemSegHead"]
@@ -206,7 +207,9 @@ class FCNSemSegHead(nn.Module):
             return self._upsample(logits, self.in_feature), {}
         if targets is None:
             raise ValueError("FCNSemSegHead needs labels to train: the dataset's images have no 'sem_seg_file_name'")
-        losses = {"loss_sem_seg": self.loss_weight * self._loss(logits, self.in_feature, targets)}
+        loss = self.loss_weight * self._loss(logits, self.in_feature, targets)
+        others = [f for name, f in features.items() if name not in self.strides]
+        losses = {"loss_sem_seg": with_idle(loss, others)}
         if self.aux is not None:
             aux_loss = self._loss(self.aux(features[self.aux_feature]), self.aux_feature, targets)
             losses["loss_sem_seg_aux"] = self.aux_loss_weight * aux_loss

@@ -13,7 +13,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from densesiam_d2.layers import conv_mlp
+from densesiam_d2.layers import conv_mlp, with_idle
 from densesiam_d2.losses import pseudo_label_loss
 from densesiam_d2.modeling.sem_seg.loss import masked_cross_entropy
 
@@ -189,7 +189,9 @@ class PseudoLabelSemSegHead(nn.Module):
 
     def decode(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the decoded features (N, C, h, w) that both classifiers take."""
-        return self.decoder(features)
+        x = self.decoder(features)
+        others = [f for name, f in features.items() if name not in self.decoder.lateral]
+        return with_idle(x, others) if self.training else x
 
     def layers(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the main classifier's logits z (N, K, h, w)."""
@@ -201,10 +203,10 @@ class PseudoLabelSemSegHead(nn.Module):
             loss = pseudo_label_loss(z, rebalance=self.rebalance)
         else:
             loss = masked_cross_entropy(self._upsample(z.float()), targets, self.ignore_value)
-        # Predictors and the auxiliary classifier play no part here; DDP wants every parameter in the graph.
+        # Predictors and the auxiliary classifier play no part here.
         idle = [self.classifier.predictor] + ([self.aux_classifier] if self.aux_classifier else [])
-        idle_sum = sum(p.sum() for module in idle for p in module.parameters() if p.requires_grad)
-        return {"loss_sem_seg": self.loss_weight * loss + 0.0 * idle_sum}
+        parameters = [p for module in idle for p in module.parameters() if p.requires_grad]
+        return {"loss_sem_seg": with_idle(self.loss_weight * loss, parameters)}
 
     def similarity_weights(self) -> tuple[float, float]:
         """Return the weights of the soft cross-entropy between views, for the main and the auxiliary classifier.

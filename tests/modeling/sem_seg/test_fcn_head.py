@@ -129,6 +129,17 @@ def test_every_parameter_learns_and_inference_leaves_the_aux_branch_out():
     assert losses == {}
 
 
+def test_features_that_neither_branch_takes_are_in_the_graph():
+    """DDP waits for the gradient of each parameter behind them: it is 0, and the loss stays as it is."""
+    head = small_head(in_feature="res4", aux_feature="")
+    res4, res5 = torch.randn(2, 3, 4, 5), torch.randn(2, 5, 4, 5, requires_grad=True)
+    targets = torch.zeros(2, 32, 40, dtype=torch.long)
+    losses = head({"res4": res4, "res5": res5}, targets)[1]
+    assert losses["loss_sem_seg"].item() == head({"res4": res4}, targets)[1]["loss_sem_seg"].item()
+    losses["loss_sem_seg"].backward()
+    assert res5.grad is not None and (res5.grad == 0).all()
+
+
 def test_training_without_labels_is_refused():
     features = {"res4": torch.randn(2, 3, 4, 5), "res5": torch.randn(2, 5, 4, 5)}
     with pytest.raises(ValueError, match="needs labels to train"):

@@ -184,6 +184,15 @@ def test_every_learned_parameter_is_in_the_graph(targets):
     assert float(head.decoder.lateral["res3"].weight.grad.abs().sum()) > 0
 
 
+def test_features_that_the_decoder_does_not_take_are_in_the_graph():
+    features, other = small_features(), torch.randn(2, 7, 2, 2, requires_grad=True)
+    head = small_head()
+    loss = head({**features, "res4": other})[1]["loss_sem_seg"]
+    assert loss.item() == head(features)[1]["loss_sem_seg"].item()
+    loss.backward()
+    assert other.grad is not None and (other.grad == 0).all()
+
+
 @pytest.mark.parametrize("supervised", [True, False])
 def test_twenty_steps_lower_the_loss(supervised):
     head, features = small_head(), small_features()
