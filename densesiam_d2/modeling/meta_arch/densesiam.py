@@ -1,6 +1,7 @@
 """DenseSiam: Dense Siamese Network for Dense Unsupervised Learning (ECCV 2022, arXiv 2203.11075)."""
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from detectron2.config import configurable
@@ -15,6 +16,14 @@ from densesiam_d2.losses import negative_cosine, pool_regions, pseudo_label_loss
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 
 __all__ = ["DenseSiam"]
+
+
+class _Seen(NamedTuple):
+    """What the encoder saw of a view."""
+
+    f: torch.Tensor  # (N, C, h, w)
+    grid: torch.Tensor  # (N, S, S, 2), where the view shows the common points
+    s: torch.Tensor  # (N, C, S, S), f at the common points
 
 
 @META_ARCH_REGISTRY.register()
@@ -125,16 +134,17 @@ class DenseSiam(SiameseMetaArch):
         x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
         grid1, grid2, valid = overlap_grids(boxes1, boxes2, self.grid_size)
         f1, f2 = self.encode_views(x1, x2)  # (N, C, h, w)
+        seen1, seen2 = _Seen(f1, grid1, sample(f1, grid1)), _Seen(f2, grid2, sample(f2, grid2))
 
         if self.sem_seg_head is None:
-            z1, p1 = self.project(f1, grid1, self.dense)  # (N, D, S, S)
-            z2, p2 = self.project(f2, grid2, self.dense)
+            z1, p1 = self.project(seen1, self.dense)  # (N, D, S, S)
+            z2, p2 = self.project(seen2, self.dense)
             loss_pixel = (negative_cosine(p1, z2, valid) + negative_cosine(p2, z1, valid)) / 2
             losses = {"loss_pixel": loss_pixel * self.pixel_weight}
         else:
-            losses, z1, z2 = self.sem_seg_losses(f1, f2, grid1, grid2, valid)
+            losses, z1, z2 = self.sem_seg_losses(seen1, seen2, valid)
 
-        losses["loss_region"] = self.region_losses(sample(f1, grid1), sample(f2, grid2), z1, z2, valid)
+        losses["loss_region"] = self.region_losses(seen1.s, seen2.s, z1, z2, valid)
         if self.image is not None:
             losses["loss_image"] = self.image_losses(f1, f2)
         if self.metrics_due():
@@ -145,22 +155,21 @@ class DenseSiam(SiameseMetaArch):
         """Return what the heads see: an encoder feature, or the decoder's map of the segmentation head."""
         return super().encode(x) if self.sem_seg_head is None else self.sem_seg_head.decode(self.backbone(x))
 
-    def project(self, f: torch.Tensor, grid: torch.Tensor, heads: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    def project(self, seen: _Seen, heads: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """Return projection and prediction of one view at the common points.
 
         Args:
-            f: (N, C, h, w) features of the view.
-            grid: (N, S, S, 2), where the view shows the common points.
+            seen: what the encoder saw of the view.
             heads: a module with ``projector`` and ``predictor``.
 
         Returns:
             z and p, (N, D, S, S) each.
         """
         if self.sample_features:
-            z = heads.projector(sample(f, grid))
+            z = heads.projector(seen.s)
             return z, heads.predictor(z)
-        z = heads.projector(f)  # (N, D, h, w)
-        return sample(z, grid), sample(heads.predictor(z), grid)
+        z = heads.projector(seen.f)  # (N, D, h, w)
+        return sample(z, seen.grid), sample(heads.predictor(z), seen.grid)
 
     def region_losses(self, f1, f2, z1, z2, valid) -> torch.Tensor:
         """RegionSim: pool the common points into regions, project, predict, compare.
@@ -194,7 +203,9 @@ class DenseSiam(SiameseMetaArch):
             return self.region.projector(pool_regions(f, z))
         return self.region.projector[1:](pool_regions(self.region.projector[0](f), z))
 
-    def sem_seg_losses(self, f1, f2, grid1, grid2, valid) -> tuple[dict, torch.Tensor, torch.Tensor]:
+    def sem_seg_losses(
+        self, seen1: _Seen, seen2: _Seen, valid: torch.Tensor
+    ) -> tuple[dict, torch.Tensor, torch.Tensor]:
         """Compare cluster logits of both views and learn from their pseudo labels.
 
         Returns:
@@ -211,8 +222,8 @@ class DenseSiam(SiameseMetaArch):
         ):
             if heads is None:
                 continue
-            z1, p1 = self.project(f1, grid1, heads)
-            z2, p2 = self.project(f2, grid2, heads)
+            z1, p1 = self.project(seen1, heads)
+            z2, p2 = self.project(seen2, heads)
             similarity = (soft_cross_entropy(p1, z2, valid) + soft_cross_entropy(p2, z1, valid)) / 2
             losses[name] = similarity * weight * self.pixel_weight
         pseudo_label = partial(pseudo_label_loss, rebalance=head.rebalance, valid=valid)

@@ -6,8 +6,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
-from densesiam_d2.geometry import overlap_grids
+from densesiam_d2.geometry import overlap_grids, sample
 from densesiam_d2.losses import negative_cosine
+from densesiam_d2.modeling.meta_arch.densesiam import _Seen
 from tests.losses import references
 from tests.modeling.meta_arch.tiny import (
     WIDTH,
@@ -107,8 +108,9 @@ def test_first_term_reaches_the_encoder_through_view_1_only():
     x1.requires_grad_()
     x2.requires_grad_()
     grid1, grid2, _ = overlap_grids(boxes1, boxes2, model.grid_size)
-    _, p1 = model.project(model.encode(x1), grid1, model.dense)
-    z2, _ = model.project(model.encode(x2), grid2, model.dense)
+    f1, f2 = model.encode(x1), model.encode(x2)
+    _, p1 = model.project(_Seen(f1, grid1, sample(f1, grid1)), model.dense)
+    z2, _ = model.project(_Seen(f2, grid2, sample(f2, grid2)), model.dense)
     grad1, grad2 = torch.autograd.grad(negative_cosine(p1, z2), (x1, x2), allow_unused=True)
     assert grad1.abs().sum() > 0
     assert grad2 is None

@@ -4,9 +4,12 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch import nn
 from torch.nn import functional as F
 
-from densesiam_d2.geometry import overlap_grids
+from densesiam_d2.geometry import overlap_grids, sample
+from densesiam_d2.modeling.meta_arch import DenseSiam, densesiam
+from tests.evaluation.processes import in_two_processes
 from tests.losses import references
 from tests.modeling.meta_arch.tiny import (
     assert_close_gradients,
@@ -58,6 +61,56 @@ def test_every_parameter_gets_a_gradient():
     model = tiny_model(tiny_sem_seg_cfg())
     sum(step(model, tiny_batch()).values()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+
+
+def subset_cfg():
+    """A backbone of which the segmentation head takes two features and nobody the other two."""
+    cfg = tiny_sem_seg_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "res3"]
+    return cfg
+
+
+def test_features_that_nobody_takes_get_a_gradient_too():
+    model = tiny_model(subset_cfg())
+    sum(step(model, tiny_batch()).values()).backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert all((p.grad == 0).all() for p in model.backbone.res5.parameters())
+    assert any((p.grad != 0).any() for p in model.backbone.res3.parameters())
+
+
+def train_two_steps(rank):
+    model = nn.parallel.DistributedDataParallel(tiny_model(subset_cfg()))
+    losses = []
+    for iteration in range(2):  # the second one waits for the gradients of the first
+        losses.append(sum(step(model, tiny_batch(seed=rank), iteration + 1).values()))
+        model.zero_grad()
+        losses[-1].backward()
+    return [loss.item() for loss in losses], model.module.backbone.res3[0].conv1.weight.grad
+
+
+def test_two_processes_with_features_that_nobody_takes():
+    (_, grad0), (_, grad1) = in_two_processes(train_two_steps)
+    assert torch.equal(grad0, grad1) and (grad0 != 0).any()
+
+
+def test_features_are_sampled_once_and_the_losses_are_those_of_sampling_for_each_head(monkeypatch):
+    """The reference samples anew before each head, as the formulas are written."""
+
+    class Anew(DenseSiam):
+        def project(self, seen, heads):
+            z = heads.projector(F.grid_sample(seen.f, seen.grid, align_corners=False, padding_mode="border"))
+            return z, heads.predictor(z)
+
+    model, batch, calls = tiny_model(tiny_sem_seg_cfg()), tiny_batch(), []
+    monkeypatch.setattr(densesiam, "sample", lambda f, grid: calls.append(f.shape) or sample(f, grid))
+    losses = step(model, batch)
+    assert len(calls) == 2  # one for each view
+    model.__class__ = Anew
+    expected = step(model, batch)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(
+        {name: loss.item() for name, loss in expected.items()}, rel=1e-6
+    )
+    assert_close_gradients(gradients(model, sum(losses.values())), gradients(model, sum(expected.values())))
 
 
 def test_without_auxiliary_classifier_the_main_one_has_all_the_weight():
