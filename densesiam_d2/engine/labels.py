@@ -24,6 +24,13 @@ __all__ = ["settle_labels"]
 
 logger = logging.getLogger(__name__)
 
+# Tensors with a row for each class, and how many rows there are besides (background).
+_CLASSIFIERS = {
+    "roi_heads.box_predictor.cls_score.weight": 1,
+    "sem_seg_head.main.predictor.weight": 0,
+    "sem_seg_head.predictor.weight": 0,
+}
+
 
 @dataclass
 class _Verdict:
@@ -98,7 +105,8 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
         if labelled.classes is None and not findings.of("error"):
             _name_by_numbers(labelled, cfg, fixed, findings)
     if key and not findings.of("error"):
-        _settle_classes(cfg, key, train, test, fixed, _classes_of(weights) if eval_only else None, findings, verdict)
+        known = _classes_of(weights) if eval_only else (None, None)
+        _settle_classes(cfg, key, train, test, fixed, known, findings, verdict)
     try:
         findings.raise_errors()
     except LabelsError as error:
@@ -132,12 +140,15 @@ def _name_by_numbers(labelled: LabelledSet, cfg: CfgNode, fixed: Sequence[str], 
     )
 
 
-def _classes_of(weights: str | Path) -> list[str] | None:
-    """Return the class names that a checkpoint of ours carries."""
+def _classes_of(weights: str | Path) -> tuple[list[str] | None, int | None]:
+    """Return the class names that a checkpoint of ours carries, and the number of classes that its tensors have."""
     if not weights or "://" in str(weights) or not Path(weights).is_file():
-        return None
-    metadata = read_checkpoint(weights).get("metadata")
-    return metadata.get("classes") if isinstance(metadata, dict) else None
+        return None, None
+    checkpoint = read_checkpoint(weights)
+    trainer, state = checkpoint.get("trainer"), checkpoint.get("model", checkpoint)
+    names = trainer.get("classes") if isinstance(trainer, dict) else None
+    rows = next((len(state[name]) - extra for name, extra in _CLASSIFIERS.items() if name in state), None)
+    return names or None, rows
 
 
 def _settle_classes(
@@ -146,17 +157,20 @@ def _settle_classes(
     train: list[LabelledSet],
     test: list[LabelledSet],
     fixed: Sequence[str],
-    known: list[str] | None,
+    known: tuple[list[str] | None, int | None],
     findings: Findings,
     verdict: _Verdict,
 ) -> None:
     """Find the names of the model's classes, and compare everything else with them.
 
     Args:
-        known: the names in the weights to be evaluated; None asks the data.
+        known: names and number of classes of the weights to be evaluated; None where the data decides.
     """
     first = (train or test)[0]
-    names, source = (known, "MODEL.WEIGHTS") if known else (list(first.classes), f"{first.name!r}")
+    names, source = (known[0], "MODEL.WEIGHTS") if known[0] else (list(first.classes), f"{first.name!r}")
+    if known[1] not in (None, len(names)):
+        text = f"it has {known[1]} classes, but {source} has {len(names)}: {_listed(names)}"
+        findings.add("error", "num-classes", "MODEL.WEIGHTS", text)
     for other in train[1:]:
         if list(other.classes) != names:
             text = f"its classes ({_listed(other.classes)}) are not those of {first.name!r}, in order: {_listed(names)}"

@@ -83,6 +83,10 @@ class Trainer(DefaultTrainer):
         if self.start_iter == 0 and not self.cfg.MODEL.WEIGHTS and not trains_on_views(self.cfg):
             logger.warning("MODEL.WEIGHTS is empty: this model is trained from random weights")
 
+    def state_dict(self) -> dict:
+        """Return what detectron2 saves of a trainer, and the names of the model's classes for ``--eval-only``."""
+        return {**super().state_dict(), "classes": list(self.cfg.MODEL.CLASS_NAMES)}
+
     def build_hooks(self) -> list:
         """Return detectron2's hooks, with guards before them and this project's way to save.
 

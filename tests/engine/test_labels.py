@@ -183,6 +183,30 @@ def test_label_maps_train_a_semantic_network(masks, tmp_path):
     assert {"IoU-sky", "IoU-road", "IoU-car"} <= set(results["sem_seg"])
 
 
+def test_evaluation_takes_the_classes_of_the_weights(detection, tmp_path):
+    train, turned, other = (detection(n, *c) for n, c in {"a": "rb", "b": "br", "c": "xyz"}.items())
+    options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", train, "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out"]
+    run(MASK_RCNN, *CPU, *options)
+    weights = ["MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth", "OUTPUT_DIR", tmp_path / "eval"]
+    run(MASK_RCNN, *CPU, *weights, "DATASETS.TEST", turned, flags=("--eval-only",))
+    assert "CLASS_NAMES:\n  - r\n  - b\n" in (tmp_path / "eval" / "config.yaml").read_text()
+    with pytest.raises(ValueError, match=r"against MODEL\.WEIGHTS: 2 classes in training, 3 in the test set"):
+        run(MASK_RCNN, *CPU, *weights, "DATASETS.TEST", other, flags=("--eval-only",))
+    # Weights of somebody else, without names: their number is compared when they are loaded.
+    torch.save({"model": torch.load(tmp_path / "out" / "model_final.pth")["model"]}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS: it has 2 classes, but 'coco:.*' has 3: x, y, z"):
+        run(
+            MASK_RCNN,
+            *CPU,
+            *weights,
+            "MODEL.WEIGHTS",
+            tmp_path / "foreign.pth",
+            "DATASETS.TEST",
+            other,
+            flags=("--eval-only",),
+        )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the processes would need one each")
 def test_every_process_learns_the_verdict(tmp_path):
     content = coco()
