@@ -180,13 +180,6 @@ def _find_problems(metadata: Metadata) -> list[str]:
             ImageFiles.open(metadata.image_index)
         except (FileNotFoundError, ValueError) as error:
             problems.append(str(error))
-    if metadata.get("evaluator_type") == "cityscapes_sem_seg" and not problems:
-        labels = Path(metadata.gt_dir)
-        if next(labels.glob("*/*_labelTrainIds.png"), None) is None:
-            problems.append(
-                f"no *_labelTrainIds.png below {labels}; make them by "
-                "python -m cityscapesscripts.preparation.createTrainIdLabelImgs"
-            )
     return problems
 
 

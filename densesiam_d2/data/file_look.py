@@ -79,7 +79,7 @@ def look_at_cityscapes_files(images: Sequence[Path], metadata: Metadata, kinds: 
         images: files in ``leftImg8bit/<split>/<city>``.
         metadata: of the set: "gt_dir".
         kinds: what follows ``_gtFine_`` in their names.
-        tally: told about "label-missing", and about images of another name, at which detectron2's loader ends.
+        tally: told about "label-missing" and "train-ids-missing", and about images of another name, at which detectron2's loader ends.
     """
     wanted = []
     for image in images:
@@ -89,4 +89,4 @@ def look_at_cityscapes_files(images: Sequence[Path], metadata: Metadata, kinds: 
         stem = Path(metadata.gt_dir) / image.parent.name / image.name.removesuffix("_leftImg8bit.png")
         wanted += [f"{stem}_gtFine_{kind}" for kind in kinds]
     for path in sorted(missing_files(wanted)):
-        tally.note("label-missing", path)
+        tally.note("train-ids-missing" if path.endswith("TrainIds.png") else "label-missing", path)

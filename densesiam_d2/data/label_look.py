@@ -29,6 +29,11 @@ _FILE_KINDS = {
     "image-alone": ("warning", "images without a label map, left out: {n}"),
     "label-alone": ("warning", "label maps without an image, left out: {n}"),
     "label-missing": ("error", "label maps that do not exist: {n}"),
+    "train-ids-missing": (
+        "error",
+        "label maps *_labelTrainIds.png that do not exist: {n}; make them by "
+        "python -m cityscapesscripts.preparation.createTrainIdLabelImgs",
+    ),
     "label-unreadable": ("error", "label maps that cannot be read: {n}"),
     "label-size": ("error", "label maps of another size than their image: {n}"),
     "label-value": ("error", "label maps with values that are no class: {n}; correct them or the class names"),

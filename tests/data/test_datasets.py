@@ -194,21 +194,6 @@ def test_check_passes_without_reading(tmp_path, set_metadata):
     check_datasets(make_cfg(["tiny_good"], [f"folder:{tmp_path}/images"]))
 
 
-def test_check_asks_for_train_ids(tmp_path, set_metadata):
-    save(tmp_path / "images/a/a_leftImg8bit.png", np.zeros((2, 4, 3)))
-    save(tmp_path / "gt/a/a_gtFine_labelIds.png", np.zeros((2, 4)))
-    set_metadata(
-        "tiny_city",
-        image_dir=str(tmp_path / "images"),
-        gt_dir=str(tmp_path / "gt"),
-        evaluator_type="cityscapes_sem_seg",
-    )
-    with pytest.raises(FileNotFoundError, match="createTrainIdLabelImgs"):
-        check_datasets(make_cfg([], ["tiny_city"]))
-    save(tmp_path / "gt/a/a_gtFine_labelTrainIds.png", np.zeros((2, 4)))
-    check_datasets(make_cfg([], ["tiny_city"]))
-
-
 def test_root_is_that_of_detectron2(monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", "~/somewhere")
     assert datasets_root() == Path.home() / "somewhere"

@@ -217,7 +217,8 @@ def test_sound_cityscapes_tree(cityscapes):
 def test_cityscapes_files_that_are_missing(name, semantic, kind, cityscapes):
     for file in (cityscapes / "gtFine").rglob(f"*_{kind}.*"):
         file.unlink()
-    assert found(name, semantic) == {"label-missing": ("error", 2)}
+    expected = "train-ids-missing" if kind == "labelTrainIds" else "label-missing"
+    assert found(name, semantic) == {expected: ("error", 2)}
 
 
 def test_other_files_among_the_images(cityscapes):
