@@ -79,7 +79,8 @@ def look_at_cityscapes_files(images: Sequence[Path], metadata: Metadata, kinds: 
         images: files in ``leftImg8bit/<split>/<city>``.
         metadata: of the set: "gt_dir".
         kinds: what follows ``_gtFine_`` in their names.
-        tally: told about "label-missing" and "train-ids-missing", and about images of another name, at which detectron2's loader ends.
+        tally: told about "label-missing", "train-ids-missing", and "load" for images of another name, at which
+            detectron2's loader ends.
     """
     wanted = []
     for image in images:
