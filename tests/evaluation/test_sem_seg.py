@@ -217,3 +217,38 @@ def test_equals_cityscapesscripts(register, tmp_path):
         assert ours[f"IoU-{name}"] == pytest.approx(100 * theirs["classScores"][name], abs=1e-6, nan_ok=True)
     assert math.isnan(ours[f"IoU-{trainId2label[5].name}"])
     assert ours[f"IoU-{trainId2label[12].name}"] == 0
+
+
+def test_classes_of_another_order(register, tmp_path):
+    """The model's classes are c, a, b; the file's 0, 1, 2 are a, b, c."""
+    (file_name,) = register("turned", tmp_path, [[[0, 0, 1, 2]]], stuff_classes=["a", "b", "c"], ignore_label=255)
+    evaluator = SemSegConfusionEvaluator("turned", order=[2, 0, 1])
+    evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot([[1, 1, 2, 0]], 3)}])
+    assert evaluator.evaluate()["sem_seg"]["pACC"] == 100
+    evaluator.reset()
+    evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot([[1, 1, 2, 1]], 3)}])
+    # Class c is taken for a: a has 2 of 3 pixels right, b is right, c has nothing.
+    result = evaluator.evaluate()["sem_seg"]
+    assert [result[f"IoU-{name}"] for name in "abc"] == pytest.approx([200 / 3, 100, 0])
+
+
+def test_mean_over_the_classes_that_are_there(register, tmp_path, caplog):
+    """Classes c and d have no pixel; c is predicted once, so that its IoU is 0 in the published mean."""
+    (file_name,) = register("some", tmp_path, [[[0, 0, 1, 1]]], stuff_classes=["a", "b", "c", "d"], ignore_label=255)
+    evaluator = SemSegConfusionEvaluator("some", output_dir=str(tmp_path))
+    evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot([[0, 0, 1, 2]], 4)}])
+    result = evaluator.evaluate()["sem_seg"]
+    assert result["mIoU"] == pytest.approx((100 + 50 + 0) / 3)
+    assert result["mIoU_present"] == pytest.approx((100 + 50) / 2)
+    assert evaluator.absent_classes == ["c", "d"]
+    assert json.loads((tmp_path / "sem_seg_evaluation.json").read_text())["absent_classes"] == ["c", "d"]
+    assert "some: 2 classes have no pixel: c, d" in caplog.messages
+
+
+def test_damaged_label_map_is_named(register, tmp_path):
+    (file_name,) = register("cut", tmp_path, [np.zeros((40, 40))], stuff_classes=["a"], ignore_label=255)
+    label = next(tmp_path.rglob("*.png"))
+    label.write_bytes(label.read_bytes()[:50])
+    evaluator = SemSegConfusionEvaluator("cut")
+    with pytest.raises(ValueError, match=f"cannot read the label map {label}"):
+        evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot(np.zeros((40, 40), int), 1)}])
