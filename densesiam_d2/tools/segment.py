@@ -2,7 +2,7 @@
 
     python -m densesiam_d2.tools.segment --config-file F --weights W --input I --output O
 
-Writes, for every image below I and under the same relative name,
+Writes, for every image below I (links are followed, hidden files left out) and under the same relative name,
 
 - ``labels/*.png``: the id of each pixel (8 bit; 16 bit for more than 256 ids), at the image's size,
 - ``overlays/*.jpg``: the image with the ids in colour over it,
@@ -29,6 +29,7 @@ from matplotlib.colors import hsv_to_rgb
 from torch import nn
 
 from densesiam_d2.checkpoint.files import read_checkpoint
+from densesiam_d2.data.image_folders import walk_images
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 
@@ -123,6 +124,7 @@ class Segmentor:
             cfg.TEST.CENTER_CROP_SIZE or cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         )
         self.bgr = cfg.INPUT.FORMAT == "BGR"
+        self.white_level = cfg.INPUT.WHITE_LEVEL
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -154,19 +156,17 @@ def _fill(model: nn.Module, weights: str) -> None:
         )
 
 
-def _images(folder: Path, skipped: dict[str, str]) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yield relative path and pixels of every image below a folder; note the other files in ``skipped``."""
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            skipped[str(name)] = f"ending {path.suffix or 'missing'}"
-            continue
+def _images(
+    folder: Path, white_level: int, skipped: Counter, unreadable: list[str]
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Yield relative path and pixels of every image below a folder; count the other files, and say what fails."""
+    for path in walk_images(folder, skipped):
         try:
-            image = read_image(path)
+            image = read_image(path, white_level=white_level)
         except ValueError as error:
-            skipped[str(name)] = str(error)
-            continue
-        yield name, image
+            unreadable.append(str(error))
+        else:
+            yield Path(path).relative_to(folder), image
 
 
 def segment_folder(
@@ -176,14 +176,15 @@ def segment_folder(
 
     Args:
         segmentor: the model.
-        source: folder with images, searched recursively.
+        source: folder with images, searched recursively: links are followed, hidden files and folders left out.
         output: folder to write to, outside source.
         names: what to call each id.
         colors: (num, 3) uint8 RGB.
         alpha: weight of the colours in the overlays.
 
     Returns:
-        "images" (count), "skipped" (file name -> reason) and "seconds_per_image" (network and argmax).
+        "images" (count), "skipped" (count of other files by ending), "unreadable" (reasons) and "seconds_per_image"
+        (network and argmax).
 
     Raises:
         FileNotFoundError: source is missing or has no readable image.
@@ -193,9 +194,9 @@ def segment_folder(
         raise FileNotFoundError(f"--input {source}: no such folder")
     if output.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--output {output} lies in --input {source}: the next run would segment its results")
-    skipped, written, seconds = {}, set(), 0.0
+    skipped, unreadable, written, seconds = Counter(), [], set(), 0.0
     pixels = np.zeros(len(names), np.int64)
-    for name, image in _images(source, skipped):
+    for name, image in _images(source, segmentor.white_level, skipped, unreadable):
         start = time.perf_counter()
         labels = segmentor(image)
         seconds += time.perf_counter() - start
@@ -207,7 +208,8 @@ def segment_folder(
         _write(output / "labels" / f"{stem}.png", labels)
         _write(output / "overlays" / f"{stem}.jpg", overlay(image, labels, alpha, colors)[:, :, ::-1])
     if not written:
-        raise FileNotFoundError(f"--input {source}: no readable image in it; {len(skipped)} other files")
+        reason = unreadable[0] if unreadable else f"endings {' '.join(IMAGE_SUFFIXES)}"
+        raise FileNotFoundError(f"--input {source}: no readable image in it ({reason}); {skipped.total()} other files")
     shares = pixels / pixels.sum()
     _write(output / "legend.png", draw_legend(names, colors, shares)[:, :, ::-1])
     classes = [
@@ -215,7 +217,8 @@ def segment_folder(
         for i, (name, color, share) in enumerate(zip(names, colors.tolist(), shares, strict=True))
     ]
     (output / "classes.json").write_text(json.dumps(classes, indent=1))
-    return {"images": len(written), "skipped": skipped, "seconds_per_image": seconds / len(written)}
+    seconds /= len(written)
+    return {"images": len(written), "skipped": skipped, "unreadable": unreadable, "seconds_per_image": seconds}
 
 
 def _write(path: Path, image: np.ndarray) -> None:
@@ -260,11 +263,13 @@ def main(argv: list[str] | None = None) -> None:
         if not 0 <= args.alpha <= 1:
             raise ValueError(f"--alpha {args.alpha} must lie between 0 and 1")
         report = segment_folder(Segmentor(cfg), args.input, args.output, names, colors, args.alpha)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{report['images']} images, {report['seconds_per_image']:.3f} s each, results in {args.output}")
-    for reason, count in Counter(report["skipped"].values()).items():
-        print(f"skipped {count}: {reason}")
+    if report["skipped"]:
+        print("skipped:", ", ".join(f"{count} {kind}" for kind, count in report["skipped"].most_common()))
+    for reason in report["unreadable"]:
+        print(reason)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,38 @@ def test_files_for_a_folder(run, tmp_path, capsys):
 
     printed = capsys.readouterr().out
     assert "3 images" in printed
-    assert "skipped 1: ending .txt" in printed
+    assert "skipped: 1 .txt" in printed
     assert "torn.jpg" in printed
+
+
+def test_images_are_listed_as_in_training(run, tmp_path, capsys):
+    """Links are followed, once; hidden files and folders are left out; endings have any case."""
+    images = tmp_path / "images"
+    (tmp_path / "elsewhere").mkdir()
+    (images / "town" / "b.png").rename(tmp_path / "elsewhere" / "c.PNG")
+    (images / "linked").symlink_to(tmp_path / "elsewhere")
+    (images / "circle").symlink_to(images)
+    for hidden in (".thumbnails/a.jpg", ".hidden.jpg"):
+        (images / hidden).parent.mkdir(exist_ok=True)
+        (images / hidden).write_bytes((images / "a.jpg").read_bytes())
+    run()
+    labels = tmp_path / "out" / "labels"
+    assert sorted(str(path.relative_to(labels)) for path in labels.rglob("*.png")) == [
+        *("a.png", "a.png.png", "linked/c.png")
+    ]
+    assert "skipped: 1 hidden, 1 folders linked again" in capsys.readouterr().out
+
+
+def test_the_white_level_counts(run, tmp_path):
+    """A 12-bit picture in a 16-bit file is segmented as the 8-bit picture of the same grey values, 4095 being 255."""
+    grey = np.random.default_rng(1).integers(0, 256, (6, 8), dtype=np.uint8)
+    grey = cv2.resize(grey, (80, 64), interpolation=cv2.INTER_NEAREST)
+    for name, image in (("eight", grey), ("twelve", np.rint(grey * (4095 / 255)).astype(np.uint16))):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "x.png"), image)
+        run("INPUT.WHITE_LEVEL", 4095, source=name, output=f"out_{name}")
+    eight, twelve = (cv2.imread(str(tmp_path / f"out_{name}/labels/x.png"), -1) for name in ("eight", "twelve"))
+    assert np.array_equal(eight, twelve) and len(np.unique(eight)) > 1
 
 
 def test_labels_are_the_models_argmax(run, tmp_path):
@@ -135,7 +165,7 @@ def test_mistakes_end_in_one_line(run, kwargs, opts, message):
 def test_folder_without_images(run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.txt").write_text("")
-    with pytest.raises(SystemExit, match=r"no readable image in it; 1 other files"):
+    with pytest.raises(SystemExit, match=r"no readable image in it \(endings \.jpg .*\); 1 other files"):
         run(source="empty")
 
 
