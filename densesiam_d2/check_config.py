@@ -52,6 +52,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
     "INPUT.CROP.TYPE": _one_of("relative_range", "relative", "absolute", "absolute_range"),
     "INPUT.FORMAT": _one_of("RGB", "BGR"),
+    "INPUT.WHITE_LEVEL": (lambda v: 1 <= v <= 65535, "in [1, 65535]"),
     "INPUT.SSL.VIEW_SIZE": _POSITIVE,
     "INPUT.SSL.PRE_CROP": _NOT_NEGATIVE,
     "INPUT.SSL.VIEWS": (_all_of(lambda v: v in ("crop", "full"), 2), 'two of "crop", "full"'),

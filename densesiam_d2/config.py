@@ -55,6 +55,8 @@ def _add_dataset_keys(cfg: CfgNode) -> None:
 def _add_input_keys(cfg: CfgNode) -> None:
     # Photometric distortion in supervised segmentation (ColorAugSSDTransform of detectron2.projects.point_rend).
     cfg.INPUT.COLOR_AUG_SSD = False
+    # Value of a 16-bit pixel that becomes 255, as higher ones do; 4095 for pictures of 12 bits in 16-bit files.
+    cfg.INPUT.WHITE_LEVEL = 65535
     # A folder: of more images than this is listed once, into an index in OUTPUT_DIR that all processes share and
     # --resume keeps.
     cfg.DATALOADER.INDEX_ABOVE = 1_000_000

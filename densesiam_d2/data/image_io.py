@@ -18,8 +18,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 __all__ = [
     "DECODING_ERRORS",
     "IMAGE_SUFFIXES",
+    "WHITE_LEVEL",
     "UnreadableImageError",
     "check_ordinary_image",
+    "highest_16_bit_value",
     "read_bytes",
     "read_image",
     "read_label",
@@ -34,6 +36,9 @@ MAX_PIXELS = 89_478_485
 MAX_ASPECT = 100
 # A file of that many pixels, each of three 16-bit numbers, without compression.
 MAX_BYTES = 6 * MAX_PIXELS
+
+# The 16-bit value that becomes 255, unless a config says otherwise.
+WHITE_LEVEL = 65535
 
 # Pillow knows forty more. Some of them start other programs: EPS starts Ghostscript.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -59,18 +64,22 @@ class UnreadableImageError(ValueError):
     """A file cannot be read as an image, or not as a label map. The message is one line that names the file."""
 
 
-def read_image(path: str | Path, part: tuple[str, int, int] | None = None) -> np.ndarray:
+def read_image(
+    path: str | Path, part: tuple[str, int, int] | None = None, white_level: int = WHITE_LEVEL
+) -> np.ndarray:
     """Read an image as the viewer of the file would see it.
 
     - The EXIF orientation is applied, once.
     - Grey, palette, bilevel and CMYK images become RGB. An alpha channel is dropped, not composited: that is what
       detectron2 and torchvision do, so pretraining and transfer see the same pixels.
-    - 16-bit grey is scaled to 8 bit, where Pillow would clip it to white.
+    - 16-bit grey and colour are scaled to 8 bit, where Pillow would clip grey to white. What is above the white level
+      becomes white.
     - Of an animation the first frame is read.
 
     Args:
         path: a local file.
         part: the file that holds the image, and the offset and size of it there, in bytes; ``path`` then only names it.
+        white_level: value of a 16-bit pixel that becomes 255; 4095 for pictures of 12 bits in 16-bit files.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous and writable.
@@ -83,7 +92,23 @@ def read_image(path: str | Path, part: tuple[str, int, int] | None = None) -> np
     with _named_errors(path):
         data = read_bytes(path, part)
         image = _decode_jpeg(data) if data[:2] == b"\xff\xd8" else None
-        return _decode_any(data) if image is None else image
+        return _decode_any(data, white_level) if image is None else image
+
+
+def highest_16_bit_value(data: bytes) -> int | None:
+    """Return the highest value in a 16-bit image, None for images of other depths, which are not decoded.
+
+    Args:
+        data: the file's content.
+
+    Raises:
+        any of DECODING_ERRORS: it cannot be read.
+    """
+    if data[:2] == b"\xff\xd8":  # JPEG
+        return None
+    with _open(data) as image:
+        pixels = _decode_16_bit(image, data)
+        return None if pixels is None else int(pixels.max())
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -231,13 +256,26 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _decode_any(data: bytes) -> np.ndarray:
+def _decode_16_bit(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """Return the pixels (H, W) or (H, W, 3) of a 16-bit image, None for one of another depth."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return np.asarray(ImageOps.exif_transpose(image))
+    depth = {"PNG": lambda: data[24], "TIFF": lambda: image.tag_v2.get(258, (0,))[0]}.get(image.format, int)()
+    if depth != 16 or image.mode in ("I", "F"):
+        return None
+    # Of colours Pillow keeps the upper 8 bits only.
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return None if pixels is None or pixels.dtype != np.uint16 else pixels[:, :, ::-1]
+
+
+def _decode_any(data: bytes, white_level: int) -> np.ndarray:
     with _open(data) as image:
-        is_png = image.format == "PNG"
+        deep = _decode_16_bit(image, data)
+        if deep is not None:
+            # 65535 = 255 * 257
+            pixels = np.rint(np.minimum(deep, white_level).astype(np.float32) / (white_level / 255)).astype(np.uint8)
+            return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
-            grey = np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)  # 65535 = 255 * 257
-            return np.repeat(grey[:, :, None], 3, axis=2)
         if image.mode in ("F", "I"):
             kind = "floating-point" if image.mode == "F" else "32-bit integer"
             raise ValueError(f"{kind} pixels have no known range; convert the file to 8 or 16 bit")

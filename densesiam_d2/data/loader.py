@@ -32,6 +32,7 @@ from .order import EndlessBatches, mixed_seeds, seeded
 from .path_datasets import FOLDER_PREFIX, register_path_datasets
 from .quarantine import Quarantine
 from .two_view_mapper import TwoViewDatasetMapper, collate_views
+from .white_level import warn_of_dark_images
 
 __all__ = ["TrainLoader", "build_labelled_train_loader", "build_two_view_train_loader"]
 
@@ -203,6 +204,7 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     logger.info("Pretraining on %d images of %s, %.1f epochs", len(files), ", ".join(names), epochs)
     if len(files) < total:
         logger.warning("%d images are fewer than SOLVER.IMS_PER_BATCH %d", len(files), total)
+    warn_of_dark_images(files, cfg.INPUT.WHITE_LEVEL)
     mapper = TwoViewDatasetMapper(cfg) if mapper is None else mapper
     return TrainLoader(
         SeededSamples(files, mapper, substitute=True),
@@ -247,6 +249,8 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     records = parts["dataset"]
     boxes = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
     check_records(cfg.DATASETS.TRAIN, records, cfg.MODEL.ROI_HEADS.NUM_CLASSES if boxes else None)
+    if not boxes:  # whose mapper refuses 16-bit images
+        warn_of_dark_images(records, cfg.INPUT.WHITE_LEVEL)
     if type(parts["sampler"]) is not TrainingSampler:
         logger.warning(
             "DATALOADER.SAMPLER_TRAIN %s: --resume starts the order of images anew", cfg.DATALOADER.SAMPLER_TRAIN

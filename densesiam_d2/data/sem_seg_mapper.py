@@ -13,7 +13,7 @@ from detectron2.data.detection_utils import build_augmentation, check_image_size
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from .augmentation import ResizeCenterCrop
-from .image_io import read_image, read_label
+from .image_io import WHITE_LEVEL, read_image, read_label
 
 __all__ = ["SemSegDatasetMapper"]
 
@@ -44,6 +44,7 @@ class SemSegDatasetMapper:
         ignore_label: int = 255,
         num_classes: int | None = None,
         crops: bool = False,
+        white_level: int = WHITE_LEVEL,
     ):
         """Store the augmentations and the meaning of the labels.
 
@@ -55,6 +56,7 @@ class SemSegDatasetMapper:
             ignore_label: value of pixels that do not count.
             num_classes: number of classes, for the check of label maps; None leaves the check out.
             crops: whether "height" and "width" of the result are those of the augmented image.
+            white_level: see :func:`densesiam_d2.data.image_io.read_image`.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -70,6 +72,7 @@ class SemSegDatasetMapper:
         self.ignore_label = ignore_label
         self.num_classes = num_classes
         self.crops = crops
+        self.white_level = white_level
         logging.getLogger(__name__).info("Augmentations of %s: %s", label_key or "images", augmentations)
 
     @classmethod
@@ -104,6 +107,7 @@ class SemSegDatasetMapper:
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE if ignore_label is None else ignore_label,
             "num_classes": None if classes is None else len(classes),
             "crops": center_crop > 0,
+            "white_level": cfg.INPUT.WHITE_LEVEL,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -120,7 +124,7 @@ class SemSegDatasetMapper:
             ValueError: a file cannot be read, sizes differ, or the label map has values that are no class.
         """
         dataset_dict = dict(dataset_dict)
-        image = read_image(dataset_dict["file_name"])
+        image = read_image(dataset_dict["file_name"], white_level=self.white_level)
         check_image_size(dataset_dict, image)  # also sets height and width
         if self.image_format == "BGR":
             image = np.ascontiguousarray(image[:, :, ::-1])

@@ -19,7 +19,7 @@ from .augmentation import (
     RandomResizedCrop,
 )
 from .color_augmentation import ColorJitter, ColorSteps, RandomGaussianBlur, RandomGrayscale, RandomSolarize
-from .image_io import read_image
+from .image_io import WHITE_LEVEL, read_image
 
 __all__ = ["TwoViewDatasetMapper", "collate_views"]
 
@@ -53,6 +53,7 @@ class TwoViewDatasetMapper:
         min_overlap: float = 0.0,
         redraw: bool = True,
         color_first: bool = False,
+        white_level: int = WHITE_LEVEL,
     ):
         """Store the augmentations.
 
@@ -63,6 +64,7 @@ class TwoViewDatasetMapper:
             min_overlap: least fraction of view 2 that lies within view 1.
             redraw: whether to draw view 2 again; False where that changes nothing.
             color_first: change the colours of the whole (pre-cropped) image, before ``geometric``, as released.
+            white_level: see :func:`densesiam_d2.data.image_io.read_image`.
 
         Raises:
             ValueError: there are not two views, or ``min_overlap`` is out of range.
@@ -77,6 +79,7 @@ class TwoViewDatasetMapper:
         self.min_overlap = min_overlap
         self.redraw = redraw
         self.color_first = color_first
+        self.white_level = white_level
         logger = logging.getLogger(__name__)
         for i in range(2):
             logger.info("Augmentations of view %d: %s", i + 1, pre_crop + geometric[i] + photometric[i])
@@ -100,6 +103,7 @@ class TwoViewDatasetMapper:
             "min_overlap": ssl.MIN_OVERLAP,
             "redraw": ssl.VIEWS[1] == "crop" and ssl.MIN_OVERLAP > 0,
             "color_first": ssl.COLOR_FIRST,
+            "white_level": cfg.INPUT.WHITE_LEVEL,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -117,7 +121,7 @@ class TwoViewDatasetMapper:
         """
         cv2.setNumThreads(0)  # workers are processes already; more threads would only get in each other's way
         cv2.ipp.setUseIPP(False)  # whose hue takes half as long again, and which gives other pixels on other processors
-        image = read_image(dataset_dict["file_name"], dataset_dict.get("file_part"))
+        image = read_image(dataset_dict["file_name"], dataset_dict.get("file_part"), self.white_level)
         return {**self.make_views(image), "file_name": dataset_dict["file_name"]}
 
     def make_views(self, image: np.ndarray) -> dict:

@@ -18,7 +18,8 @@ Checksums do prove it: write a manifest where the data are good, and compare wit
     python -m densesiam_d2.tools.check_data /copy/of/photos --manifest photos.jsonl
 
 The report is JSON: "sources", "images" (count), "unreadable" (path, reason), "small" (paths), "megapixels" (min,
-median, max), "kinds" (count of each format), "skipped" (count of other files by ending); with labels "labels", for each
+median, max), "kinds" (count of each format), "skipped" (count of other files by ending); where 16-bit images use 12
+bits or fewer "dark" ("images", their "highest" value, "WHITE_LEVEL" to set in INPUT); with labels "labels", for each
 set "name", "classes", "images", "annotations" (counts) and "findings" (level, kind, where, text, count, examples: up to
 1,000); with checksums "duplicates" and "manifest" (missing, changed, new).
 
@@ -52,6 +53,7 @@ from densesiam_d2.data.path_datasets import (
     register_path_datasets,
 )
 from densesiam_d2.data.text_files import read_lines
+from densesiam_d2.data.white_level import DARK, dark_text, white_level_for
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.labels.findings import Finding
 from densesiam_d2.tools.check_files import CheckedFile, check_files
@@ -177,7 +179,7 @@ def _find_images(source: str, skipped: Counter) -> tuple[Path, Sequence[dict]]:
 def _summarize(files: Iterable[CheckedFile]) -> tuple[dict, dict[str, tuple[int, str]]]:
     """Return a report, sorted by path, and the checksums by path where they are known."""
     report = {"images": 0, "unreadable": [], "small": [], "megapixels": {}, "kinds": Counter()}
-    megapixels, checksums = [], {}
+    megapixels, checksums, dark = [], {}, []
     for file in files:
         report["images"] += 1
         if file.checksum is not None:
@@ -187,12 +189,16 @@ def _summarize(files: Iterable[CheckedFile]) -> tuple[dict, dict[str, tuple[int,
             continue
         megapixels.append(file.size[0] * file.size[1] / 1e6)
         report["kinds"][file.kind or "unknown"] += 1
+        if file.highest is not None and file.highest <= DARK:
+            dark.append(file.highest)
         if min(file.size) < SMALL:
             report["small"].append(file.path)
     report["unreadable"].sort(key=itemgetter("path"))
     report["small"].sort()
     if megapixels:
         report["megapixels"] = {"min": min(megapixels), "median": median(megapixels), "max": max(megapixels)}
+    if dark:
+        report["dark"] = {"images": len(dark), "highest": max(dark), "WHITE_LEVEL": white_level_for(max(dark))}
     return report, checksums
 
 
@@ -241,6 +247,8 @@ def _print_report(report: dict) -> None:
         print(f"{labelled['name']}: {counts}, classes: {', '.join(labelled['classes'] or ['unknown'])}")
         for finding in labelled["findings"]:
             print(f"  {finding['level']}: {Finding(**finding)}")
+    if "dark" in report:
+        print(dark_text(report["dark"]["images"], report["dark"]["highest"]))
     _print_findings("unreadable", [file["reason"] for file in report["unreadable"]])
     _print_findings(f"with a side below {SMALL} pixels", report["small"])
     _print_findings("sets of equal files", [", ".join(paths) for paths in report.get("duplicates", [])])

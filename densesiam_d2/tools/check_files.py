@@ -13,7 +13,13 @@ from multiprocessing.connection import Connection, wait
 
 from PIL import Image
 
-from densesiam_d2.data.image_io import DECODING_ERRORS, UnreadableImageError, read_bytes, read_image
+from densesiam_d2.data.image_io import (
+    DECODING_ERRORS,
+    UnreadableImageError,
+    highest_16_bit_value,
+    read_bytes,
+    read_image,
+)
 from densesiam_d2.processes import end_with_parent
 
 __all__ = ["CheckedFile", "check_files"]
@@ -27,6 +33,7 @@ class CheckedFile:
     error: str | None = None
     size: tuple[int, int] | None = None  # width, height
     kind: str | None = None  # such as "JPEG RGB"
+    highest: int | None = None  # value, of a 16-bit image
     checksum: tuple[int, str] | None = None  # bytes, SHA-256
 
 
@@ -125,4 +132,5 @@ def _check_file(record: dict, with_checksum: bool) -> CheckedFile:
         if result.error is None:
             with Image.open(io.BytesIO(data)) as image:
                 result.kind = f"{image.format} {image.mode}"
+            result.highest = highest_16_bit_value(data)
     return result

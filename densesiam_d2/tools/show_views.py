@@ -119,7 +119,7 @@ def _find_files(cfg: CfgNode, folder: str | None) -> list[str]:
 
 
 def _draw_file(mapper: TwoViewDatasetMapper, file: str, grid_size: int) -> np.ndarray:
-    image = read_image(file)
+    image = read_image(file, white_level=mapper.white_level)
     out = mapper.make_views(image)
     return draw_views(image, out["views"], out["view_boxes"], min(grid_size, MAX_GRID))
 

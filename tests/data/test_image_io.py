@@ -1,11 +1,12 @@
 import os
 import struct
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from densesiam_d2.data.image_io import _decode_jpeg, read_image, read_label
+from densesiam_d2.data.image_io import _decode_jpeg, highest_16_bit_value, read_image, read_label
 
 from .photos import find_photos, smooth_image
 
@@ -69,6 +70,36 @@ def test_16_bit_grey_is_scaled(tmp_path):
     values = np.array([[65535, 32896, 300, 0]], dtype=np.uint16)
     result = read_image(write(tmp_path / "a.png", Image.fromarray(values)))
     np.testing.assert_array_equal(result[0], np.array([[255] * 3, [128] * 3, [1] * 3, [0] * 3]))
+
+
+def test_white_level(tmp_path):
+    # 4095 is 255: 2048 / 4095 * 255 = 127.53 -> 128, 16 / 4095 * 255 = 0.996 -> 1; what is above is white too.
+    values = np.array([[4095, 2048, 16, 0, 5000]], dtype=np.uint16)
+    path = write(tmp_path / "a.png", Image.fromarray(values))
+    assert read_image(path, white_level=4095)[0].tolist() == [[v] * 3 for v in (255, 128, 1, 0, 255)]
+    assert highest_16_bit_value(path.read_bytes()) == 5000
+    path = write(tmp_path / "b.png", Image.fromarray(np.full((2, 2), 200, np.uint8)))
+    assert np.all(read_image(path, white_level=4095) == 200)  # 8-bit images are as they are
+    assert highest_16_bit_value(path.read_bytes()) is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_colour(tmp_path, suffix):
+    # Red 4095, green 2048, blue 257; Pillow alone would keep 15, 8 and 1.
+    bgr = np.full((3, 4, 3), (257, 2048, 4095), np.uint16)
+    path = tmp_path / f"a.{suffix}"
+    assert cv2.imwrite(str(path), bgr)
+    image = read_image(path, white_level=4095)
+    assert image.flags.writeable and image.flags.c_contiguous
+    assert image.reshape(-1, 3).tolist() == [[255, 128, 16]] * 12  # 257 / 4095 * 255 = 16.004
+    assert read_image(path)[0, 0].tolist() == [16, 8, 1]  # 4095 / 257 = 15.9, 2048 / 257 = 7.97
+    assert highest_16_bit_value(path.read_bytes()) == 4095
+
+
+def test_16_bit_portable_greymap(tmp_path):
+    # 12 bits by its own header: 4095 is white whatever the white level of other files.
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([4095, 2048], ">u2").tobytes())
+    assert read_image(tmp_path / "a.pgm")[0].tolist() == [[255] * 3, [128] * 3]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

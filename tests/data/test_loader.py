@@ -85,6 +85,18 @@ def test_mistakes(cfg, caplog):
         build_two_view_train_loader(cfg)
 
 
+def test_12_bit_images_are_warned_of_until_the_white_level_is_set(cfg, tmp_path, caplog):
+    for i in range(6):
+        Image.fromarray(np.full((40, 50), 4095, np.uint16)).save(tmp_path / f"{i}.png")
+    cfg.INPUT.SSL.JITTER_PROB = 0.0
+    assert batches(cfg, 1)[0]["views"].max() == 16  # 4095 / 257 = 15.9
+    assert "INPUT.WHITE_LEVEL 4095" in caplog.text
+    caplog.clear()
+    cfg.INPUT.WHITE_LEVEL = 4095
+    assert (batches(cfg, 1)[0]["views"] == 255).all()
+    assert "WHITE_LEVEL" not in caplog.text
+
+
 def test_image_files_hold_any_name():
     names = ["a.jpg", "", "图/ü.png", os.fsdecode(b"latin-\xfc.jpg"), "b" * 300]
     files = ImageFiles(names)

@@ -51,6 +51,14 @@ def test_training_maps_labels(dataset):
     assert "sem_seg_file_name" in record  # the caller's dict is not touched
 
 
+def test_white_level(dataset):
+    record, image = dataset
+    cfg = make_cfg()
+    cfg.INPUT.WHITE_LEVEL = 4095
+    Image.fromarray(np.full(image.shape[:2], 4095, np.uint16)).save(record["file_name"])
+    assert (SemSegDatasetMapper(cfg)(record)["image"] == 255).all()
+
+
 def test_bgr(dataset):
     record, image = dataset
     cfg = make_cfg()

@@ -80,7 +80,7 @@ def test_a_forbidden_file_is_named(zoo, monkeypatch):
 
 
 def test_errors_of_the_program_pass_through(zoo, monkeypatch):
-    def fail(data):
+    def fail(data, white_level):
         raise TypeError("a fault of the program")
 
     monkeypatch.setattr(image_io, "_decode_any", fail)

@@ -5,6 +5,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,7 +48,17 @@ def test_good_images(photos, tmp_path, capsys):
     assert report["kinds"] == {"PNG RGB": 3, "JPEG RGB": 1}
     assert report["skipped"] == {".txt": 1, "hidden": 1}
     assert report["small"] == [str(photos / "town" / "small.png")]
+    assert "dark" not in report
     assert "4 images, 0 unreadable" in capsys.readouterr().out
+
+
+def test_16_bit_images_of_12_bits(photos, tmp_path, capsys):
+    Image.fromarray(np.full((40, 50), 2800, np.uint16)).save(photos / "dark.png")
+    Image.fromarray(np.full((40, 50), 65000, np.uint16)).save(photos / "full.png")
+    status, report = check_with_report(tmp_path, photos)
+    assert status == 0
+    assert report["dark"] == {"images": 1, "highest": 2800, "WHITE_LEVEL": 4095}
+    assert "1 16-bit images use values up to 2800 of 65535" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")
