@@ -11,8 +11,8 @@ class DetectionDatasetMapper(DatasetMapper):
     """A ``DatasetMapper`` that refuses files which detectron2's reader would see wrongly or wait for.
 
     Masks are read as they come: where all masks of an image are polygons they stay polygons, as in the published
-    recipes; where one is run-length encoded, all of that image become bitmasks. With masks, annotations without one
-    are left out (DATASETS.ACCEPT has allowed them).
+    recipes; where one that counts (no crowd) is run-length encoded, all of that image become bitmasks. With masks,
+    annotations without one are left out (DATASETS.ACCEPT has allowed them).
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -30,7 +30,7 @@ class DetectionDatasetMapper(DatasetMapper):
         if self.use_instance_mask:
             masked = [a for a in dataset_dict["annotations"] if a.get("segmentation")]
             dataset_dict["annotations"] = masked
-            if any(isinstance(a["segmentation"], dict) for a in masked):
+            if any(isinstance(a["segmentation"], dict) for a in masked if not a.get("iscrowd")):
                 self.instance_mask_format = "bitmask"
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         self.instance_mask_format = configured

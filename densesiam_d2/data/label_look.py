@@ -11,12 +11,13 @@ from densesiam_d2.labels.coco_json import read_coco
 from densesiam_d2.labels.findings import Findings, Tally
 
 from .coco_sets import adopt_coco, coco_records
+from .datasets import check_records
 from .file_look import look_at_cityscapes_files, look_at_images
 from .label_folders import load_label_folder, pair_files
 from .label_map_look import look_at_label_maps
-from .voc_sets import look_at_voc
+from .voc_sets import adopt_voc, read_voc
 
-__all__ = ["SAMPLE", "LabelledSet", "look_at"]
+__all__ = ["SAMPLE", "LabelledSet", "adopt", "look_at"]
 
 SAMPLE = 1000  # image headers and label maps that a run looks at, evenly spaced
 
@@ -78,18 +79,19 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
     Returns:
         The findings, which may hold errors; nothing that is wrong with the labels is raised.
     """
+    adopt(name)
     metadata = MetadataCatalog.get(name)
     result = LabelledSet(name)
     tally = Tally(_FILE_KINDS, name)
-    adopt_coco(name)
     try:
         if semantic:
             _look_at_semantic(result, metadata, sample, tally)
         elif metadata.get("evaluator_type") == "cityscapes_instance":
             _look_at_cityscapes_instances(result, metadata, tally)
         elif metadata.get("evaluator_type") == "pascal_voc":
-            records, result.classes = look_at_voc(metadata, result.findings)
-            _look_at_instances(result, records, sample, tally)
+            records, result.findings = read_voc(metadata)
+            result.classes = metadata.thing_classes
+            _look_at_instances(result, records, sample, tally, needs_masks=masks)
         elif metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
             content, findings = read_coco(metadata.json_file, masks=masks, subset=metadata.get("subset"))
             result.findings += findings
@@ -107,6 +109,12 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
             tally.note("load", f"{type(error).__name__}: {' '.join(str(error).split())}")
     result.findings += tally.findings()
     return result
+
+
+def adopt(name: str) -> None:
+    """Let a set that detectron2's functions registered be read by this package, with its repairs and messages."""
+    adopt_coco(name)
+    adopt_voc(name)
 
 
 def _look_at_instances(
@@ -142,6 +150,7 @@ def _look_at_instances(
         for number, name in enumerate(result.classes or ()):
             if result.num_annotations and not counts[number]:
                 tally.note("class-unused", repr(name))
+    check_records([result.name], records)
     look_at_images(records, sample, tally)
 
 
@@ -173,4 +182,5 @@ def _look_at_semantic(result: LabelledSet, metadata: Metadata, sample: int | Non
     else:
         records = loader()
     result.images = [record["file_name"] for record in records]
+    check_records([result.name], records)
     look_at_label_maps(records, result.classes, metadata, sample, tally)

@@ -1,16 +1,21 @@
-"""A look at annotations in Pascal VOC's layout, before detectron2's loader reads them."""
+"""Labelled sets in Pascal VOC's layout."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import Metadata
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.structures import BoxMode
 
 from densesiam_d2.labels.findings import Findings, Tally
 from densesiam_d2.labels.voc import read_voc_xml
 
 from .text_files import read_lines
 
-__all__ = ["look_at_voc"]
+__all__ = ["adopt_voc", "read_voc"]
+
+# Where ``register_pascal_voc`` and detectron2's built-in sets come from.
+_DETECTRON2_VOC = "detectron2.data.datasets.pascal_voc"
 
 _KINDS = {
     "split": ("error", "the list of the split"),
@@ -21,15 +26,34 @@ _KINDS = {
 }
 
 
-def look_at_voc(metadata: Metadata, findings: Findings) -> tuple[list[dict], list[str]]:
+def adopt_voc(name: str) -> None:
+    """Let a set that ``register_pascal_voc`` of detectron2 registered be read here.
+
+    detectron2's own reader gives the same records, but dies without a name of the file that it cannot read.
+    """
+    if getattr(DatasetCatalog[name], "__module__", None) == _DETECTRON2_VOC:
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, functools.partial(_load_voc, name))
+
+
+def _load_voc(name: str) -> list[dict]:
+    records, findings = read_voc(MetadataCatalog.get(name))
+    findings.raise_errors()
+    return records
+
+
+def read_voc(metadata: Metadata) -> tuple[list[dict], Findings]:
     """Read all annotations of a split.
 
     Args:
-        metadata: of a set that detectron2's ``register_pascal_voc`` registered.
-        findings: what is odd is added here.
+        metadata: of a set that ``register_pascal_voc`` registered: "dirname", "split", "thing_classes".
 
     Returns:
-        Records with "file_name", "width", "height" and "annotations" (category_id, bbox as corners), and the classes.
+        detectron2's records, "difficult" objects included, and what is odd.
+
+    Raises:
+        FileNotFoundError: there is no list of the split.
+        ValueError: it is not UTF-8.
     """
     root, classes = Path(metadata.dirname), list(metadata.thing_classes)
     tally = Tally(_KINDS, str(root))
@@ -44,11 +68,16 @@ def look_at_voc(metadata: Metadata, findings: Findings) -> tuple[list[dict], lis
         except ValueError as error:
             tally.note("xml-unreadable", str(error))
             continue
-        annotations = [a for entry in content["objects"] if (a := _annotation(entry, xml, classes, tally))]
-        size = {"width": content["width"], "height": content["height"]}
-        records.append({"file_name": str(root / "JPEGImages" / f"{image_id}.jpg"), **size, "annotations": annotations})
-    findings += tally.findings()
-    return records, classes
+        records.append(
+            {
+                "file_name": str(root / "JPEGImages" / f"{image_id}.jpg"),
+                "image_id": image_id,
+                "height": content["height"],
+                "width": content["width"],
+                "annotations": [a for o in content["objects"] if (a := _annotation(o, xml, classes, tally))],
+            }
+        )
+    return records, tally.findings()
 
 
 def _image_ids(file: Path, tally: Tally) -> Sequence[str]:
@@ -73,4 +102,5 @@ def _annotation(entry: dict, xml: Path, classes: list[str], tally: Tally) -> dic
     if not (x1 >= x0 and y1 >= y0):  # also where one is NaN
         tally.note("box-empty", f"{xml}: {entry['name']!r}, {entry['bbox']}")
         return None
-    return {"category_id": classes.index(entry["name"]), "bbox": [x0 - 1, y0 - 1, x1, y1]}
+    box = {"bbox": [x0 - 1.0, y0 - 1.0, x1, y1], "bbox_mode": BoxMode.XYXY_ABS}
+    return {"category_id": classes.index(entry["name"]), **box}

@@ -13,8 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSeg
 from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.files import read_checkpoint
-from densesiam_d2.data.coco_sets import adopt_coco
-from densesiam_d2.data.label_look import LabelledSet, look_at
+from densesiam_d2.data.label_look import LabelledSet, adopt, look_at
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.labels.classes import class_order
 from densesiam_d2.labels.findings import Findings, LabelsError
@@ -61,7 +60,7 @@ def settle_labels(
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     register_path_datasets(names)
     for name in names:
-        adopt_coco(name)
+        adopt(name)
     verdict = None
     if comm.is_main_process():
         try:

@@ -232,11 +232,10 @@ def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
             return False
         tally.note("box-missing", name)
         box = [bounds[0], bounds[1], bounds[2] - bounds[0], bounds[3] - bounds[1]]
-    try:
-        x, y, w, h = (float(v) for v in box)
-    except (TypeError, ValueError):
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         tally.note("box-type", f"{name}: bbox {str(box)[:80]}")
         return False
+    x, y, w, h = box
     problem = None
     if not all(map(math.isfinite, (x, y, w, h))):
         problem = "box-not-finite"

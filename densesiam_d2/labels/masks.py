@@ -28,11 +28,9 @@ def clean_polygons(segmentation: Any) -> tuple[list[list[float]], list[str]]:
         segmentation, problems = [segmentation], ["polygon-bare"]
     kept = []
     for polygon in segmentation:
-        try:
-            points = np.asarray(polygon, dtype=np.float64)
-        except (TypeError, ValueError):
-            points = None
-        if points is None or points.ndim != 1:
+        numbers = isinstance(polygon, list) and all(isinstance(v, int | float) for v in polygon)
+        points = np.array(polygon if numbers else [], dtype=np.float64)
+        if not numbers:
             problems.append("mask-type")
         elif not np.isfinite(points).all():
             problems.append("mask-nan")

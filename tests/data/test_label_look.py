@@ -107,6 +107,15 @@ def test_sets_registered_with_detectron2(tmp_path):
     assert found("theirs") == {"polygon-short": ("repaired", 1), "mask-unusable": ("repaired", 1)}
 
 
+def test_images_elsewhere(coco_set, tmp_path):
+    content = coco()
+    name = coco_set(content)
+    content["images"][0]["file_name"] = "../secret.png"
+    write(content, tmp_path, images=False)
+    labelled = look_at(name, semantic=False, masks=True)
+    assert "lie outside" in str(labelled.findings.of("error")[0])
+
+
 def test_python_sets(tmp_path):
     write(coco(), tmp_path)
     record = {"file_name": str(tmp_path / "images" / "p1.png"), "width": 96, "height": 64}
@@ -178,6 +187,21 @@ def test_fault_in_a_voc_tree(fault, voc):
     errors = look_at("voc", semantic=False, masks=False).findings.of("error")
     assert [error.kind for error in errors] == [kind]
     assert text in str(errors[0])
+
+
+def test_voc_records_are_those_of_detectron2(voc):
+    theirs = DatasetCatalog.get("voc")
+    look_at("voc", semantic=False, masks=False)
+    assert DatasetCatalog["voc"].func.__module__.startswith("densesiam_d2")
+    assert DatasetCatalog.get("voc") == theirs
+    split = voc / "ImageSets" / "Main" / "trainval.txt"
+    split.write_text(split.read_text().split()[0])  # detectron2's loader fails on a split of one image
+    assert DatasetCatalog.get("voc") == theirs[:1]
+
+
+def test_voc_has_no_masks(voc):
+    labelled = look_at("voc", semantic=False, masks=True)
+    assert found("voc")["mask-missing"] == ("error", labelled.num_annotations)
 
 
 def test_voc_image_missing(voc):
@@ -335,7 +359,8 @@ def test_pixelmaps_in_the_place_of_stuffthingmaps(tmp_path):
     record = {"file_name": str(images / "000000000001.jpg"), "sem_seg_file_name": str(labels / "000000000001.png")}
     DatasetCatalog.register("stuff", lambda: [record])
     stuff27 = MetadataCatalog.get("coco_stuff27_val").as_dict()
-    MetadataCatalog.get("stuff").set(**{key: value for key, value in stuff27.items() if key != "name"})
+    own = {"name", "image_root", "sem_seg_root"}
+    MetadataCatalog.get("stuff").set(**{key: value for key, value in stuff27.items() if key not in own})
     labelled = look_at("stuff", semantic=True, masks=False)
     assert "unpack stuffthingmaps_trainval2017.zip" in str(labelled.findings.of("error")[0])
 
