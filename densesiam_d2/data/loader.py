@@ -243,12 +243,20 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
         which starts anew after a resume.
 
     Raises:
-        ValueError: a category does not exist, or a file name leads out of its dataset.
+        ValueError: a category does not exist, a file name leads out of its dataset, or no annotation can be used.
     """
-    parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
+    names = cfg.DATASETS.TRAIN
+    try:
+        parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
+    except AssertionError as error:
+        if "No valid data" not in str(error):
+            raise
+        raise ValueError(f"DATASETS.TRAIN {tuple(names)}: no image has an annotation that counts (no crowd)") from error
     records = parts["dataset"]
     boxes = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-    check_records(cfg.DATASETS.TRAIN, records, cfg.MODEL.ROI_HEADS.NUM_CLASSES if boxes else None)
+    check_records(names, records, cfg.MODEL.ROI_HEADS.NUM_CLASSES if boxes else None)
+    if boxes and cfg.MODEL.MASK_ON and not any(a.get("segmentation") for r in records for a in r["annotations"]):
+        raise ValueError(f"DATASETS.TRAIN {tuple(names)}: no annotation has a mask; set MODEL.MASK_ON False")
     if not boxes:  # whose mapper refuses 16-bit images
         warn_of_dark_images(records, cfg.INPUT.WHITE_LEVEL)
     if type(parts["sampler"]) is not TrainingSampler:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
 from densesiam_d2.data.image_files import ImageFiles
-from densesiam_d2.data.loader import build_two_view_train_loader
+from densesiam_d2.data.loader import build_labelled_train_loader, build_two_view_train_loader
 
 from .photos import smooth_image
 from .test_two_view_mapper import make_cfg
@@ -106,3 +107,20 @@ def test_image_files_hold_any_name():
         files[5]
     assert files._bytes.nbytes == sum(len(os.fsencode(name)) for name in names)
     assert files._ends.dtype == np.int64
+
+
+@pytest.mark.usefixtures("catalog")
+def test_labelled_records_without_anything_to_learn_from(tmp_path):
+    """What a script that does not look at its labels first is told."""
+    cfg = make_cfg("VIEW_SIZE", 16)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON, cfg.DATASETS.TRAIN = "GeneralizedRCNN", True, ("mine",)
+    annotation = {"bbox": [1, 1, 5, 5], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = {"file_name": str(tmp_path / "a.png"), "height": 9, "width": 9}
+    annotations = [annotation]
+    DatasetCatalog.register("mine", lambda: [{**record, "annotations": annotations}])
+    MetadataCatalog.get("mine").thing_classes = ["a"]
+    with pytest.raises(ValueError, match=r"\('mine',\): no annotation has a mask; set MODEL\.MASK_ON False"):
+        build_labelled_train_loader(cfg)
+    annotations = []
+    with pytest.raises(ValueError, match=r"\('mine',\): no image has an annotation that counts"):
+        build_labelled_train_loader(cfg)
