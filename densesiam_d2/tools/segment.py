@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from matplotlib.colors import hsv_to_rgb
@@ -236,18 +236,24 @@ def _names_and_colors(cfg: CfgNode, matching: str | None) -> tuple[list[str], np
         if matched is None or len(matched) != num:
             raise ValueError(f"--matching {matching}: no 'cluster_to_class' of {num} clusters in it")
         return [f"{name} = {matched[i] or 'no class'}" for i, name in enumerate(names)], colors
-    if cfg.TEST.SEM_SEG_MATCHING == "none" and cfg.DATASETS.TEST:
-        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        if len(metadata.get("stuff_classes", [])) == num:
-            names = list(metadata.stuff_classes)
-            colors = np.array(metadata.get("stuff_colors", colors), np.uint8)
+    if cfg.TEST.SEM_SEG_MATCHING == "none":
+        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
+        own = metadata.get("stuff_classes", [])
+        classes = cfg.MODEL.CLASS_NAMES or own
+        if len(classes) == num:
+            names = list(classes)
+            colors = np.array(metadata.get("stuff_colors", colors) if classes == own else colors, np.uint8)
     return names, colors
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="the yaml that the checkpoint was trained with")
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        help="the yaml that the checkpoint was trained with, or config.yaml of its OUTPUT_DIR, which has the class names",
+    )
     parser.add_argument("--weights", required=True, help="segmentation checkpoint, such as model_final.pth")
     parser.add_argument("--input", required=True, type=Path, help="folder with images")
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")

@@ -11,6 +11,7 @@ import torch
 
 from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.setup import load_config
+from densesiam_d2.tools import segment
 from tests.engine.test_train_net import CPU, FCN, MASK_RCNN, ROOT, UNSUP_SEG, _command, run
 from tests.labels.coco_files import coco, write
 from tests.labels.test_coco_json import encode
@@ -181,6 +182,12 @@ def test_label_maps_train_a_semantic_network(masks, tmp_path):
     run(FCN, *CPU, *options, "OUTPUT_DIR", tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())[masks]
     assert {"IoU-sky", "IoU-road", "IoU-car"} <= set(results["sem_seg"])
+    segment.main(
+        ["--config-file", str(tmp_path / "out" / "config.yaml"), "--weights", str(tmp_path / "out" / "model_final.pth")]
+        + ["--input", str(tmp_path / "images"), "--output", str(tmp_path / "segmented")]
+    )
+    classes = json.loads((tmp_path / "segmented" / "classes.json").read_text())
+    assert [entry["name"] for entry in classes] == ["sky", "road", "car"]
 
 
 def test_evaluation_takes_the_classes_of_the_weights(detection, tmp_path):
