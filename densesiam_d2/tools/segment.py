@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--config-file",
         required=True,
-        help="the yaml that the checkpoint was trained with, or config.yaml of its OUTPUT_DIR, which has the class names",
+        help="the yaml that the checkpoint was trained with; config.yaml of its OUTPUT_DIR has the class names too",
     )
     parser.add_argument("--weights", required=True, help="segmentation checkpoint, such as model_final.pth")
     parser.add_argument("--input", required=True, type=Path, help="folder with images")

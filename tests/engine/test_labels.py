@@ -182,10 +182,9 @@ def test_label_maps_train_a_semantic_network(masks, tmp_path):
     run(FCN, *CPU, *options, "OUTPUT_DIR", tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())[masks]
     assert {"IoU-sky", "IoU-road", "IoU-car"} <= set(results["sem_seg"])
-    segment.main(
-        ["--config-file", str(tmp_path / "out" / "config.yaml"), "--weights", str(tmp_path / "out" / "model_final.pth")]
-        + ["--input", str(tmp_path / "images"), "--output", str(tmp_path / "segmented")]
-    )
+    trained = ["--config-file", tmp_path / "out" / "config.yaml", "--weights", tmp_path / "out" / "model_final.pth"]
+    places = ["--input", tmp_path / "images", "--output", tmp_path / "segmented"]
+    segment.main([str(word) for word in (*trained, *places)])
     classes = json.loads((tmp_path / "segmented" / "classes.json").read_text())
     assert [entry["name"] for entry in classes] == ["sky", "road", "car"]
 
