@@ -7,12 +7,14 @@ from densesiam_d2.labels.masks import mask_bounds
 
 __all__ = ["judge_boxes"]
 
+MANY = 0.2  # of the boxes; corners read as sizes leave the image for about half of them
+
 
 def judge_boxes(annotations: list[dict], written: np.ndarray, tally: Tally) -> None:
     """Note boxes in another convention: corners, or shares of the image.
 
     With masks, corners are meant where the box agrees with the mask only when read so, in more than half of them.
-    Without, where a box leaves its image, and every box makes sense as corners.
+    Without, where a fifth of the boxes leave their images, and every box makes sense as corners.
 
     Args:
         annotations: checked ones.
@@ -38,7 +40,7 @@ def judge_boxes(annotations: list[dict], written: np.ndarray, tally: Tally) -> N
     if known.any():
         corners = by_mask if by_mask.sum() > 0.5 * known.sum() else np.zeros_like(known)
     else:
-        corners = leaves if fits_as_corners.all() else np.zeros_like(known)
+        corners = leaves if fits_as_corners.all() and leaves.mean() >= MANY else np.zeros_like(known)
     for i in np.flatnonzero(corners):
         tally.note("boxes-xyxy", f"annotation {annotations[i].get('id')}: bbox {written[i, :4].tolist()}")
     for i in np.flatnonzero(known & (as_sizes == 0) & ~corners):

@@ -30,8 +30,8 @@ def read_coco(
 
     Args:
         json_file: the file.
-        masks: True leaves out annotations without a usable mask, and says so; False does not look at masks, except
-            where a box is missing; None takes masks as they come: without a usable one an annotation keeps its box.
+        masks: True leaves out annotations without a usable mask, and says so; False leaves out masks, which then only
+            tell what a box means; None takes masks as they come: without a usable one an annotation keeps its box.
         subset: number of annotated images to draw, and the seed.
 
     Returns:
@@ -50,6 +50,8 @@ def read_coco(
     if "json" not in tally:
         annotations = _annotations(content["annotations"], images, categories, masks, tally)
         _judge(annotations, content["annotations"], categories, tally)
+    for annotation in annotations if masks is False else ():
+        annotation.pop("segmentation", None)
     findings = tally.findings()
     if subset and not findings.of("error"):
         annotated = sorted({a["image_id"] for a in annotations if not a["iscrowd"]})
@@ -143,8 +145,6 @@ def _annotations(entries: list, images: dict, categories: dict, masks: bool | No
         if not isinstance(area, int | float) or not math.isfinite(area) or area < 0:
             tally.note("area", name)
             annotation["area"] = _area(annotation, image)
-        if masks is False:
-            annotation.pop("segmentation", None)
         kept.append(annotation)
     return kept
 

@@ -57,7 +57,7 @@ class Findings(list):
         """Return the findings without warnings of some kinds, and with their errors as warnings."""
         kept = Findings()
         for finding in self:
-            if finding.kind not in kinds:
+            if finding.kind not in kinds or finding.level == "repaired":  # what is left out stays counted
                 kept.append(finding)
             elif finding.level == "error":
                 kept.append(Finding(**{**asdict(finding), "level": "warning"}))

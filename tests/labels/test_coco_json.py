@@ -255,15 +255,34 @@ def test_masks_as_they_come(tmp_path):
 def test_corners_without_masks(tmp_path):
     content = coco()
     for annotation in content["annotations"]:
+        del annotation["segmentation"]
         x, y, w, h = annotation["bbox"]
         annotation["bbox"] = [x, y, x + w, y + h]  # the blue one ends at x 90, y 60: as sizes it would leave the image
     # The red one, 10 10 50 40, fits in both readings: 3 of the 6 are told.
     assert look(content, tmp_path, masks=False)[1]["boxes-xyxy"] == ("error", 3)
 
 
+def test_one_box_over_the_border_is_no_corners(tmp_path):
+    content = coco()
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+        annotation["bbox"] = [5, 5, 40, 40]  # large and near the origin: it fits as corners too
+    content["annotations"][0]["bbox"] = [5, 5, 95, 40]
+    assert look(content, tmp_path, masks=False)[1] == {"box-clipped": ("repaired", 1)}
+
+
+def test_masks_tell_corners_where_only_boxes_are_trained(tmp_path):
+    content = coco()
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + w, y + h]
+    assert look(content, tmp_path, masks=False)[1]["boxes-xyxy"] == ("error", 6)
+
+
 def test_boxes_at_the_border_are_no_corners(tmp_path):
     content = coco()
     for annotation in content["annotations"]:
+        del annotation["segmentation"]
         annotation["bbox"] = [0, 0, 96.7, 64.2]  # rounding, as in COCO itself
     assert look(content, tmp_path, masks=False)[1] == {}
 
