@@ -7,6 +7,7 @@ from densesiam_d2.checkpoint.export import (
     save_backbone,
     save_safetensors,
     save_torchvision,
+    with_kind,
 )
 from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
 from densesiam_d2.checkpoint.layouts import recognise
@@ -30,4 +31,5 @@ __all__ = [
     "save_safetensors",
     "save_torchvision",
     "to_torchvision",
+    "with_kind",
 ]

@@ -16,7 +16,8 @@ from safetensors.numpy import save
 from torch import nn
 
 from densesiam_d2.checkpoint.files import SAFETENSORS_KEY, atomic_write
-from densesiam_d2.checkpoint.layouts import LAYOUTS, recognise
+from densesiam_d2.checkpoint.kinds import ResNetKind
+from densesiam_d2.checkpoint.layouts import Found, recognise
 from densesiam_d2.checkpoint.names import to_torchvision
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "save_backbone",
     "save_safetensors",
     "save_torchvision",
+    "with_kind",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,9 +59,11 @@ def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     if not isinstance(model, nn.Module):
-        return copy.deepcopy(recognise(model)[1])
+        return copy.deepcopy(recognise(model).state)
     try:
-        return copy.deepcopy(recognise(model.state_dict())[1])
+        # A model of two networks, such as student and teacher, calls the one to keep its backbone.
+        prefix = "backbone" if hasattr(model, "backbone") else None
+        return copy.deepcopy(recognise(model.state_dict(), prefix).state)
     except ValueError as error:
         logger.warning("The backbone keeps its own names, and has none of torchvision's: %s", error)
     backbone = getattr(model, "backbone", model)
@@ -71,7 +75,8 @@ def expected_metadata(cfg: CfgNode) -> dict[str, Any]:
     """Return what a config says about the images a backbone sees and how the backbone is built.
 
     Returns:
-        ``pixel_format``, ``pixel_mean``, ``pixel_std`` (of 0-255 values), ``stride_in_1x1`` and ``depth``.
+        ``pixel_format``, ``pixel_mean``, ``pixel_std`` (of 0-255 values), ``stride_in_1x1``, ``depth``, ``num_groups``
+        and ``width_per_group``.
     """
     return {
         "pixel_format": cfg.INPUT.FORMAT,
@@ -79,6 +84,8 @@ def expected_metadata(cfg: CfgNode) -> dict[str, Any]:
         "pixel_std": [float(value) for value in cfg.MODEL.PIXEL_STD],
         "stride_in_1x1": bool(cfg.MODEL.RESNETS.STRIDE_IN_1X1),
         "depth": int(cfg.MODEL.RESNETS.DEPTH),
+        "num_groups": int(cfg.MODEL.RESNETS.NUM_GROUPS),
+        "width_per_group": int(cfg.MODEL.RESNETS.WIDTH_PER_GROUP),
     }
 
 
@@ -97,20 +104,48 @@ def backbone_metadata(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:
     }
 
 
-def known_metadata(checkpoint: Mapping[str, Any], layout: str) -> dict[str, Any]:
+def known_metadata(checkpoint: Mapping[str, Any], found: Found) -> dict[str, Any]:
     """Return the metadata that a checkpoint carries, or else what its layout is known for.
 
     Args:
         checkpoint: the dict in a file.
-        layout: the name that :func:`recognise` returned for it.
+        found: what :func:`recognise` found in it.
 
     Returns:
         The facts; empty for a detectron2-named checkpoint without metadata, which could be anything.
+
+    Raises:
+        ValueError: the weights are of another ResNet than the metadata in the checkpoint says.
     """
-    if isinstance(checkpoint.get("metadata"), Mapping):
-        return dict(checkpoint["metadata"])
-    follows_torchvision = any(row.name == layout and row.torchvision for row in LAYOUTS)
-    return dict(TORCHVISION_METADATA) if follows_torchvision else {}
+    metadata = checkpoint.get("metadata")
+    if isinstance(metadata, Mapping) and "pixel_format" in metadata:  # ours; other people use the key as well
+        facts = {str(key): value for key, value in metadata.items() if _is_plain(value)}
+    elif found.torchvision:
+        facts = dict(TORCHVISION_METADATA)
+    else:
+        return {}
+    return with_kind(facts, found.kind)
+
+
+def with_kind(metadata: Mapping[str, Any], kind: ResNetKind) -> dict[str, Any]:
+    """Return metadata with the depth, groups and width of the weights that they belong to.
+
+    Raises:
+        ValueError: the metadata says something else.
+    """
+    own = {name: getattr(kind, name) for name in ("depth", "num_groups", "width_per_group")}
+    # Blocks of two convolutions have no width of their own, whatever a config says.
+    compared = own if kind.depth >= 50 else {"depth": kind.depth}
+    for name, value in compared.items():
+        if metadata.get(name, value) != value:
+            raise ValueError(f"it holds a {kind.name} with {name} {value}, but its config says {name} {metadata[name]}")
+    return {**metadata, **own}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def save_backbone(path: str | Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:

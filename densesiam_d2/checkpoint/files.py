@@ -1,151 +1,153 @@
 """Reading and writing weight files: nothing read here can run code, nothing written here can be half a file."""
 
-import argparse
-import codecs
 import contextlib
 import json
+import logging
 import os
 import pickle
 import re
+import sys
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from densesiam_d2.checkpoint import arrays
+from densesiam_d2.checkpoint.tensors import tensors_in
+from densesiam_d2.checkpoint.unpickling import InertUnpickler, Placeholder, read_pickles
+
 __all__ = ["SAFETENSORS_KEY", "atomic_write", "read_checkpoint"]
+
+logger = logging.getLogger(__name__)
 
 # Under this key the header of a .safetensors, which holds strings only, has our metadata as JSON.
 SAFETENSORS_KEY = "densesiam_d2"
 
-_SCALAR = np.float32(0).__reduce__()[0]
-_FROM_BUFFER = np.empty(1).__reduce_ex__(5)[0]
+# How files begin (of the first 512 bytes) that are no weights, and what to do about them.
+_NO_WEIGHTS = [
+    (rb"\Z", "it is empty"),
+    (
+        rb"version https://git-lfs",
+        "it is a git-lfs pointer, not weights ({start}): run git lfs pull where it comes from",
+    ),
+    (rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z][^\0]{6}", "it is a web page, not weights ({start}): download the file itself"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf", "it is a compressed file: unpack it"),
+    (rb"(?s).{257}ustar", "it is a tar archive: unpack it"),
+    (rb"\x89HDF", "it is a HDF5 file, not of PyTorch: save the network's state_dict() with torch.save"),
+]
 
 
-class _Dtype:
-    """Stands for ``numpy.dtype`` in a file: numbers only, and of its state the byte order only.
-
-    NumPy believes what a file says about a dtype: objects then lie wherever the file says.
-    """
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        self.plain = np.dtype(code)
-        if self.plain.kind not in "biufc":
-            raise pickle.UnpicklingError(f"it has arrays of {self.plain}, not of numbers")
-
-    def __setstate__(self, state: tuple) -> None:
-        self.plain = self.plain.newbyteorder(state[1])
-
-
-class _Array(np.ndarray):
-    """Stands for ``numpy.ndarray`` in a file, and is one."""
-
-    def __new__(cls, *_: Any) -> "_Array":
-        return super().__new__(cls, 0)
-
-    def __setstate__(self, state: tuple) -> None:
-        version, shape, dtype, is_fortran, data = state
-        super().__setstate__((version, shape, dtype.plain, is_fortran, data))
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        return np.asarray(self).__reduce_ex__(protocol)
-
-
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
-
-
-def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
-    return _SCALAR(dtype.plain, data)
-
-
-def _from_buffer(data: bytes, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
-    return _FROM_BUFFER(data, dtype.plain, shape, order)
-
-
-# How NumPy's names in a file are understood. It moved its private modules in 2.0; files name either place.
-_NUMPY = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-}
-
-# What a pickle of plain weights may name.
-_ALLOWED_GLOBALS = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): codecs.encode,  # bytes in pickles of protocol 2
-    **_NUMPY,
-}
-
-# Beyond tensors, in files of torch.save: MoCo and its relatives store their command line, ReSim stores NumPy arrays.
-_SAFE_TORCH_GLOBALS = [argparse.Namespace, *((meaning, ".".join(name)) for name, meaning in _NUMPY.items())]
-
-
-class _WeightsUnpickler(pickle.Unpickler):
-    """Unpickler of dicts of NumPy arrays: any other global in the file is refused instead of called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED_GLOBALS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not plain weights") from None
-
-
-def read_checkpoint(path: str | Path) -> dict:
+def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
     """Read a weight file without running code from it.
 
     Args:
-        path: a ``.pkl`` of NumPy arrays, a ``.safetensors``, or any file of ``torch.save`` whatever its suffix.
+        path: a pickle, a ``.safetensors``, or any file of ``torch.save``, whatever its suffix.
+        foreign: whether the file may hold other things beside tensors and plain values, as training scripts of other
+            people store them. Nothing of them runs: they become :class:`Placeholder` objects, and are logged.
 
     Returns:
-        The dict in the file, untouched; tensors are on the CPU. Of a ``.safetensors``: its tensors as "model" and, if
-        ``save_safetensors`` wrote it, "metadata".
+        The dict in the file; tensors are on the CPU. Of a ``.safetensors``: its tensors as "model" and, if
+        ``save_safetensors`` wrote it, "metadata". Where a foreign file holds no dict but a whole module or a list:
+        this as "model".
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds more than weights and plain values, is damaged, or is no dict.
+        ValueError: the file is damaged, or no weight file; it holds no dict, or more than weights and plain values;
+            a foreign file: it holds no tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"cannot read weights from {path}: it is a folder; give the file in it")
     if not path.is_file():
         raise FileNotFoundError(f"weight file {path} does not exist")
+    left_out: dict[str, None] = {}
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        content = _read_pickle(path) if path.suffix == ".pkl" and not zipfile.is_zipfile(path) else None
-        if not isinstance(content, dict):  # torch.save, also under a .pkl name (old torch: a pickle of a number first)
-            with torch.serialization.safe_globals(_SAFE_TORCH_GLOBALS):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"cannot read weights from {path}: {_reason(error)}") from error
+        _check_start(path)
+        content = _read(path, left_out)
+        if foreign and isinstance(content, (Placeholder, list, tuple)):
+            content = {"model": content}
+        empty = foreign and not tensors_in(content)
     except Exception as error:  # readers of damaged bytes raise anything
-        raise ValueError(f"cannot read weights from {path}: it is damaged ({type(error).__name__})") from error
+        raise ValueError(f"cannot read weights from {path}: {_reason(error, path)}") from error
+    if left_out and not foreign:
+        first = next(iter(left_out))
+        raise ValueError(f"cannot read weights from {path}: it holds {first}, which is not plain weights")
+    if empty:
+        raise ValueError(f"cannot read weights from {path}: it holds no tensors")
     if not isinstance(content, dict):
         raise ValueError(f"cannot read weights from {path}: it holds a {type(content).__name__}, not a dict")
+    if left_out:
+        more = f" and {len(left_out) - 12} more" if len(left_out) > 12 else ""
+        logger.info("%s: left out objects that are no tensors: %s%s", path, ", ".join(list(left_out)[:12]), more)
     return content
 
 
-def _reason(error: Exception) -> str:
-    """Return one line: what the file has or asks for that is not allowed, else the error's first line."""
-    arrays = re.search(r"it has arrays of .*, not of numbers", str(error))
-    if arrays:
-        return arrays[0]
-    forbidden = re.search(r"GLOBAL (\S+)", str(error))
-    if forbidden:
-        return f"it asks for {forbidden[1]}, which is not plain weights"
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
-        return "it is no file of torch.save"  # torch's own text advises to run whatever is in it
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _read_pickle(path: Path) -> Any:
+def _check_start(path: Path) -> None:
     with path.open("rb") as file:
-        return _WeightsUnpickler(file, encoding="latin1").load()
+        start = file.read(512)
+    for pattern, message in _NO_WEIGHTS:
+        if re.match(pattern, start):
+            raise ValueError(message.format(start=_shown(start)))
+
+
+def _shown(start: bytes) -> str:
+    return f"it starts with {start[:40].decode('ascii', 'replace').strip()!r}"
+
+
+def _read(path: Path, left_out: dict[str, None]) -> Any:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if zipfile.is_zipfile(path):
+        return _read_zip(path, left_out)
+    with path.open("rb") as file:
+        return read_pickles(file, path.stat().st_size, left_out)
+
+
+def _read_zip(path: Path, left_out: dict[str, None]) -> Any:
+    """Read what torch.save has written since torch 1.6: a pickle, and the memory of each tensor beside it."""
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        pickles = [name for name in names if re.fullmatch(r"([^/]+/)?data\.pkl", name)]
+        if any(re.fullmatch(r"([^/]+/)?constants\.pkl", name) for name in names):
+            raise ValueError("it is a TorchScript archive, which holds code: save its state_dict() and give that")
+        if len(pickles) != 1:
+            raise ValueError("it is a zip archive, but not of torch.save: give the file in it")
+        root = pickles[0].removesuffix("data.pkl")
+        order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in names else "little"
+        storages: dict[str, torch.Tensor] = {}
+
+        def find_storage(dtype: Any, key: str, *_: Any) -> Any:
+            if not isinstance(dtype, torch.dtype):
+                return Placeholder()
+            if key not in storages:
+                storages[key] = arrays.storage(bytearray(archive.read(f"{root}data/{key}")))
+                if order != sys.byteorder:
+                    storages[key].untyped_storage().byteswap(dtype)
+            return storages[key].view(dtype)
+
+        with archive.open(pickles[0]) as file:
+            return InertUnpickler(file, left_out, find_storage).load()
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Return one line that says what is wrong with a file."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = (str(error).strip().splitlines() or [""])[0]
+    if start[:4] == b"PK\3\4" and not zipfile.is_zipfile(path):
+        return "it is cut off: copy or download it again"
+    if isinstance(error, zipfile.BadZipFile):
+        return f"it is damaged: copy or download it again ({text})"
+    if isinstance(error, EOFError) or "truncated" in text or "ran out of input" in text.lower():
+        return f"it is cut off: copy or download it again ({text})"
+    if text.startswith("invalid load key"):
+        return f"it is no file of torch.save, pickle or safetensors ({_shown(start)})"
+    if isinstance(error, (pickle.UnpicklingError, SafetensorError, OSError, ValueError)) and text:
+        return text
+    return f"it is damaged ({type(error).__name__})"
 
 
 def _read_safetensors(path: Path) -> dict[str, dict]:

@@ -1,127 +1,258 @@
-"""Recognising whose checkpoint a file is, and taking the ResNet out of it."""
+"""Finding the ResNet in a checkpoint of any layout, and taking it out."""
 
 import logging
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from densesiam_d2.checkpoint.names import check_complete, from_torchvision
+from densesiam_d2.checkpoint.kinds import ResNetKind, kind_of
+from densesiam_d2.checkpoint.names import from_torchvision
+from densesiam_d2.checkpoint.tensors import as_array, bare_name, tensors_in
 
-__all__ = ["Layout", "layout_of", "recognise"]
+__all__ = ["Found", "recognise"]
 
 logger = logging.getLogger(__name__)
 
+# How repositories name the parts of a ResNet: naming -> [(pattern, name)], of which the first that fits counts. Group 1
+# of a pattern is the prefix. Names are torchvision's, but for detectron2's own.
+# A nn.Sequential numbers its children: of list(resnet.children()), as in lightly's tutorials, conv1 is 0, bn1 is 1 and
+# layer1 to layer4 are 4 to 7; where the stem is one child, as in OBoW (valeoai/obow, obow/feature_extractor.py), layer1
+# to layer4 are 1 to 4.
+_NAMINGS = {
+    "detectron2": [
+        (r"(?:(.*?)\.)?res([2-5])\.(\d+\..+)", lambda stage, rest: f"res{stage}.{rest}"),
+        (r"(?:(.*)\.)?(stem\..+)", lambda rest: rest),
+    ],
+    "torchvision": [
+        (r"(?:(.*?)\.)?layer([1-4])\.(\d+\..+)", lambda stage, rest: f"layer{stage}.{rest}"),
+        (r"(?:(.*)\.)?((?:conv1|bn1)\.\w+)", lambda rest: rest),
+    ],
+    "nn.Sequential": [
+        (r"(?:(.*?)\.)?([4-7])\.(\d+\.[a-z].+)", lambda n, rest: f"layer{int(n) - 3}.{rest}"),
+        (r"(?:(.*)\.)?0\.(weight)", lambda part: f"conv1.{part}"),
+        (r"(?:(.*)\.)?1\.(\w+)", lambda part: f"bn1.{part}"),
+    ],
+    "nn.Sequential with a stem": [
+        (r"(?:(.*?)\.)?([1-4])\.(\d+\.[a-z].+)", lambda n, rest: f"layer{n}.{rest}"),
+        (r"(?:(.*)\.)?0\.(?:0|Conv|conv1)\.(weight)", lambda part: f"conv1.{part}"),
+        (r"(?:(.*)\.)?0\.(?:1|bn|bn1)\.(\w+)", lambda part: f"bn1.{part}"),
+    ],
+}
 
-class Layout(NamedTuple):
-    """How one family of checkpoints names its backbone.
+
+class _Method(NamedTuple):
+    """Which of several networks a method's users take.
 
     Attributes:
         name: what the user is told.
-        tells: prefixes of tensor names that must all occur.
-        prefix: prefix of the backbone's tensors.
-        torchvision: whether the backbone is named as torchvision's ResNet (else as detectron2's).
+        keep: part of the prefix of the network to take.
+        leave: part of the prefix of all others.
+        tell: part of some name that must be there too.
     """
 
     name: str
-    tells: tuple[str, ...]
-    prefix: str
-    torchvision: bool = True
+    keep: str
+    leave: str
+    tell: str = ""
 
 
-# The first row whose tells all occur wins, so methods with several encoders come before bare prefixes. Of the methods
-# with a momentum network SlotCon keeps the teacher, all others keep the online encoder.
-# Source: the converters and training scripts of facebookresearch/{simsiam,moco}, WXinlong/DenseCL, zdaxie/PixPro,
-# Tete-Xiao/ReSim, CVMI-Lab/SlotCon, HobbitLong/PyContrast, open-mmlab/{OpenSelfSup,mmselfsup}, janghyuncho/PiCIE,
-# ZwwWayne/DenseSiam (names only).
-LAYOUTS = (
-    Layout("detectron2 model with FPN", ("backbone.bottom_up.res",), "backbone.bottom_up.", torchvision=False),
-    Layout("detectron2 model", ("backbone.res",), "backbone.", torchvision=False),
-    Layout("detectron2 backbone", ("res2.",), "", torchvision=False),
-    Layout("SlotCon (teacher)", ("module.grouping_k.",), "module.encoder_k."),
-    Layout("MoCo family (query encoder)", ("module.queue",), "module.encoder_q."),
-    Layout("PixPro (online encoder)", ("module.projector_k.",), "module.encoder."),
-    Layout("SimSiam", ("module.predictor.", "module.encoder.fc."), "module.encoder."),
-    Layout("PiCIE (module.backbone)", ("module.backbone.layer1.",), "module.backbone."),
-    Layout("OpenMMLab, DenseCL or DenseSiam release (backbone)", ("backbone.layer1.",), "backbone."),
-    Layout("DenseCL (encoder_q.0)", ("encoder_q.0.layer1.",), "encoder_q.0."),
-    Layout("PyContrast (module.encoder)", ("module.encoder.layer1.",), "module.encoder."),
-    Layout("PyContrast (encoder)", ("encoder.layer1.",), "encoder."),
-    Layout("torchvision (module)", ("module.layer1.",), "module."),
-    Layout("torchvision", ("layer1.",), ""),
+# Of the methods with a second network that follows the first, SlotCon and DINO use the one that follows (the teacher).
+# Source: the converters and evaluation scripts of CVMI-Lab/SlotCon, facebookresearch/{moco,moco-v3,dino},
+# zdaxie/PixPro, Tete-Xiao/ReSim, WXinlong/DenseCL, HobbitLong/PyContrast, lucidrains/byol-pytorch, valeoai/obow,
+# lightly-ai/lightly, vturrisi/solo-learn, open-mmlab/{OpenSelfSup,mmselfsup} (names only).
+_METHODS = (
+    _Method("SlotCon (teacher)", "encoder_k", "encoder_q", tell="grouping_k"),
+    _Method("MoCo family (query encoder)", "encoder_q", "encoder_k"),
+    _Method("MoCo of OpenMMLab (query encoder)", "backbone", "encoder_k"),
+    _Method("MoCo v3 (base encoder)", "base_encoder", "momentum_encoder"),
+    _Method("PixPro (online encoder)", "encoder", "encoder_k"),
+    _Method("PyContrast (trained encoder)", "model", "model_ema", tell="encoder"),
+    _Method("DINO (teacher)", "teacher", "student"),
+    _Method("DINO of lightly (teacher)", "teacher_backbone", "student_backbone"),
+    _Method("BYOL (online encoder)", "online_encoder", "target_encoder"),
+    _Method("BYOL of OpenSelfSup (online network)", "online_net", "target_net"),
+    _Method("BYOL of OpenMMLab (online network)", "backbone", "target_net"),
+    _Method("OBoW (student)", "feature_extractor", "feature_extractor_teacher"),
+    _Method("lightly (online backbone)", "backbone", "backbone_momentum"),
+    _Method("solo-learn (online backbone)", "backbone", "momentum_backbone"),
 )
 
-_CONTAINERS = ("state_dict", "model", "model_ema")
+
+class Found(NamedTuple):
+    """The ResNet of a checkpoint.
+
+    Attributes:
+        layout: whose network it is, and where it lies; for the user.
+        state: detectron2 name -> float32 array of every tensor but ``num_batches_tracked``.
+        kind: depth, groups and widths.
+        torchvision: whether it is not named as detectron2 does, so that it comes from a training with torchvision's
+            conventions.
+    """
+
+    layout: str
+    state: dict[str, np.ndarray]
+    kind: ResNetKind
+    torchvision: bool
 
 
-def recognise(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, np.ndarray]]:
-    """Return whose layout a checkpoint has, and its backbone under detectron2's names.
+class _Network(NamedTuple):
+    """Tensors that look like a ResNet.
+
+    Attributes:
+        naming: key of ``_NAMINGS``.
+        prefixes: where it lies; further ones are of copies.
+        names: name in ``_NAMINGS`` -> name in the checkpoint.
+    """
+
+    naming: str
+    prefixes: tuple[str, ...]
+    names: dict[str, str]
+
+
+def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found:
+    """Find the one ResNet in a checkpoint, under detectron2's names.
+
+    Every prefix is searched for. Of several networks, equal ones count as one, and a known method decides between
+    different ones; which was taken, and how many other tensors were left out, is logged.
 
     Args:
         checkpoint: the dict in a checkpoint file, or a model's state dict.
-
-    Returns:
-        The layout's name, and name -> float32 array of every tensor of the ResNet but ``num_batches_tracked``. How many
-        other tensors were left out is logged.
+        prefix: where to look, where the choice is not to be made here: keys and names on the way to the network, joined
+            by dots, or the last of them.
 
     Raises:
-        ValueError: no layout fits, or the ResNet is incomplete or has tensors left over.
+        ValueError: there is no ResNet, or several; it is incomplete, has tensors left over, or NaN in its weights.
     """
-    tensors = _unwrap(checkpoint)
-    layout = layout_of(tensors)
-    names = _backbone_names(layout, tensors)
-    state = {bare: tensors[name] for name, bare in names.items()}
-    try:
-        state = from_torchvision(state) if layout.torchvision else state
-        depth = check_complete(state)
-    except ValueError as error:
-        raise ValueError(f"layout {layout.name}: {error}") from None
-    logger.info("recognised %s: ResNet-%d, %d backbone tensors", layout.name, depth, len(state))
-    _log_left_out([n for n in tensors if n not in names and not n.endswith("num_batches_tracked")])
-    return layout.name, {name: _as_array(value) for name, value in state.items()}
-
-
-def layout_of(tensors: Mapping[str, Any]) -> Layout:
-    """Return the first layout whose tell-tale prefixes all occur among the names.
-
-    Raises:
-        ValueError: none fits.
-    """
-    for layout in LAYOUTS:
-        if all(any(name.startswith(tell) for name in tensors) for tell in layout.tells):
-            return layout
-    raise ValueError(
-        f"unknown checkpoint layout: {len(tensors)} tensors, such as {', '.join(list(tensors)[:5]) or 'none'}; "
-        "rename the backbone's tensors as torchvision or detectron2 do"
-    )
-
-
-def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if "experiment_state" in checkpoint:
         raise ValueError(
             "this is a JAX checkpoint of BYOL (google-deepmind): its kernels and padding are not those of a PyTorch "
             "ResNet; convert it to a torchvision ResNet first"
         )
-    for key in _CONTAINERS:
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-            break
-    return {n: v for n, v in checkpoint.items() if isinstance(v, (torch.Tensor, np.ndarray))}
+    tensors = tensors_in(checkpoint)
+    networks = _networks(tensors)
+    if not networks:
+        raise ValueError(
+            f"no ResNet among its {len(tensors)} tensors, such as {', '.join(list(tensors)[:5]) or 'none'}; "
+            "rename the backbone's tensors as torchvision or detectron2 do"
+        )
+    if prefix is not None:
+        networks = _below(networks, bare_name(prefix.strip(".")))
+    method, network = _choose(networks, tensors)
+    kind, state = _checked(network, tensors)
+    broken = [name for name in network.names.values() if not np.isfinite(as_array(tensors[name])).all()]
+    if broken:
+        raise ValueError(
+            f"{broken[0]} holds NaN or infinite values ({len(broken)} of {len(state)} tensors do): the training "
+            "diverged; give a checkpoint from before"
+        )
+    layout = f"{method}{network.naming} names {_where(network)}"
+    logger.info("recognised %s: %s, %d backbone tensors", layout, kind.name, len(state))
+    taken = set(network.names.values())
+    _log_left_out([n for n in tensors if n not in taken and not n.endswith("num_batches_tracked")])
+    return Found(layout, state, kind, network.naming != "detectron2")
 
 
-def _backbone_names(layout: Layout, tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Return name in the file -> name without prefix, of the backbone's tensors but ``num_batches_tracked``."""
-    bare_names = {n: n.removeprefix(layout.prefix) for n in tensors if n.startswith(layout.prefix)}
-    if layout.torchvision:
-        parts = ("conv1.", "bn1.", *(f"layer{i}." for i in range(1, 5)))
-    else:
-        parts = ("stem.", *(f"res{i}." for i in range(2, 6)))
+def _networks(tensors: Mapping[str, Any]) -> list[_Network]:
+    """Return everything that has convolutions in all four stages of a ResNet."""
+    groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for name in tensors:
+        if name.endswith("num_batches_tracked"):
+            continue
+        for naming, patterns in _NAMINGS.items():
+            fits = ((re.fullmatch(pattern, name), rename) for pattern, rename in patterns)
+            match, rename = next(((match, rename) for match, rename in fits if match), (None, None))
+            if match:
+                prefix, *rest = match.groups()
+                groups[naming, prefix or ""][rename(*rest)] = name
+    for naming, prefix in [key for key in groups if key[0] == "detectron2"]:
         # A C4 detector keeps res5 in its box head; the norm that Res5ROIHeadsExtraNorm adds there is the head's own.
-        in_head = [n for n in tensors if n.startswith("roi_heads.res5.") and not n.startswith("roi_heads.res5.norm.")]
-        bare_names.update({n: n.removeprefix("roi_heads.") for n in in_head})
-    return {n: b for n, b in bare_names.items() if b.startswith(parts) and not b.endswith("num_batches_tracked")}
+        head = groups.get((naming, re.sub(r"(^|\.)backbone$", r"\1roi_heads", prefix)), {})
+        groups[naming, prefix] = {**{b: n for b, n in head.items() if b.startswith("res5.")}, **groups[naming, prefix]}
+    networks = []
+    for (naming, prefix), names in groups.items():
+        stages = {name.split(".")[0] for name in names if re.search(r"\.conv\d\.weight$", name)} - {"stem"}
+        if len(stages) == 4:
+            networks.append(_Network(naming, (prefix,), names))
+    return networks
+
+
+def _below(networks: list[_Network], prefix: str) -> list[_Network]:
+    exact = [n for n in networks if prefix in n.prefixes]
+    below = exact or [n for n in networks if f".{prefix}." in f".{n.prefixes[0]}."]
+    if not below:
+        raise ValueError(f"--prefix {prefix}: no ResNet lies there, but {_listed(networks)}")
+    return below
+
+
+def _choose(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, _Network]:
+    """Return the one network, after what is to be said of its method."""
+    if len(networks) > 1:
+        networks = _without_copies(networks, tensors)
+    if len(networks) == 1:
+        return "", networks[0]
+    parts = [{part for prefix in network.prefixes for part in prefix.split(".")} for network in networks]
+    told = {part for name in tensors for part in name.split(".")} | {""}
+    for method in _METHODS:
+        kept = [n for n, own in zip(networks, parts, strict=True) if method.keep in own]
+        left = [n for n, own in zip(networks, parts, strict=True) if method.leave in own]
+        if len(kept) == 1 and len(left) == len(networks) - 1 and kept[0] not in left and method.tell in told:
+            logger.info("%s: took the ResNet %s of those %s", method.name, _where(kept[0]), _listed(networks))
+            return f"{method.name}, ", kept[0]
+    whole, errors = [], []
+    for network in networks:
+        try:
+            _checked(network, tensors)
+            whole.append(network)
+        except ValueError as error:
+            errors.append(error)
+    if len(whole) == 1:
+        return "", whole[0]
+    if not whole:
+        raise errors[0]
+    raise ValueError(
+        f"it holds {len(whole)} different ResNets, {_listed(whole)}; "
+        "choose one with --prefix of python -m densesiam_d2.tools.export_backbone"
+    )
+
+
+def _without_copies(networks: list[_Network], tensors: Mapping[str, Any]) -> list[_Network]:
+    different: list[_Network] = []
+    for network in networks:
+        for i, other in enumerate(different):
+            if other.names.keys() == network.names.keys() and all(
+                _equal(tensors[name], tensors[network.names[bare]]) for bare, name in other.names.items()
+            ):
+                different[i] = other._replace(prefixes=(*other.prefixes, *network.prefixes))
+                break
+        else:
+            different.append(network)
+    return different
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a.shape == b.shape and np.array_equal(as_array(a), as_array(b), equal_nan=True)
+
+
+def _checked(network: _Network, tensors: Mapping[str, Any]) -> tuple[ResNetKind, dict[str, np.ndarray]]:
+    """Return which ResNet a network is, and its arrays; ValueError says what is wrong with it."""
+    state = {bare: as_array(tensors[name]) for bare, name in network.names.items()}
+    try:
+        renamed = state if network.naming == "detectron2" else from_torchvision(state)
+        kind = kind_of(renamed)
+    except ValueError as error:
+        raise ValueError(f"the ResNet {_where(network)}: {error}") from None
+    return kind, renamed
+
+
+def _where(network: _Network) -> str:
+    return f"below {network.prefixes[0]}" if network.prefixes[0] else "at the top"
+
+
+def _listed(networks: list[_Network]) -> str:
+    return ", ".join(_where(network) for network in networks)
 
 
 def _log_left_out(names: list[str]) -> None:
@@ -130,9 +261,3 @@ def _log_left_out(names: list[str]) -> None:
         listed = ", ".join(f"{group} ({count})" for group, count in groups.most_common(12))
         more = f" and {len(groups) - 12} more groups" if len(groups) > 12 else ""
         logger.info("left out %d other tensors: %s%s", len(names), listed, more)
-
-
-def _as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().float().numpy()
-    return np.ascontiguousarray(value, dtype=np.float32)

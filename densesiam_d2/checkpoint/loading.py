@@ -17,6 +17,7 @@ from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
 from densesiam_d2.checkpoint.layouts import recognise
 from densesiam_d2.checkpoint.names import depth_of
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
+from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_tensor
 
 __all__ = ["CheckedCheckpointer", "WeightsError"]
 
@@ -29,6 +30,8 @@ _CONFIG_KEYS = {
     "pixel_std": "MODEL.PIXEL_STD",
     "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
     "depth": "MODEL.RESNETS.DEPTH",
+    "num_groups": "MODEL.RESNETS.NUM_GROUPS",
+    "width_per_group": "MODEL.RESNETS.WIDTH_PER_GROUP",
 }
 
 
@@ -42,7 +45,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
     When starting from MODEL.WEIGHTS (``resume_or_load`` that does not resume) it counts how many of the model's
     backbone tensors the file fills, and compares the metadata in it (of ``save_backbone`` or :meth:`save`) with the
     config. Checkpoints of other layouts (torchvision, MoCo, our pretraining, ...) are converted while loading. Resuming
-    skips all this.
+    skips all this, and takes nothing but tensors and plain values.
 
     Args:
         model: the model, DDP-wrapped or not.
@@ -85,7 +88,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such local file.
-            WeightsError: the file is damaged, holds code, does not fill the whole backbone, or its metadata contradicts
+            WeightsError: the file is damaged, holds NaN, does not fill the whole backbone, or its metadata contradicts
                 the config.
         """
         if resume and self.has_checkpoint():
@@ -161,16 +164,16 @@ class CheckedCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read what detectron2 reads and ``.safetensors``, in its order, but without its unrestricted unpickling."""
         try:
-            content = read_checkpoint(filename)
+            content = read_checkpoint(filename, foreign=bool(self._weights_path))
         except ValueError as error:
             raise WeightsError(str(error)) from error
         if filename.endswith(".safetensors") and "metadata" in content:  # of save_safetensors, so with bare names
             content["matching_heuristics"] = True
-        if filename.endswith(".pkl") and "__author__" not in content and "state_dict" not in content:
-            blobs = content.get("blobs", content)  # a Caffe2 file; detectors have "blobs", ImageNet models do not
-            blobs = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+        if filename.endswith(".pkl") and _is_caffe2(content):
+            blobs = content.get("blobs", content)  # detectors have "blobs", ImageNet models do not
+            blobs = {n: value for n, value in blobs.items() if is_tensor(value) and not n.endswith("_momentum")}
             return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-        if filename.endswith(".pyth"):
+        if filename.endswith(".pyth") and isinstance(content.get("model_state"), Mapping):
             state = {n: v for n, v in content["model_state"].items() if not n.endswith("num_batches_tracked")}
             return {"model": state, "__author__": "pycls", "matching_heuristics": True}
         query = parse_qs(self._parsed_url_during_load.query) if self._parsed_url_during_load else {}
@@ -183,27 +186,33 @@ class CheckedCheckpointer(DetectionCheckpointer):
         return content if "model" in content else {"model": content}
 
     def _converted(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Return the backbone of a checkpoint whose names are not the model's, or the checkpoint as it is."""
+        """Return the backbone of a checkpoint whose names are not the model's, or the checkpoint's own tensors."""
         state = content.get("model", content)
+        state = {n: value for n, value in state.items() if is_tensor(value)} if isinstance(state, Mapping) else {}
+        as_it_is = {"model": state, **{key: content[key] for key in ("__author__", "metadata") if key in content}}
+        if content.get("matching_heuristics"):
+            return {**as_it_is, "matching_heuristics": True}
         # Convolutions decide: old files of frozen batch norm lack statistics, which detectron2 fills in.
         convolutions = {n for n in self._backbone_names() if n.endswith(".weight") and ".norm." not in n}
-        fits = isinstance(state, Mapping) and convolutions <= {n.removeprefix("module.") for n in state}
-        if fits or content.get("matching_heuristics"):
-            return content
+        unwrapped = {bare_name(name): value for name, value in state.items()}
+        if convolutions <= unwrapped.keys():
+            return {**as_it_is, "model": unwrapped}
         try:
-            layout, backbone = recognise(content)
+            found = recognise(content)
+            metadata = known_metadata(content, found)
         except ValueError as error:
             self._complain(f"MODEL.WEIGHTS {self._weights_path}: {error}")
-            return content
-        logger.info("%s: taking the backbone only, layout %s", self._weights_path, layout)
-        metadata = known_metadata(content, layout)
-        return {"model": backbone, "__author__": layout, "matching_heuristics": True, "metadata": metadata}
+            return as_it_is
+        logger.info("%s: taking the backbone only, layout %s", self._weights_path, found.layout)
+        return {"model": found.state, "__author__": found.layout, "matching_heuristics": True, "metadata": metadata}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if not self._weights_path:
             return super()._load_model(checkpoint)
+        self._check_finite(checkpoint["model"])
         state = {name: tuple(value.shape) for name, value in checkpoint["model"].items()}
-        self._check_metadata(checkpoint.get("metadata", {}))
+        metadata = checkpoint.get("metadata")
+        self._check_metadata(metadata if isinstance(metadata, Mapping) else {})
         incompatible = super()._load_model(checkpoint)
         self._check_filled(incompatible.missing_keys, state)
         if self._whole_model and incompatible.missing_keys:
@@ -213,6 +222,16 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 f"such as {missing[0]}"
             )
         return incompatible
+
+    def _check_finite(self, state: Mapping[str, Any]) -> None:
+        """Refuse what training from it could only end in: NaN in the first loss."""
+        for name, value in state.items():
+            is_weight = name.endswith(("weight", "bias", "running_mean", "running_var"))
+            if is_weight and not np.isfinite(as_array(value)).all():
+                raise WeightsError(
+                    f"MODEL.WEIGHTS {self._weights_path}: {name} holds NaN or infinite values: the training diverged; "
+                    "give a checkpoint from before"
+                )
 
     def _backbone_names(self) -> list[str]:
         """Return the names of the model's backbone tensors, res5 of a C4 detector's box head included."""
@@ -224,11 +243,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
     def _check_metadata(self, metadata: Mapping[str, Any]) -> None:
         problems = []
         for fact in sorted(self._expect.keys() & metadata.keys()):
-            if fact == "stride_in_1x1" and metadata.get("depth") in (18, 34):
-                continue  # basic blocks have no 1x1 convolution to put the stride in
+            if fact in ("stride_in_1x1", "width_per_group") and metadata.get("depth") in (18, 34):
+                continue  # basic blocks have no 1x1 convolution to put the stride in, and no width of their own
             in_file, in_config = metadata[fact], self._expect[fact]
-            equal = np.allclose(in_file, in_config, atol=0.01) if isinstance(in_file, list) else in_file == in_config
-            if not equal:
+            if not _agree(in_file, in_config):
                 problems.append(f"{fact} is {in_file} in the file but {_CONFIG_KEYS[fact]} is {in_config}")
         if problems:
             self._complain(f"MODEL.WEIGHTS {self._weights_path} contradicts the config: {'; '.join(problems)}")
@@ -272,3 +290,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
 def _bare_names(names: list[str]) -> list[str]:
     prefixes = ("backbone.bottom_up.", "backbone.", "roi_heads.")
     return [n.removeprefix(next((p for p in prefixes if n.startswith(p)), "")) for n in names]
+
+
+def _agree(in_file: Any, in_config: Any) -> bool:
+    if isinstance(in_config, list):
+        return np.shape(in_file) == np.shape(in_config) and np.allclose(in_file, in_config, atol=0.01)
+    return in_file == in_config
+
+
+def _is_caffe2(content: Mapping[str, Any]) -> bool:
+    """Tell whether a .pkl is of Caffe2, which says nothing of its author: by its names, such as conv1_w."""
+    return "__author__" not in content and ("blobs" in content or any(str(name).endswith("_w") for name in content))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-__all__ = ["check_complete", "depth_of", "from_torchvision", "to_torchvision"]
+__all__ = ["blocks_of", "check_complete", "depth_of", "from_torchvision", "to_torchvision"]
 
 T = TypeVar("T")
 
@@ -81,6 +81,11 @@ def _rename(state: Mapping[str, T], rules: list[tuple[str, str]], stage_shift: i
 def _shift_stage(name: str, shift: int) -> str:
     """Turn ``res1`` into ``res2`` and ``layer2`` into ``layer1``: the two libraries count stages from 2 and from 1."""
     return re.sub(r"^(res|layer)(\d)", lambda m: f"{m[1]}{int(m[2]) + shift}", name)
+
+
+def blocks_of(depth: int) -> tuple[tuple[int, ...], bool]:
+    """Return the numbers of blocks in res2 to res5 of a ResNet, and whether its blocks are bottlenecks."""
+    return _BLOCKS[depth]
 
 
 def depth_of(state: Iterable[str]) -> int:

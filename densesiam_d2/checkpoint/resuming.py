@@ -19,7 +19,7 @@ def own_checkpoints(folder: str | Path) -> list[Path]:
 def find_damage(path: Path) -> str | None:
     """Say what is wrong with a file of ``torch.save``; None if nothing is.
 
-    Compares every stored checksum, which ``torch.load`` does not: a flipped bit would become a weight.
+    Compares every stored checksum: a flipped bit would become a weight.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -2,77 +2,99 @@
 
     python -m densesiam_d2.tools.export_backbone --input output/pretrain/model_final.pth --output backbone.pkl
 
+The ResNet is searched for below every prefix; where there are several and no known method decides, --prefix does.
 What the backbone expects of its images goes into the file: from --config-file, else from the checkpoint itself, else
 from config.yaml beside it, else (torchvision-named checkpoints) from torchvision's conventions.
 """
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from detectron2.config import CfgNode
 
 from densesiam_d2.checkpoint import (
     backbone_metadata,
-    depth_of,
     known_metadata,
     read_checkpoint,
     recognise,
     save_backbone,
     save_safetensors,
     save_torchvision,
+    with_kind,
 )
 from densesiam_d2.engine.setup import load_config
 
 __all__ = ["export_backbone", "main"]
 
 
-def export_backbone(source: Path, output: Path, *, layout: str = "detectron2", config_file: Path | None = None) -> dict:
+def export_backbone(
+    source: Path,
+    output: Path,
+    *,
+    layout: str = "detectron2",
+    config_file: Path | None = None,
+    prefix: str | None = None,
+) -> dict:
     """Write the backbone of a checkpoint and return the metadata written or known.
 
     Args:
-        source: checkpoint of any layout that ``recognise`` knows.
+        source: checkpoint of any layout.
         output: file to write: ``.pkl`` for "detectron2", ``.safetensors`` for "safetensors" (detectron2's names as
             well), ``.pth`` for "torchvision".
         layout: "detectron2", "safetensors" or "torchvision".
         config_file: the config that the checkpoint was trained under, if not beside it.
+        prefix: which network to take, where the checkpoint has several.
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: the checkpoint is not recognised, or its metadata is unknown or contradicts the weights.
+        ValueError: the file holds no ResNet or several, or its metadata is unknown or contradicts the weights.
     """
-    checkpoint = read_checkpoint(source)
-    name, state = recognise(checkpoint)
-    depth = depth_of(state)
-    metadata = _metadata(checkpoint, name, source, config_file)
-    if metadata.setdefault("depth", depth) != depth:
-        raise ValueError(f"{source} holds a ResNet-{depth}, but its config says depth {metadata['depth']}")
-    if layout == "torchvision":
-        save_torchvision(output, state)
-    elif layout == "safetensors":
-        save_safetensors(output, state, metadata)
+    checkpoint = read_checkpoint(source, foreign=True)
+    last = checkpoint.get("iteration")  # counted from 0
+    iteration = last + 1 if isinstance(last, int) else None
+    with _naming(source):
+        found = recognise(checkpoint, prefix)
+        known = known_metadata(checkpoint, found)
+    # What is stored is surer than a config.yaml beside it, which a later command may have replaced.
+    if config_file is None and known:
+        metadata = {"method": found.layout, "iteration": iteration, **known}
     else:
-        save_backbone(output, state, metadata)
-    print(f"recognised {name}: ResNet-{depth}, {len(state)} tensors")
-    print("\n".join(f"  {key}: {value}" for key, value in metadata.items()))
+        metadata = backbone_metadata(_config(source, config_file), iteration)
+        with _naming(source):
+            metadata = with_kind(metadata, found.kind)
+    if layout == "torchvision":
+        save_torchvision(output, found.state)
+    elif layout == "safetensors":
+        save_safetensors(output, found.state, metadata)
+    else:
+        save_backbone(output, found.state, metadata)
+    print("\n".join(["metadata:", *(f"  {key}: {value}" for key, value in metadata.items())]))
+    print(f"recognised {found.layout}: {found.kind.name}, {len(found.state)} tensors")
     print(f"wrote {output} ({layout})")
+    if found.kind.settings:
+        print(f"note: a {found.kind.name} is no ResNet-{found.kind.depth}: it needs {found.kind.settings}")
     return metadata
 
 
-def _metadata(checkpoint: Mapping[str, Any], layout: str, source: Path, config_file: Path | None) -> dict[str, Any]:
+@contextlib.contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _config(source: Path, config_file: Path | None) -> CfgNode:
     beside = source.parent / "config.yaml"
-    known = known_metadata(checkpoint, layout)
-    last = checkpoint.get("iteration")  # counted from 0
-    iteration = None if last is None else last + 1
-    if config_file is None and known:  # surer than a config.yaml, which a later command may have replaced
-        return {"method": layout, "iteration": iteration, **known}
     if config_file is None and not beside.is_file():
         raise ValueError(f"{source}: nothing says which images this backbone expects; give --config-file")
-    config_file = config_file or beside
-    if not config_file.is_file():
+    if config_file is not None and not config_file.is_file():
         raise FileNotFoundError(f"--config-file {config_file} does not exist")
-    return backbone_metadata(load_config(str(config_file)), iteration)
+    return load_config(str(config_file or beside))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,11 +108,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--config-file", type=Path, help="config of the training run; default: config.yaml beside input"
     )
+    parser.add_argument(
+        "--prefix", help="which network to take, of several: keys and names on the way to it, such as teacher.backbone"
+    )
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
-        export_backbone(args.input, args.output, layout=args.format, config_file=args.config_file)
-    except (ValueError, FileNotFoundError) as error:
+        export_backbone(args.input, args.output, layout=args.format, config_file=args.config_file, prefix=args.prefix)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

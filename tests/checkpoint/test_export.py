@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torchvision
 from detectron2.modeling import build_backbone
 
 from densesiam_d2.checkpoint import (
@@ -23,6 +24,8 @@ from densesiam_d2.checkpoint import (
 from densesiam_d2.engine.hooks import ExportBackboneHook
 from densesiam_d2.tools.export_backbone import main
 from tests.checkpoint.networks import d2_resnet, prefixed, resnet_cfg, tv_resnet
+
+ORDINARY = {"num_groups": 1, "width_per_group": 64}
 
 
 def assert_same_features(ours, theirs):
@@ -51,7 +54,7 @@ def test_torchvision_computes_the_same_from_our_export(tmp_path, depth):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_detectron2_computes_the_same_from_torchvision(depth):
     ours, theirs = d2_resnet(depth, seed=1), tv_resnet(depth, seed=2)
-    state = recognise(theirs.state_dict())[1]
+    state = recognise(theirs.state_dict()).state
     keys = ours.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=False)
     assert all(name.endswith("num_batches_tracked") for name in keys.missing_keys) and not keys.unexpected_keys
     assert_same_features(ours, theirs)
@@ -80,7 +83,7 @@ def test_backbone_file_content(tmp_path):
     content = pickle.loads(path.read_bytes())  # as detectron2 reads it
     assert content["matching_heuristics"] is True and content["__author__"] == "densesiam_d2"
     assert content["metadata"].pop("version")
-    expected = {"method": "DenseSiam", "iteration": 41, "depth": 18, **TORCHVISION_METADATA}
+    expected = {"method": "DenseSiam", "iteration": 41, "depth": 18, **ORDINARY, **TORCHVISION_METADATA}
     assert content["metadata"] == expected
     assert set(content["model"]) == {
         n for n in build_backbone(cfg).state_dict() if not n.endswith("num_batches_tracked")
@@ -112,7 +115,8 @@ def test_tool_writes_and_reads_safetensors(tmp_path, capsys):
     assert "needs a name ending in .safetensors" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "b.safetensors")]) == 0
     metadata = read_checkpoint(tmp_path / "b.safetensors")["metadata"]
-    assert metadata == {"method": "torchvision", "iteration": None, "depth": 18, **TORCHVISION_METADATA}
+    method = "torchvision names at the top"
+    assert metadata == {"method": method, "iteration": None, "depth": 18, **ORDINARY, **TORCHVISION_METADATA}
     back = ["--input", str(tmp_path / "b.safetensors"), "--format", "torchvision"]
     assert main([*back, "--output", str(tmp_path / "back.pth")]) == 0
     exported = torch.load(tmp_path / "back.pth", weights_only=True)
@@ -129,12 +133,15 @@ def test_tool_reads_the_config_beside_the_checkpoint(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(cfg.dump())
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "recognised detectron2 model: ResNet-18, 100 tensors" in printed and "pixel_format: RGB" in printed
+    assert (
+        "recognised detectron2 names below model.backbone: ResNet-18, 100 tensors" in printed
+        and "pixel_format: RGB" in printed
+    )
     assert read_checkpoint(tmp_path / "backbone.pkl")["metadata"]["iteration"] == 8
     cfg.MODEL.RESNETS.DEPTH = 50
     (tmp_path / "config.yaml").write_text(cfg.dump())
     assert main(arguments) == 1
-    assert "holds a ResNet-18, but its config says depth 50" in capsys.readouterr().err
+    assert "it holds a ResNet-18 with depth 18, but its config says depth 50" in capsys.readouterr().err
 
 
 def test_tool_trusts_what_the_run_stored_more_than_the_config_beside_it(tmp_path):
@@ -164,7 +171,7 @@ def test_tool_from_the_command_line(tmp_path):
     command = [sys.executable, "-m", "densesiam_d2.tools.export_backbone", "--input", str(tmp_path / "moco.pth.tar")]
     subprocess.run([*command, "--output", str(tmp_path / "backbone.pkl")], check=True, capture_output=True)
     content = read_checkpoint(tmp_path / "backbone.pkl")
-    assert content["metadata"]["method"] == "MoCo family (query encoder)"
+    assert content["metadata"]["method"] == "torchvision names below state_dict.encoder_q"
     assert content["metadata"]["stride_in_1x1"] is False and content["metadata"]["depth"] == 18
     assert main(["--input", str(tmp_path / "backbone.pkl"), "--output", str(tmp_path / "b.pth"),
                  "--format", "torchvision"]) == 0  # fmt: skip
@@ -186,3 +193,39 @@ def test_a_backbone_of_another_kind_keeps_its_names(caplog):
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3"]
     names = set(backbone_state(build_backbone(cfg)))
     assert "res3.1.conv2.weight" in names and not any(name.startswith("res4") for name in names)
+
+
+def test_tool_says_what_a_wide_network_needs(tmp_path, capsys):
+    with torch.device("meta"):
+        shapes = {n: v.shape for n, v in torchvision.models.resnext50_32x4d(weights=None).state_dict().items()}
+    torch.save({name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}, tmp_path / "x.pth")
+    command = ["--input", str(tmp_path / "x.pth"), "--output", str(tmp_path / "b.pkl")]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "note: a ResNeXt-50 32x4d is no ResNet-50: it needs MODEL.RESNETS.NUM_GROUPS 32, "
+        "MODEL.RESNETS.WIDTH_PER_GROUP 4"
+    )
+    metadata = read_checkpoint(tmp_path / "b.pkl")["metadata"]
+    assert (metadata["depth"], metadata["num_groups"], metadata["width_per_group"]) == (50, 32, 4)
+    (tmp_path / "config.yaml").write_text(resnet_cfg(50).dump())
+    assert main([*command, "--config-file", str(tmp_path / "config.yaml")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "x.pth: it holds a ResNeXt-50 32x4d with num_groups 32, but its config says num_groups 1" in error
+
+
+def test_tool_asks_which_of_several_networks(tmp_path, capsys):
+    first, second = tv_resnet(18, seed=1).state_dict(), tv_resnet(18, seed=2).state_dict()
+    torch.save({"left": first, "right": second}, tmp_path / "x.pth")
+    command = ["--input", str(tmp_path / "x.pth"), "--output", str(tmp_path / "b.pkl")]
+    assert main(command) == 1
+    assert "x.pth: it holds 2 different ResNets, below left, below right; choose one with --pre" in (
+        capsys.readouterr().err
+    )
+    assert main([*command, "--prefix", "right"]) == 0
+    assert np.array_equal(read_checkpoint(tmp_path / "b.pkl")["model"]["stem.conv1.weight"], second["conv1.weight"])
+
+
+def test_a_model_with_a_teacher_exports_its_backbone():
+    model = torch.nn.Module()
+    model.teacher, model.backbone = d2_resnet(18, seed=1), d2_resnet(18, seed=2)
+    assert np.array_equal(backbone_state(model)["stem.conv1.weight"], model.backbone.stem.conv1.weight.detach())

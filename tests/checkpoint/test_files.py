@@ -1,6 +1,10 @@
 import argparse
+import functools
+import gzip
 import json
 import pickle
+import tarfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -75,7 +79,7 @@ def test_arrays_of_objects_are_refused(tmp_path, suffix):
         path = tmp_path / f"{i}.{suffix}"
         torch.save({"model": array}, path) if suffix == "pth" else path.write_bytes(pickle.dumps({"model": array}))
         with pytest.raises(
-            ValueError, match=rf"^cannot read weights from {path}: it has arrays of .*, not of numbers$"
+            ValueError, match=rf"^cannot read weights from {path}: it holds arrays of other things than numbers"
         ):
             read_checkpoint(path)
 
@@ -118,7 +122,7 @@ def test_code_in_a_weight_file_does_not_run(tmp_path, name):
         (tmp_path / name).write_bytes(pickle.dumps(content))
     else:
         torch.save(content, tmp_path / name)
-    with pytest.raises(ValueError, match=rf"cannot read weights from .*{name}: it asks for \S+, which is not plain"):
+    with pytest.raises(ValueError, match=rf"cannot read weights from .*{name}: it holds \S+, which is not plain"):
         read_checkpoint(tmp_path / name)
     assert not marker.exists()
 
@@ -128,7 +132,7 @@ def test_the_environment_cannot_make_torch_run_code(tmp_path, monkeypatch, new_f
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     content = {"model": {"w": torch.zeros(1)}, "x": Evil(tmp_path / "marker")}
     torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=new_format)
-    with pytest.raises(ValueError, match=r"evil\.pth: it asks for \S+, which is not plain"):
+    with pytest.raises(ValueError, match=r"evil\.pth: it holds \S+, which is not plain"):
         read_checkpoint(tmp_path / "evil.pth")
     assert not (tmp_path / "marker").exists()
 
@@ -169,7 +173,8 @@ def test_moco_style_files_load(tmp_path):
     path = tmp_path / "moco.pth.tar"
     state = {"module.queue": torch.ones(2)}
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.03), "epoch": np.int64(200)}, path)
-    assert read_checkpoint(path)["args"].lr == 0.03
+    content = read_checkpoint(path, foreign=True)
+    assert content["epoch"] == 200 and content["state_dict"]["module.queue"].tolist() == [1, 1]
     torch.save({"model": {"res2.w": np.ones(3, np.float32)}, "matching_heuristics": True}, tmp_path / "resim.pth")
     assert read_checkpoint(tmp_path / "resim.pth")["model"]["res2.w"].sum() == 3
 
@@ -201,3 +206,64 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]
+
+
+def _torchscript(path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1, 1)), str(path))
+
+
+def _zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights.pth", b"x")
+
+
+def _tar(path):
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("weights.pth"))
+
+
+def _cut_off(path, new_format=True):
+    torch.save({"w": torch.ones(10000)}, path, _use_new_zipfile_serialization=new_format)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 46830571\n"
+NO_WEIGHTS = {
+    "git-lfs pointer": (POINTER, "git-lfs pointer, not weights .*'version https://git-lfs.*: run git lfs pull"),
+    "web page": (b"<!DOCTYPE html>\n<html><body>x", "web page, not weights .*'<!DOCTYPE html>.*: download the file"),
+    "web page of another kind": (b"\xef\xbb\xbf\n  <html lang='en'>", "it is a web page, not weights"),
+    "answer of a server": (b'{"error": "Not Found"}', r"it is no file of torch\.save.*'\{\"error\": \"Not Found\"\}'"),
+    "empty": (b"", "it is empty"),
+    "compressed": (gzip.compress(b"x"), "it is a compressed file: unpack it"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n", "it is a HDF5 file"),
+    "TorchScript": (
+        _torchscript,
+        r"it is a TorchScript archive, which holds code: save its state_dict\(\) and give that",
+    ),
+    "zip": (_zip, r"it is a zip archive, but not of torch\.save: give the file in it"),
+    "tar": (_tar, "it is a tar archive: unpack it"),
+    "cut off": (_cut_off, "it is cut off: copy or download it again"),
+    "cut off, old": (functools.partial(_cut_off, new_format=False), "it is cut off: copy or download it again"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl", "safetensors"])
+@pytest.mark.parametrize("name", NO_WEIGHTS)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_is_no_weight_file_is_said_in_one_line(tmp_path, name, suffix):
+    content, message = NO_WEIGHTS[name]
+    if suffix == "safetensors" and (callable(content) or name == "answer of a server"):
+        pytest.skip("the library of the format says that it is none")
+    path = tmp_path / f"weights.{suffix}"
+    content(path) if callable(content) else path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^cannot read weights from {path}: [^\n]*{message}") as raised:
+        read_checkpoint(path, foreign=True)
+    assert "\n" not in str(raised.value) and "weights_only" not in str(raised.value)
+
+
+def test_a_file_without_tensors_and_a_folder(tmp_path):
+    torch.save({"epoch": 3, "args": argparse.Namespace(lr=1)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: it holds no tensors$"):
+        read_checkpoint(tmp_path / "x.pth", foreign=True)
+    with pytest.raises(ValueError, match=rf"{tmp_path}: it is a folder; give the file in it$"):
+        read_checkpoint(tmp_path)

@@ -3,97 +3,59 @@ import logging
 import numpy as np
 import pytest
 import torch
+import torchvision
+from torch import nn
 
 from densesiam_d2.checkpoint import recognise
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
-from tests.checkpoint.networks import d2_resnet, fpn_detector, prefixed, resnet_cfg, tv_resnet
+from tests.checkpoint.networks import d2_resnet, fpn_detector, prefixed, resnet_cfg
+from tests.checkpoint.published import CHECKPOINTS, ONLINE, OTHER, numbered, with_stem
 
-ONLINE = tv_resnet(18, seed=1).state_dict()
-OTHER = tv_resnet(18, seed=2).state_dict()
 X = torch.zeros(1)
-
-# What each repository's checkpoints look like: container key, tensors; the backbone to find is always ONLINE.
-CHECKPOINTS = {
-    "torchvision": (None, ONLINE),
-    "SimSiam": (
-        "state_dict",
-        {**prefixed("module.encoder.", ONLINE), "module.encoder.fc.6.bias": X, "module.predictor.0.weight": X},
-    ),
-    "MoCo family (query encoder)": (
-        "state_dict",
-        {
-            **prefixed("module.encoder_k.", OTHER),
-            **prefixed("module.encoder_q.", ONLINE),
-            "module.encoder_q.fc.0.weight": X,
-            "module.queue": X,
-            "module.queue_ptr": X,
-        },
-    ),
-    "PixPro (online encoder)": (
-        "model",
-        {
-            **prefixed("module.encoder.", ONLINE),
-            **prefixed("module.encoder_k.", OTHER),
-            "module.projector.linear1.weight": X,
-            "module.projector_k.linear1.weight": X,
-        },
-    ),
-    "SlotCon (teacher)": (
-        "model",
-        {
-            **prefixed("module.encoder_q.", OTHER),
-            **prefixed("module.encoder_k.", ONLINE),
-            "module.projector_k.linear1.weight": X,
-            "module.grouping_k.slot_embed.weight": X,
-            "module.center": X,
-        },
-    ),
-    "PiCIE (module.backbone)": (
-        "state_dict",
-        {**prefixed("module.backbone.", ONLINE), "module.decoder.layer1.weight": X},
-    ),
-    "OpenMMLab, DenseCL or DenseSiam release (backbone)": (
-        "state_dict",
-        {
-            **prefixed("backbone.", ONLINE),
-            **prefixed("encoder_k.0.", OTHER),
-            **prefixed("encoder_q.0.", ONLINE),
-            "decoder.layer1.weight": X,
-            "queue2": X,
-        },
-    ),
-    "DenseCL (encoder_q.0)": ("state_dict", {**prefixed("encoder_q.0.", ONLINE), **prefixed("encoder_k.0.", OTHER)}),
-    "PyContrast (module.encoder)": ("model", prefixed("module.encoder.", ONLINE)),
-    "PyContrast (encoder)": ("model_ema", prefixed("encoder.", ONLINE)),
-    "torchvision (module)": ("state_dict", prefixed("module.", ONLINE)),
-}
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_every_layout_gives_its_backbone(name):
-    container, tensors = CHECKPOINTS[name]
-    checkpoint = {container: tensors, "epoch": 200, "optimizer": {"state": {}}} if container else tensors
-    found, state = recognise(checkpoint)
-    assert found == name
-    assert len(state) == 100  # 20 convolutions, each with a norm of 4 tensors
-    assert np.array_equal(state["stem.conv1.weight"], ONLINE["conv1.weight"].numpy())
-    assert np.array_equal(state["res4.0.shortcut.norm.running_mean"], ONLINE["layer3.0.downsample.1.running_mean"])
-    assert all(value.dtype == np.float32 for value in state.values())
+    layout, checkpoint = CHECKPOINTS[name]
+    found = recognise(checkpoint)
+    assert found.layout == layout and found.torchvision
+    assert len(found.state) == 100  # 20 convolutions, each with a norm of 4 tensors
+    assert np.array_equal(found.state["stem.conv1.weight"], ONLINE["conv1.weight"].numpy())
+    assert np.array_equal(
+        found.state["res4.0.shortcut.norm.running_mean"], ONLINE["layer3.0.downsample.1.running_mean"]
+    )
+    assert all(value.dtype == np.float32 for value in found.state.values())
+
+
+def test_the_numbers_are_those_of_real_sequentials():
+    children = dict(torchvision.models.resnet18(weights=None).named_children())
+    lightly = nn.Sequential(*list(children.values())[:-1])
+    assert numbered(ONLINE).keys() == lightly.state_dict().keys()
+    stem = nn.Sequential(children["conv1"], children["bn1"], children["relu"], children["maxpool"])
+    blocks = nn.Sequential(stem, *(children[f"layer{i}"] for i in range(1, 5)))
+    assert with_stem(ONLINE, "", "0", "1").keys() == blocks.state_dict().keys()
+
+
+def test_wrapped_networks_keep_their_names():
+    """Names as torch itself makes them, of a network that is compiled and then given to DDP's elder brother."""
+    model = nn.DataParallel(torch.compile(torchvision.models.resnet18(weights=None)))
+    assert "module._orig_mod.layer1.0.conv1.weight" in model.state_dict()
+    assert recognise({"model": model.state_dict()}).layout == "torchvision names below model"
 
 
 def test_our_own_checkpoints():
     backbone = d2_resnet(18).state_dict()
     pretraining = {**prefixed("backbone.", backbone), "dense_projector.0.weight": X}
     detector = fpn_detector(18).state_dict()
-    for layout, expected, tensors, prefix in (
-        ("detectron2 model", backbone, {"model": pretraining, "iteration": 3}, ""),
-        ("detectron2 backbone", backbone, {"model": {n: v.numpy() for n, v in backbone.items()}}, ""),
-        ("detectron2 model with FPN", detector, {"model": detector}, "backbone.bottom_up."),
+    for where, expected, checkpoint, prefix in (
+        ("below model.backbone", backbone, {"model": pretraining, "iteration": 3}, ""),
+        ("below model", backbone, {"model": {n: v.numpy() for n, v in backbone.items()}}, ""),
+        ("below model.backbone.bottom_up", detector, {"model": detector}, "backbone.bottom_up."),
     ):
-        found, state = recognise(tensors)
-        assert found == layout
-        assert len(state) == 100
-        assert all(np.array_equal(value, expected[prefix + name].numpy()) for name, value in state.items())
+        found = recognise(checkpoint)
+        assert found.layout == f"detectron2 names {where}" and not found.torchvision
+        assert len(found.state) == 100
+        assert all(np.array_equal(value, expected[prefix + name].numpy()) for name, value in found.state.items())
 
 
 def test_c4_detector_keeps_res5_in_its_box_head():
@@ -103,27 +65,89 @@ def test_c4_detector_keeps_res5_in_its_box_head():
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
     cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"
     model = build_model(cfg)
-    found, state = recognise({"model": model.state_dict()})
-    assert found == "detectron2 model"
-    assert len(state) == 53 * 5
-    assert np.array_equal(state["res5.2.conv3.weight"], model.roi_heads.res5[2].conv3.weight.detach().numpy())
+    found = recognise({"model": model.state_dict()})
+    assert found.layout == "detectron2 names below model.backbone"
+    assert len(found.state) == 53 * 5
+    assert np.array_equal(found.state["res5.2.conv3.weight"], model.roi_heads.res5[2].conv3.weight.detach().numpy())
 
 
 def test_left_out_tensors_are_counted(caplog):
     with caplog.at_level(logging.INFO, logger="densesiam_d2"):
-        recognise({"state_dict": CHECKPOINTS["SimSiam"][1]})
-    # fc.weight and fc.bias of the torchvision network, fc.6.bias, predictor.0.weight
-    assert "left out 4 other tensors" in caplog.text
-    assert "module.encoder (3)" in caplog.text and "module.predictor (1)" in caplog.text
+        recognise(CHECKPOINTS["SimSiam"][1])
+    # fc.weight and fc.bias of the torchvision network, fc.6.bias, predictor.0.weight, a momentum
+    assert "left out 5 other tensors" in caplog.text
+    assert "state_dict.encoder (3)" in caplog.text and "state_dict.predictor (1)" in caplog.text
+
+
+def test_the_choice_of_a_method_is_said(caplog):
+    with caplog.at_level(logging.INFO, logger="densesiam_d2"):
+        recognise(CHECKPOINTS["DINO"][1])
+    assert "DINO (teacher): took the ResNet below teacher.backbone of those below student.backbone, below teacher" in (
+        caplog.text
+    )
+
+
+UNKNOWN = {"left": prefixed("net.", ONLINE), "right": prefixed("module.net.", OTHER)}
+
+
+def test_of_several_the_user_chooses():
+    with pytest.raises(
+        ValueError, match=r"2 different ResNets, below left\.net, below right\.net; choose one with --pre[^\n]+$"
+    ):
+        recognise(UNKNOWN)
+    for prefix in ("right.net", "right", "right.module.net."):
+        assert np.array_equal(recognise(UNKNOWN, prefix).state["stem.conv1.weight"], OTHER["conv1.weight"].numpy())
+    student = recognise(CHECKPOINTS["DINO"][1], prefix="student")
+    assert np.array_equal(student.state["stem.conv1.weight"], OTHER["conv1.weight"].numpy())
+    with pytest.raises(ValueError, match=r"--prefix up: no ResNet lies there, but below left\.net, below right\.net"):
+        recognise(UNKNOWN, "up")
+    with pytest.raises(ValueError, match="2 different ResNets"):
+        recognise(UNKNOWN, "net")
+
+
+def test_the_one_at_the_top_can_be_chosen():
+    both = {**ONLINE, "ema": OTHER}
+    with pytest.raises(ValueError, match="2 different ResNets, at the top, below ema"):
+        recognise(both)
+    assert np.array_equal(recognise(both, "").state["stem.conv1.weight"], ONLINE["conv1.weight"].numpy())
+
+
+def test_equal_networks_are_one():
+    assert recognise({"a": ONLINE, "b": {n: v.clone() for n, v in ONLINE.items()}}).layout.endswith("below a")
+
+
+def test_a_whole_network_is_taken_rather_than_a_part_of_one():
+    part = {name: value for name, value in OTHER.items() if "layer2.1" not in name}
+    assert recognise({"a": part, "b": ONLINE}).layout == "torchvision names below b"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_precision_is_read(dtype):
+    state = recognise({n: v.to(dtype) if v.is_floating_point() else v for n, v in ONLINE.items()}).state
+    expected = ONLINE["layer2.1.conv1.weight"].to(dtype).float().numpy()
+    assert np.array_equal(state["res3.1.conv1.weight"], expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_diverged_is_refused(value):
+    broken = {**ONLINE, "layer3.0.conv1.weight": ONLINE["layer3.0.conv1.weight"].clone()}
+    broken["layer3.0.conv1.weight"][5, 4, 1, 2] = value
+    with pytest.raises(ValueError, match=r"net\.layer3\.0\.conv1\.weight holds NaN or infinite values \(1 of 100 "):
+        recognise({"net": prefixed("module.", broken)})
 
 
 def test_broken_and_foreign_checkpoints_are_refused():
     incomplete = {n: v for n, v in prefixed("module.encoder_q.", ONLINE).items() if "layer3.1.conv2" not in n}
-    with pytest.raises(ValueError, match=r"MoCo family.*ResNet-18; missing: res4\.1\.conv2\.weight"):
+    missing = r"below state_dict\.encoder_q: not a whole ResNet-18; missing: res4\.1\.conv2\.weight"
+    with pytest.raises(ValueError, match=missing):
         recognise({"state_dict": {**incomplete, "module.queue": X}})
+    with pytest.raises(ValueError, match=missing):  # and the key encoder, though whole, is not taken in its place
+        recognise({"state_dict": {**incomplete, **prefixed("module.encoder_k.", OTHER), "module.queue": X}})
     with pytest.raises(ValueError, match=r"no part of a ResNet: layer1\.0\.se\.weight"):
         recognise({**ONLINE, "layer1.0.se.weight": X})
+    with pytest.raises(ValueError, match=r"no part of a ResNet: layer1\.0\.se\.weight"):
+        recognise({**numbered(ONLINE), "4.0.se.weight": X})
     with pytest.raises(ValueError, match="JAX checkpoint of BYOL"):
         recognise({"experiment_state": {"online_params": {}}, "step": 1})
-    with pytest.raises(ValueError, match=r"unknown checkpoint layout: 1 tensors, such as blocks\.0\.weight"):
+    with pytest.raises(ValueError, match=r"no ResNet among its 1 tensors, such as model\.blocks\.0\.weight"):
         recognise({"model": {"blocks.0.weight": X}})

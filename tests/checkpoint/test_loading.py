@@ -146,7 +146,7 @@ def test_an_unfilled_backbone_stops_the_run_or_warns(tmp_path, logged):
 
 def test_unrelated_weights_stop_the_run(tmp_path):
     torch.save({"model": {"head.weight": torch.zeros(2)}}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.pth: unknown checkpoint layout: 1 tensors"):
+    with pytest.raises(ValueError, match=r"x\.pth: no ResNet among its 1 tensors"):
         checkpointer(fpn_detector(18)).resume_or_load(str(tmp_path / "x.pth"), resume=False)
     save_backbone(tmp_path / "x.pkl", {"head.weight": np.zeros(2, np.float32)}, {})
     with pytest.raises(ValueError, match=r"backbone: 0 of 100 .*export_backbone"):
@@ -270,8 +270,8 @@ def _caffe2_name(name):
 def test_a_pkl_that_runs_code_is_refused(tmp_path):
     marker = tmp_path / "marker"
     (tmp_path / "evil.pkl").write_bytes(b"cpathlib\nPath.touch\n(cpathlib\nPath\n(V%bt\ntR." % str(marker).encode())
-    with pytest.raises(ValueError, match="it asks for pathlib"):
+    with pytest.raises(ValueError, match="it holds no tensors"):
         checkpointer(fpn_detector(18)).resume_or_load(str(tmp_path / "evil.pkl"), resume=False)
-    with pytest.raises(ValueError, match="it asks for pathlib"):
+    with pytest.raises(ValueError, match="it holds pathlib"):
         checkpointer(fpn_detector(18)).load(str(tmp_path / "evil.pkl"))
     assert not marker.exists()

@@ -60,7 +60,7 @@ def test_a_checkpoint_with_code_is_passed_over(folder, monkeypatch, caplog):
     evil_pth(folder / "model_0000039.pth", folder / "marker")
     (folder / "last_checkpoint").unlink()
     assert resumed_from(folder) == 29
-    assert f"cannot read weights from {folder}/model_0000039.pth: it asks for" in caplog.text
+    assert f"cannot read weights from {folder}/model_0000039.pth: it holds builtins.exec" in caplog.text
     assert not (folder / "marker").exists()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Server", "evil_pickle", "evil_pth", "evil_tag", "evil_yaml", "remote_base_yaml", "serve"]
+__all__ = ["Server", "Touch", "evil_pickle", "evil_pth", "evil_tag", "evil_yaml", "remote_base_yaml", "serve"]
 
 
 class Touch:

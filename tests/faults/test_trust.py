@@ -17,8 +17,8 @@ from densesiam_d2.data.file_names import check_file_names
 from densesiam_d2.data.image_io import read_image
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.tools.export_backbone import main as export_backbone
-from tests.checkpoint.networks import d2_resnet, prefixed
-from tests.faults.evil import evil_pickle, evil_pth, evil_tag, evil_yaml, remote_base_yaml, serve
+from tests.checkpoint.networks import d2_resnet, prefixed, tv_resnet
+from tests.faults.evil import Touch, evil_pickle, evil_pth, evil_tag, evil_yaml, remote_base_yaml, serve
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,12 +79,33 @@ def test_pickle_as_weights_from_an_address(tmp_path, marker, monkeypatch):
 @pytest.mark.parametrize("new_format", [True, False])
 @pytest.mark.parametrize("name", ["evil.pth", "evil.pth.tar", "evil.pyth", "evil.pkl"])
 def test_file_of_torch_as_weights(tmp_path, marker, monkeypatch, name, new_format, forced):
+    """Its tensors are read, and what lies beside them does not run; where only our own files belong it is refused."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", forced)
     path = evil_pth(tmp_path / name, marker, new_format)
-    with refused(path, marker):
-        checkpointer().resume_or_load(str(path), resume=False)
+    checkpointer().resume_or_load(str(path), resume=False)
+    assert read_checkpoint(path, foreign=True)["model"]["w"].tolist() == [0]
     with refused(path, marker):
         read_checkpoint(path)
+    with refused(path, marker):
+        checkpointer().load(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+def test_a_backbone_beside_code(tmp_path, marker, suffix, capsys):
+    path, state = tmp_path / f"evil.{suffix}", tv_resnet(18).state_dict()
+    content = {"state_dict": state, "callbacks": {"x": Touch(marker)}, "metadata": Touch(marker)}
+    if suffix == "pth":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    assert export_backbone(["--input", str(path), "--output", str(tmp_path / "b.pkl")]) == 0
+    assert f"{path}: left out objects that are no tensors: builtins.exec" in capsys.readouterr().err
+    weights = read_checkpoint(tmp_path / "b.pkl")["model"]
+    assert (weights["stem.conv1.weight"] == state["conv1.weight"].numpy()).all()
+    model = torch.nn.Module()
+    model.backbone = d2_resnet(18, seed=1)
+    CheckedCheckpointer(model).resume_or_load(str(path), resume=False)
+    assert torch.equal(model.backbone.stem.conv1.weight, state["conv1.weight"])
 
 
 @pytest.mark.parametrize("build", [evil_pickle, evil_pth])

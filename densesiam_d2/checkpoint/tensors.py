@@ -1,0 +1,70 @@
+"""All tensors in whatever a checkpoint file holds, under one kind of name."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from densesiam_d2.checkpoint.unpickling import Placeholder
+
+__all__ = ["as_array", "bare_name", "is_tensor", "tensors_in"]
+
+# Parts of names that say how a network was wrapped or stored (DDP, torch.compile, FSDP, activation checkpointing,
+# DeepSpeed, a whole module in a pickle), not what it is.
+_WRAPPERS = {
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"),
+    *("_modules", "_parameters", "_buffers"),
+}
+
+
+def is_tensor(value: Any) -> bool:
+    """Tell whether a value is a torch tensor or a NumPy array."""
+    return isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Return a tensor or array of any kind of numbers as a float32 array; a copy only where it must be."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().float().numpy()
+    return np.ascontiguousarray(value, dtype=np.float32)
+
+
+def bare_name(name: str) -> str:
+    """Return a name without what wrappers added, at any depth: ``module._orig_mod.fc.bias`` -> ``fc.bias``."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def tensors_in(content: Any) -> dict[str, torch.Tensor | np.ndarray]:
+    """Return every tensor in nested dicts, lists and placeholders.
+
+    Args:
+        content: what a file holds.
+
+    Returns:
+        Keys on the way to it, joined by dots and without wrappers -> tensor. Where two would have the same name, the
+        second keeps its wrappers. A dict that can be reached in two ways is entered once.
+    """
+    found, seen, waiting = {}, set(), [("", content)]
+    while waiting:
+        path, value = waiting.pop()
+        if is_tensor(value):
+            name = bare_name(path)
+            found[path if name in found else name] = value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            waiting += reversed([(f"{path}.{key}".strip("."), child) for key, child in _children(value)])
+    return found
+
+
+def _children(value: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((key, child) for key, child in value.items() if isinstance(key, (str, int)))
+    elif isinstance(value, (list, tuple)):
+        yield from enumerate(value)
+    elif isinstance(value, Placeholder):
+        yield from _children(value.content)
+        states = value.state if isinstance(value.state, tuple) else (value.state,)
+        for part in (*value.arguments, *states):
+            if isinstance(part, Mapping):
+                yield from _children(part)

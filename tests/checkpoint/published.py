@@ -1,0 +1,220 @@
+"""What the checkpoints of many repositories look like: real networks under the names that each of them uses."""
+
+import re
+
+import torch
+
+from tests.checkpoint.networks import prefixed, tv_resnet
+
+ONLINE = tv_resnet(18, seed=1).state_dict()
+OTHER = tv_resnet(18, seed=2).state_dict()
+X = torch.zeros(1)
+
+
+def numbered(state, prefix=""):
+    """Rename as nn.Sequential(*list(resnet.children())[:-1]) does: conv1, bn1, relu, maxpool, layer1 to layer4."""
+    children = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    parts = {name: name.partition(".") for name in state}
+    return {f"{prefix}{children[p[0]]}.{p[2]}": state[name] for name, p in parts.items() if p[0] in children}
+
+
+def with_stem(state, prefix, conv, bn):
+    """Rename as nn.Sequential(stem, layer1, ..., layer4) does, whose stem calls its parts ``conv`` and ``bn``."""
+    renamed = {re.sub(r"^layer(\d)", rf"{prefix}\1", name): value for name, value in state.items() if "fc." not in name}
+    stems = ((r"^conv1", f"{prefix}0.{conv}"), (r"^bn1", f"{prefix}0.{bn}"))
+    return {re.sub(*stems[1], re.sub(*stems[0], name)): value for name, value in renamed.items()}
+
+
+# What each repository's checkpoints look like: where the backbone must be found, and the content of the file. The
+# backbone to find is always ONLINE.
+CHECKPOINTS = {
+    "torchvision": ("torchvision names at the top", ONLINE),
+    "torchvision, DDP": ("torchvision names below state_dict", {"state_dict": prefixed("module.", ONLINE)}),
+    "timm": ("torchvision names below state_dict", {"state_dict": ONLINE, "arch": "resnet18", "version": 2}),
+    "SimSiam": (
+        "torchvision names below state_dict.encoder",
+        {
+            "state_dict": {
+                **prefixed("module.encoder.", ONLINE),
+                "module.encoder.fc.6.bias": X,
+                "module.predictor.0.weight": X,
+            },
+            "epoch": 200,
+            "optimizer": {"state": {0: {"momentum_buffer": X}}},
+        },
+    ),
+    "MoCo": (
+        "MoCo family (query encoder), torchvision names below state_dict.encoder_q",
+        {
+            "state_dict": {
+                **prefixed("module.encoder_k.", OTHER),
+                **prefixed("module.encoder_q.", ONLINE),
+                "module.encoder_q.fc.0.weight": X,
+                "module.queue": X,
+                "module.queue_ptr": X,
+            }
+        },
+    ),
+    "MoCo without DDP": (
+        "MoCo family (query encoder), torchvision names below state_dict.encoder_q",
+        {"state_dict": {**prefixed("encoder_q.", ONLINE), **prefixed("encoder_k.", OTHER), "queue": X}},
+    ),
+    "MoCo v3": (
+        "MoCo v3 (base encoder), torchvision names below state_dict.base_encoder",
+        {
+            "state_dict": {
+                **prefixed("module.base_encoder.", ONLINE),
+                **prefixed("module.momentum_encoder.", OTHER),
+                "module.predictor.0.weight": X,
+            }
+        },
+    ),
+    "PixPro": (
+        "PixPro (online encoder), torchvision names below model.encoder",
+        {
+            "model": {
+                **prefixed("module.encoder.", ONLINE),
+                **prefixed("module.encoder_k.", OTHER),
+                "module.projector.linear1.weight": X,
+                "module.projector_k.linear1.weight": X,
+            }
+        },
+    ),
+    "SlotCon": (
+        "SlotCon (teacher), torchvision names below model.encoder_k",
+        {
+            "model": {
+                **prefixed("module.encoder_q.", OTHER),
+                **prefixed("module.encoder_k.", ONLINE),
+                "module.projector_k.linear1.weight": X,
+                "module.grouping_k.slot_embed.weight": X,
+                "module.center": X,
+            }
+        },
+    ),
+    "PiCIE": (
+        "torchvision names below state_dict.backbone",
+        {
+            "state_dict": {**prefixed("module.backbone.", ONLINE), "module.decoder.layer1.weight": X},
+            "classifier1_state_dict": {"module.weight": X},
+        },
+    ),
+    "DenseCL, raw": (
+        "MoCo family (query encoder), torchvision names below state_dict.backbone",
+        {
+            "state_dict": {
+                **prefixed("backbone.", ONLINE),
+                **prefixed("encoder_k.0.", OTHER),
+                **prefixed("encoder_q.0.", ONLINE),
+                "encoder_q.1.mlp2.0.weight": X,
+                "queue2": X,
+            }
+        },
+    ),
+    "DenseCL": (
+        "MoCo family (query encoder), torchvision names below state_dict.encoder_q.0",
+        {"state_dict": {**prefixed("encoder_q.0.", ONLINE), **prefixed("encoder_k.0.", OTHER)}},
+    ),
+    "DenseCL, DetCo and SlotCon releases": (
+        "torchvision names below state_dict",
+        {"state_dict": {n: v for n, v in ONLINE.items() if "fc." not in n}, "author": "x"},
+    ),
+    "DenseSiam": (
+        "torchvision names below state_dict.backbone",
+        {"state_dict": {**prefixed("backbone.", ONLINE), "decoder.layer1.weight": X, "aux_decoder.weight": X}},
+    ),
+    "OpenMMLab BYOL": (
+        "BYOL of OpenMMLab (online network), torchvision names below state_dict.backbone",
+        {"state_dict": {**prefixed("backbone.", ONLINE), **prefixed("target_net.module.0.", OTHER)}},
+    ),
+    "OpenSelfSup BYOL": (
+        "BYOL of OpenSelfSup (online network), torchvision names below state_dict.online_net.0",
+        {
+            "state_dict": {
+                **prefixed("online_net.0.", ONLINE),
+                **prefixed("target_net.0.", OTHER),
+                **prefixed("backbone.", ONLINE),
+            }
+        },
+    ),
+    "PyContrast": (
+        "PyContrast (trained encoder), torchvision names below model.encoder",
+        {"model": prefixed("module.encoder.", ONLINE), "model_ema": prefixed("module.encoder.", OTHER)},
+    ),
+    "PyContrast, one": ("torchvision names below model_ema.encoder", {"model_ema": prefixed("encoder.", ONLINE)}),
+    "DINO": (
+        "DINO (teacher), torchvision names below teacher.backbone",
+        {
+            "student": {**prefixed("module.backbone.", OTHER), "module.head.mlp.0.weight": X},
+            "teacher": prefixed("backbone.", ONLINE),
+            "epoch": 100,
+        },
+    ),
+    "SwAV": (
+        "torchvision names below state_dict",
+        {"state_dict": {**prefixed("module.", ONLINE), "module.prototypes.weight": X}},
+    ),
+    "Barlow Twins, VICReg": (
+        "torchvision names below model.backbone",
+        {"model": {**prefixed("module.backbone.", ONLINE), "module.projector.0.weight": X}},
+    ),
+    "byol-pytorch": (
+        "BYOL (online encoder), torchvision names below online_encoder.net",
+        {
+            **prefixed("online_encoder.net.", ONLINE),
+            **prefixed("target_encoder.net.", OTHER),
+            **prefixed("net.", ONLINE),
+            "online_predictor.net.0.weight": X,
+        },
+    ),
+    "VISSL": (
+        "torchvision names below classy_state_dict.base_model.model.trunk._feature_blocks",
+        {
+            "classy_state_dict": {
+                "base_model": {
+                    "model": {
+                        "trunk": prefixed("_feature_blocks.", ONLINE),
+                        "heads": {"0.clf.weight": X},
+                    }
+                }
+            },
+            "type": "consolidated",
+        },
+    ),
+    "OBoW": (
+        "OBoW (student), nn.Sequential with a stem names below network.feature_extractor._feature_blocks",
+        {
+            "network": {
+                **with_stem(ONLINE, "module.feature_extractor._feature_blocks.", "Conv", "bn"),
+                **with_stem(OTHER, "module.feature_extractor_teacher._feature_blocks.", "Conv", "bn"),
+            }
+        },
+    ),
+    "a stem of its own": (
+        "nn.Sequential with a stem names below net",
+        {"net": with_stem(ONLINE, "", "0", "1")},
+    ),
+    "lightly": (
+        "nn.Sequential names below state_dict.backbone",
+        {"state_dict": {**numbered(ONLINE, "backbone."), "projection_head.layers.0.weight": X}},
+    ),
+    "lightly, two networks": (
+        "lightly (online backbone), nn.Sequential names below state_dict.backbone",
+        {"state_dict": {**numbered(OTHER, "backbone_momentum."), **numbered(ONLINE, "backbone.")}},
+    ),
+    "solo-learn": (
+        "solo-learn (online backbone), torchvision names below state_dict.backbone",
+        {"state_dict": {**prefixed("backbone.", ONLINE), **prefixed("momentum_backbone.", OTHER)}},
+    ),
+    "torch.compile": ("torchvision names below model", {"model": prefixed("module._orig_mod.", ONLINE)}),
+    "torch.compile of the parts": (
+        "torchvision names below state_dict.backbone",
+        {
+            "state_dict": {
+                re.sub(r"^(layer\d)", r"backbone.\1._orig_mod", n) if "layer" in n else f"backbone.{n}": v
+                for n, v in ONLINE.items()
+            }
+        },
+    ),
+    "another key": ("torchvision names below checkpoints.0.net", {"checkpoints": [{"net": ONLINE}], "best_acc": 0.7}),
+}
