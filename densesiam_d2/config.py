@@ -108,6 +108,12 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # --eval-only, from the weights; test sets whose classes have another order are scored by name.
     cfg.MODEL.CLASS_NAMES = []
 
+    # With MODEL.BACKBONE.NAME build_torchvision_backbone or build_torchvision_fpn_backbone: the name of a CNN in
+    # torchvision.models, and the kind of batch norm that replaces its own ("" keeps it; other norms stay).
+    cfg.MODEL.TORCHVISION = CfgNode()
+    cfg.MODEL.TORCHVISION.NAME = "mobilenet_v2"
+    cfg.MODEL.TORCHVISION.NORM = "SyncBN"
+
     ssl = cfg.MODEL.SSL = CfgNode()
     # Backbone feature that the projectors see.
     ssl.IN_FEATURE = "res5"

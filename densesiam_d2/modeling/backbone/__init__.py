@@ -1,0 +1,14 @@
+from densesiam_d2.modeling.backbone.torchvision_backbone import TorchvisionBackbone, torchvision_cnns
+from densesiam_d2.modeling.backbone.weights import (
+    mobilenet_v2_weights,
+    save_torchvision_weights,
+    torchvision_weights,
+)
+
+__all__ = [
+    "TorchvisionBackbone",
+    "mobilenet_v2_weights",
+    "save_torchvision_weights",
+    "torchvision_cnns",
+    "torchvision_weights",
+]

@@ -1,0 +1,184 @@
+"""Any CNN of ``torchvision.models`` as a backbone of detectron2."""
+
+import difflib
+
+import torch
+import torchvision
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import nn
+
+__all__ = ["TorchvisionBackbone", "build_torchvision_backbone", "build_torchvision_fpn_backbone", "torchvision_cnns"]
+
+STAGES = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # stride -> name
+
+# The children of torchvision's networks run in their order; the first of these ends the part with feature maps.
+_END = ("avgpool", "classifier", "fc")
+
+# Transformers; and networks that do not pad, whose features have no whole stride.
+_UNFIT = ("maxvit", "swin", "vit", "alexnet", "inception", "squeezenet")
+
+
+def torchvision_cnns() -> list[str]:
+    """Return the names of all classification networks of torchvision that can be a backbone."""
+    return [name for name in torchvision.models.list_models(torchvision.models) if not name.startswith(_UNFIT)]
+
+
+class TorchvisionBackbone(Backbone):
+    """A CNN of torchvision up to its last feature map, under torchvision's own names of modules and tensors.
+
+    ``res2`` to ``res5`` are the last feature maps at strides 4 to 32, taken between its blocks, never inside one. All
+    that torchvision does before it pools counts, such as the last convolution of a MobileNetV2 (1280 channels).
+
+    Attributes:
+        network: its name in torchvision.
+    """
+
+    @configurable
+    def __init__(self, *, network: str, out_features: list[str], norm: str = "", freeze_at: int = 0):
+        """Build the network with torchvision's own initial weights, and find its stages.
+
+        Args:
+            network: a name of :func:`torchvision_cnns`.
+            out_features: which of "res2", "res3", "res4" and "res5" to return.
+            norm: kind of batch norm that replaces ``nn.BatchNorm2d``, with its epsilon and momentum; "" keeps it. Other
+                norms, such as the layer norm of a ConvNeXt, stay.
+            freeze_at: freeze all blocks up to stride ``2 ** freeze_at``, batch norm included; 0 and 1: nothing but the
+                stem at most, as in detectron2.
+
+        Raises:
+            ValueError: an unknown network or feature.
+        """
+        super().__init__()
+        self.network = network
+        for name, child in _trunk(network):
+            self.add_module(name, child)
+        if norm:
+            for _, parent, key in list(_batch_norms(self)):
+                _replace(parent, key, norm)
+        self._blocks = [full for name, child in self.named_children() for full in _blocks_of(name, child)]
+        shapes = self._trace()
+        # The last block at each stride; dicts keep the last value of a key.
+        ends = {shape.stride: block for block, shape in shapes.items() if shape.stride in STAGES}
+        self._ends = {block: STAGES[stride] for stride, block in ends.items()}
+        unknown = set(out_features) - set(self._ends.values())
+        if unknown or not out_features:
+            raise ValueError(
+                f"MODEL.RESNETS.OUT_FEATURES (with FPN: MODEL.FPN.IN_FEATURES) is {list(out_features)}; "
+                f"torchvision's {network} gives {', '.join(self._ends.values())}"
+            )
+        chosen = {stage: shapes[block] for block, stage in self._ends.items() if stage in out_features}
+        self._out_features = list(chosen)
+        self._out_feature_channels = {stage: shape.channels for stage, shape in chosen.items()}
+        self._out_feature_strides = {stage: shape.stride for stage, shape in chosen.items()}
+        if freeze_at:
+            self._freeze([block for block, shape in shapes.items() if shape.stride <= 2**freeze_at])
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None, *, out_features: list[str] | None = None):
+        """Read MODEL.TORCHVISION, MODEL.BACKBONE.FREEZE_AT and, without ``out_features``, RESNETS.OUT_FEATURES."""
+        return {
+            "network": cfg.MODEL.TORCHVISION.NAME,
+            "out_features": cfg.MODEL.RESNETS.OUT_FEATURES if out_features is None else out_features,
+            "norm": cfg.MODEL.TORCHVISION.NORM,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        """Side that images are padded to a multiple of: some networks round sizes down, and would leave a rim out."""
+        return max(self._out_feature_strides.values())
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the features of images (N, 3, H, W): name of the stage -> (N, C, H / stride, W / stride)."""
+        features = {}
+        for block in self._blocks:
+            x = self.get_submodule(block)(x)
+            if self._ends.get(block) in self._out_features:
+                features[self._ends[block]] = x
+        return features
+
+    @torch.no_grad()
+    def _trace(self, side: int = 64) -> dict[str, ShapeSpec]:
+        """Return the channels and the stride of each block's output, found by a small image."""
+        self.eval()  # one image has no batch statistics, and those of the network must not move
+        x = torch.zeros(1, 3, side, side, device=next(self.parameters()).device)
+        shapes = {}
+        for block in self._blocks:
+            x = self.get_submodule(block)(x)
+            assert side % x.shape[2] == 0, f"{self.network}: {block} gives {tuple(x.shape)}"
+            shapes[block] = ShapeSpec(channels=x.shape[1], stride=side // x.shape[2])
+        self.train()
+        return shapes
+
+    def _freeze(self, blocks: list[str]) -> None:
+        for block in blocks:
+            self.get_submodule(block).requires_grad_(False)
+        for name, parent, key in list(_batch_norms(self)):
+            if any(f"{name}.".startswith(f"{block}.") for block in blocks):
+                _replace(parent, key, "FrozenBN")
+
+
+@BACKBONE_REGISTRY.register()
+def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionBackbone:
+    """Return the network that MODEL.TORCHVISION names, with the features of MODEL.RESNETS.OUT_FEATURES."""
+    return TorchvisionBackbone(cfg, input_shape)
+
+
+@BACKBONE_REGISTRY.register()
+def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Return a feature pyramid, as of MODEL.FPN, on the network that MODEL.TORCHVISION names."""
+    return FPN(
+        bottom_up=TorchvisionBackbone(cfg, input_shape, out_features=cfg.MODEL.FPN.IN_FEATURES),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def _trunk(network: str) -> list[tuple[str, nn.Module]]:
+    """Return name and module of a new network's children before pooling and classifier."""
+    names = torchvision_cnns()
+    if network not in names:
+        near = difflib.get_close_matches(network, names, n=1)
+        raise ValueError(
+            f"MODEL.TORCHVISION.NAME is {network!r}, which is no CNN of torchvision with features at whole strides"
+            + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}")
+        )
+    options = {"aux_logits": False, "init_weights": True} if network == "googlenet" else {}
+    trunk = []
+    for name, child in torchvision.models.get_model(network, weights=None, **options).named_children():
+        if name in _END:
+            break
+        trunk.append((name, child))
+    if network.startswith("densenet"):
+        trunk.append(("relu", nn.ReLU()))  # there it is a function call (torchvision/models/densenet.py, forward)
+    return trunk
+
+
+def _blocks_of(name: str, child: nn.Module) -> list[str]:
+    """Return the names of what runs one after the other in a child, which may be one block itself."""
+    return [f"{name}.{key}" for key, _ in child.named_children()] if isinstance(child, nn.Sequential) else [name]
+
+
+def _batch_norms(module: nn.Module):
+    """Yield full name, parent and key of every batch norm in a module."""
+    for path, parent in module.named_modules():
+        for key, child in parent.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                yield f"{path}.{key}".removeprefix("."), parent, key
+
+
+def _replace(parent: nn.Module, key: str, norm: str) -> None:
+    """Replace a batch norm by one of another kind that normalises alike."""
+    old = getattr(parent, key)
+    new = get_norm(norm, old.num_features).to(old.weight.device)
+    new.eps = old.eps
+    if not isinstance(new, FrozenBatchNorm2d):
+        new.momentum = old.momentum
+    new.load_state_dict(old.state_dict(), strict=False)  # frozen ones count no batches
+    setattr(parent, key, new)

