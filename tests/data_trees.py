@@ -1,4 +1,7 @@
-"""Dataset trees in the layouts of Cityscapes and Pascal VOC, written from the real images of CamVid and COCO-128."""
+"""Dataset trees in the layouts of Cityscapes and Pascal VOC, written from images of CamVid and COCO-128.
+
+The images are the real ones, or drawn: :func:`draw_trees` writes a small tree of every layout that a recipe names.
+"""
 
 import json
 import os
@@ -11,10 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densesiam_d2.data.coco_format import to_annotation, write_jpeg
+from densesiam_d2.data.coco_stuff import CURATED_LIST
+from densesiam_d2.data.scenes import draw_scene
+
 # CamVid id -> Cityscapes label id and trainId.
 CAMVID_TO_LABEL_ID = {0: 23, 1: 11, 2: 17, 3: 7, 4: 8, 5: 21, 6: 20, 7: 13, 8: 26, 9: 24, 10: 25, 255: 0}
 CAMVID_TO_TRAIN_ID = {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 12, 255: 255}
 CAMVID_THINGS = (8, 9, 10)  # car, pedestrian, bicyclist
+
+# What the classes of drawn scenes, stuff and then things, are called in the drawn trees.
+SCENE_TO_CAMVID = (0, 1, 2, 3, 4, 5, 8, 9, 10, 8)
+SCENE_TO_COCO_STUFF = (156, 147, 123, 96, 153, 170, 0, 2, 17, 61)  # sky, river, grass, bush, sand, brick, then ids - 1
+SCENE_THING_TO_COCO = (1, 3, 18, 62)  # person, car, dog, chair
 
 COCO_TO_VOC = {
     "airplane": "aeroplane",
@@ -119,3 +131,60 @@ def _write_voc_xml(path: Path, image: dict, annotations: list[dict], names: dict
         for key, value in corners.items():
             ET.SubElement(box, key).text = str(round(value))
     ET.ElementTree(root).write(path)
+
+
+def draw_trees(root: Path, num: int = 4, size: int = 96) -> None:
+    """Write drawn images with labels in the layouts of ImageNet, COCO, COCO-Stuff, VOC, Cityscapes and CamVid.
+
+    Args:
+        root: what DETECTRON2_DATASETS would name.
+        num: images of each split.
+        size: side of an image in pixels.
+    """
+    for seed, split in enumerate(("train", "val", "unlabeled")):
+        _draw_coco(root / "coco", f"{split}2017", num, seed, size)
+    for seed, split in enumerate(("train", "val", "test", "train_extra")):
+        _draw_camvid(root / "camvid", split, num, seed, size)
+    write_cityscapes_tree(root / "camvid", root / "cityscapes", num, ("train", "val", "test", "train_extra"))
+    coco, source = root / "coco", root / "voc_source"
+    shutil.copytree(coco / "train2017", source / "images")
+    shutil.copy(coco / "annotations" / "instances_train2017.json", source / "instances.json")
+    for year, splits in (("2007", ("trainval", "test")), ("2012", ("trainval",))):
+        write_voc_tree(source, root / f"VOC{year}", splits[0])
+        for split in splits[1:]:
+            lists = root / f"VOC{year}" / "ImageSets" / "Main"
+            shutil.copy(lists / f"{splits[0]}.txt", lists / f"{split}.txt")
+    shutil.copytree(coco / "train2017", root / "imagenet" / "train" / "n01440764")
+
+
+def _draw_coco(coco: Path, split: str, num: int, seed: int, size: int) -> None:
+    """Write one split of COCO with its instances, its stuffthingmaps and the curated list of all its images."""
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    folders = [coco / split, coco / "stuffthingmaps" / split, coco / "annotations", coco / "curated" / split]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    categories = [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]]
+    images, annotations = [], []
+    for image_id in range(seed * 1000 + 1, seed * 1000 + 1 + num):
+        scene = draw_scene(seed, image_id, size)
+        name = f"{image_id:012d}"
+        write_jpeg(folders[0] / f"{name}.jpg", scene.image)
+        Image.fromarray(np.array(SCENE_TO_COCO_STUFF, np.uint8)[scene.sem_seg]).save(folders[1] / f"{name}.png")
+        images.append({"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size})
+        for instance in scene.instances:
+            category_id = SCENE_THING_TO_COCO[instance["category_id"]]
+            annotations.append(to_annotation(instance["mask"], category_id, image_id, len(annotations) + 1))
+    content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    (folders[2] / f"instances_{split}.json").write_text(json.dumps(content))
+    (folders[3] / CURATED_LIST).write_text("".join(f"{image['file_name'][:-4]}\n" for image in images))
+
+
+def _draw_camvid(camvid: Path, split: str, num: int, seed: int, size: int) -> None:
+    images, labels = camvid / "images" / split, camvid / "labels" / split
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    for index in range(num):
+        scene = draw_scene(10 + seed, index, size)
+        write_jpeg(images / f"{index:04d}.jpg", scene.image)
+        Image.fromarray(np.array(SCENE_TO_CAMVID, np.uint8)[scene.sem_seg]).save(labels / f"{index:04d}.png")
