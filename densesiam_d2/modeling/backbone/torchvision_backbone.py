@@ -45,8 +45,8 @@ class TorchvisionBackbone(Backbone):
             out_features: which of "res2", "res3", "res4" and "res5" to return.
             norm: kind of batch norm that replaces ``nn.BatchNorm2d``, with its epsilon and momentum; "" keeps it. Other
                 norms, such as the layer norm of a ConvNeXt, stay.
-            freeze_at: freeze all blocks up to stride ``2 ** freeze_at``, batch norm included; 0 and 1: nothing but the
-                stem at most, as in detectron2.
+            freeze_at: freeze all blocks up to stride ``2 ** freeze_at``, batch norm included: as in detectron2, 1 is the
+                stem and 2 also res2; 0 freezes nothing.
 
         Raises:
             ValueError: an unknown network or feature.
@@ -61,20 +61,20 @@ class TorchvisionBackbone(Backbone):
         self._blocks = [full for name, child in self.named_children() for full in _blocks_of(name, child)]
         shapes = self._trace()
         # The last block at each stride; dicts keep the last value of a key.
-        ends = {shape.stride: block for block, shape in shapes.items() if shape.stride in STAGES}
-        self._ends = {block: STAGES[stride] for stride, block in ends.items()}
-        unknown = set(out_features) - set(self._ends.values())
-        if unknown or not out_features:
+        ends = {STAGES[shape.stride]: block for block, shape in shapes.items() if shape.stride in STAGES}
+        self._ends = {block: stage for stage, block in ends.items()}
+        if not out_features or not set(out_features) <= ends.keys():
             raise ValueError(
                 f"MODEL.RESNETS.OUT_FEATURES (with FPN: MODEL.FPN.IN_FEATURES) is {list(out_features)}; "
-                f"torchvision's {network} gives {', '.join(self._ends.values())}"
+                f"torchvision's {network} gives {', '.join(ends)}"
             )
-        chosen = {stage: shapes[block] for block, stage in self._ends.items() if stage in out_features}
+        chosen = {stage: shapes[block] for stage, block in ends.items() if stage in out_features}
         self._out_features = list(chosen)
         self._out_feature_channels = {stage: shape.channels for stage, shape in chosen.items()}
         self._out_feature_strides = {stage: shape.stride for stage, shape in chosen.items()}
+        self._drop_after(max(self._blocks.index(ends[stage]) for stage in chosen))
         if freeze_at:
-            self._freeze([block for block, shape in shapes.items() if shape.stride <= 2**freeze_at])
+            self._freeze([block for block in self._blocks if shapes[block].stride <= 2**freeze_at])
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None, *, out_features: list[str] | None = None):
@@ -84,6 +84,19 @@ class TorchvisionBackbone(Backbone):
             "out_features": cfg.MODEL.RESNETS.OUT_FEATURES if out_features is None else out_features,
             "norm": cfg.MODEL.TORCHVISION.NORM,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
+
+    @property
+    def input_facts(self) -> dict:
+        """What torchvision's own weights of the network expect of images of 0-255 values."""
+        preset = next(iter(torchvision.models.get_model_weights(self.network))).transforms()
+        mean, std = preset.mean, preset.std
+        if self.network == "googlenet":  # which turns them into these itself (torchvision/models/googlenet.py)
+            mean = std = [0.5, 0.5, 0.5]
+        return {
+            "pixel_format": "RGB",
+            "pixel_mean": [255 * value for value in mean],
+            "pixel_std": [255 * value for value in std],
         }
 
     @property
@@ -112,6 +125,13 @@ class TorchvisionBackbone(Backbone):
             shapes[block] = ShapeSpec(channels=x.shape[1], stride=side // x.shape[2])
         self.train()
         return shapes
+
+    def _drop_after(self, last: int) -> None:
+        """Remove the blocks that no feature needs: DDP waits for the gradient of every parameter."""
+        for block in self._blocks[last + 1 :]:
+            parent, _, key = block.rpartition(".")
+            delattr(self.get_submodule(parent), key)
+        self._blocks = self._blocks[: last + 1]
 
     def _freeze(self, blocks: list[str]) -> None:
         for block in blocks:

@@ -140,6 +140,16 @@ def test_only_chosen_features_are_returned():
 
 
 @networks
+def test_every_parameter_has_a_gradient(network):
+    """Or training in several processes would stop: nothing after the last feature is kept."""
+    backbone = build_backbone(tv_cfg(network, features=["res3", "res4"]))
+    backbone(torch.randn(2, 3, 64, 64))["res4"].sum().backward()
+    assert not [name for name, value in backbone.named_parameters() if value.grad is None]
+    assert not any(name.startswith(ENDS[network][3]) for name in backbone.state_dict())
+    assert backbone.size_divisibility == 16
+
+
+@networks
 def test_pyramid_has_five_levels(network):
     pyramid = build_backbone(tv_cfg(network, name="build_torchvision_fpn_backbone", features=["res5"]))
     features = pyramid(torch.zeros(1, 3, 64, 64))
