@@ -45,8 +45,8 @@ class TorchvisionBackbone(Backbone):
             out_features: which of "res2", "res3", "res4" and "res5" to return.
             norm: kind of batch norm that replaces ``nn.BatchNorm2d``, with its epsilon and momentum; "" keeps it. Other
                 norms, such as the layer norm of a ConvNeXt, stay.
-            freeze_at: freeze all blocks up to stride ``2 ** freeze_at``, batch norm included: as in detectron2, 1 is the
-                stem and 2 also res2; 0 freezes nothing.
+            freeze_at: freeze all blocks up to stride ``2 ** freeze_at``, batch norm included; as in detectron2, 0 is
+                nothing, 1 the stem, and 2 also res2.
 
         Raises:
             ValueError: an unknown network or feature.
