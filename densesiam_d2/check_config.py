@@ -70,7 +70,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "INPUT.SSL.JITTER_PROB": _PROBABILITY,
     "INPUT.SSL.GRAYSCALE_PROB": _PROBABILITY,
     "INPUT.SSL.BLUR_PROB": _PROBABILITY_PAIR,
-    "INPUT.SSL.BLUR_SIGMA": (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "[low, high] with 0 < low <= high"),
+    "INPUT.SSL.BLUR_SIGMA": (
+        lambda v: len(v) == 2 and v[0] <= v[1] and v[1] > 0,
+        "[low, high] with low <= high and high > 0",
+    ),
     "INPUT.SSL.SOLARIZE_PROB": _PROBABILITY_PAIR,
     "MODEL.BACKBONE.NAME": _registered_in(BACKBONE_REGISTRY),
     "MODEL.DENSESIAM.PROJ_DIMS": _WIDTHS,

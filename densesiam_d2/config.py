@@ -81,8 +81,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # Change colours of the whole (pre-cropped) image before any crop, as released for segmentation, instead of after it
     # at the size of the view, as everywhere else.
     ssl.COLOR_FIRST = False
-    # Resampling of crops: "bilinear" or "bicubic", both antialiased.
+    # Resampling of views: "bilinear" or "bicubic", both antialiased; CROP_ANTIALIAS False leaves that out of "crop"
+    # views, as the released segmentation code does, which crops on the GPU.
     ssl.INTERPOLATION = "bilinear"
+    ssl.CROP_ANTIALIAS = True
     # Probability of a horizontal flip of a "crop" view.
     ssl.FLIP_PROB = 0.5
     # Strengths of brightness, contrast, saturation (factor in [1-s, 1+s]) and hue (shift in [-s, s] turns).
@@ -91,13 +93,18 @@ def _add_input_keys(cfg: CfgNode) -> None:
     ssl.JITTER_PROB = 0.8
     # False: one draw decides for all four operations. True: one draw per operation (the released segmentation recipe).
     ssl.JITTER_INDEPENDENT = False
+    # False: always brightness, contrast, saturation, hue (the released segmentation recipe).
+    ssl.JITTER_RANDOM_ORDER = True
     # Probability of turning a view grey.
     ssl.GRAYSCALE_PROB = 0.2
-    # Per-view probability of a Gaussian blur, and the range of its sigma in pixels.
+    # Per-view probability of a Gaussian blur, and the range of its sigma in pixels; of negative numbers the magnitude
+    # counts.
     ssl.BLUR_PROB = [0.5, 0.5]
     ssl.BLUR_SIGMA = [0.1, 2.0]
     # Per-view probability of solarisation (threshold 128).
     ssl.SOLARIZE_PROB = [0.0, 0.0]
+    # Every epoch shows the same two views of an image (the released segmentation code).
+    ssl.FREEZE_VIEWS = False
 
 
 def _add_model_keys(cfg: CfgNode) -> None:

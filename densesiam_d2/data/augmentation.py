@@ -25,7 +25,13 @@ INTERPOLATIONS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}  # value
 
 
 class AntialiasedResizeTransform(T.ResizeTransform):
-    """detectron2's resize with a faster path for uint8 RGB images; same pixels as Pillow's to within a grey level."""
+    """detectron2's resize with a faster path for uint8 RGB images; same pixels as Pillow's to within a grey level.
+
+    Attributes:
+        antialias: of that path; False interpolates between the nearest pixels, as ``F.interpolate`` does.
+    """
+
+    antialias = True
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Resize an image, or anything else the way detectron2 does.
@@ -44,17 +50,28 @@ class AntialiasedResizeTransform(T.ResizeTransform):
         assert img.shape[:2] == (self.h, self.w), (img.shape, self.h, self.w)
         # The batch axis comes first: only then does the tensor look channels-last, for which there is a fast kernel.
         x = torch.from_numpy(np.ascontiguousarray(img) if min(img.strides) < 0 else img)[None].permute(0, 3, 1, 2)
-        x = F.interpolate(x, (self.new_h, self.new_w), mode=modes[interp], antialias=True)  # (1, 3, new_h, new_w)
+        size = (self.new_h, self.new_w)
+        x = F.interpolate(x, size, mode=modes[interp], antialias=self.antialias)  # (1, 3, new_h, new_w)
         return x.permute(0, 2, 3, 1)[0].contiguous().numpy()
 
 
 class CropResizeTransform(AntialiasedResizeTransform):
     """Cut out a rectangle and resize it: as ``CropTransform`` and then ``AntialiasedResizeTransform``, in one."""
 
-    def __init__(self, x0: int, y0: int, w: int, h: int, new_w: int, new_h: int, interp: int = Image.BILINEAR):
+    def __init__(
+        self,
+        x0: int,
+        y0: int,
+        w: int,
+        h: int,
+        new_w: int,
+        new_h: int,
+        interp: int = Image.BILINEAR,
+        antialias: bool = True,
+    ):
         """Store the rectangle, and the size and filter of the result."""
         super().__init__(h, w, new_h, new_w, interp)
-        self.x0, self.y0 = x0, y0
+        self.x0, self.y0, self.antialias = x0, y0, antialias
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         return super().apply_image(img[self.y0 : self.y0 + self.h, self.x0 : self.x0 + self.w], interp)
@@ -86,6 +103,7 @@ class RandomResizedCrop(T.Augmentation):
         aspect: tuple[float, float] = (3 / 4, 4 / 3),
         scale_of: str = "area",
         interpolation: str = "bilinear",
+        antialias: bool = True,
     ):
         """Check and store the ranges.
 
@@ -94,7 +112,8 @@ class RandomResizedCrop(T.Augmentation):
             scale: range of the crop's size, drawn uniformly.
             aspect: range of its width / height, drawn log-uniformly.
             scale_of: what ``scale`` is a fraction of: "area" of the image, or its short "side".
-            interpolation: "bilinear" or "bicubic", both antialiased.
+            interpolation: "bilinear" or "bicubic".
+            antialias: whether shrinking weighs all pixels of the crop.
 
         Raises:
             ValueError: a range is not within its bounds or ordered, or a name is unknown.
@@ -112,7 +131,7 @@ class RandomResizedCrop(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         box = self._draw_box(*image.shape[:2])
-        return CropResizeTransform(*box, self.size, self.size, INTERPOLATIONS[self.interpolation])
+        return CropResizeTransform(*box, self.size, self.size, INTERPOLATIONS[self.interpolation], self.antialias)
 
     def _draw_box(self, height: int, width: int) -> tuple[int, int, int, int]:
         first, last = math.log(self.aspect[0]), math.log(self.aspect[1])
@@ -138,23 +157,12 @@ class AntialiasedResize(T.Resize):
 
 
 class CenterSquare(T.Augmentation):
-    """Cut out the largest central square, and resize it if a size is given; no randomness.
-
-    Source: the released segmentation recipe, which resizes before it crops: up to half a pixel the same.
-    """
-
-    def __init__(self, size: int | None = None, interpolation: str = "bilinear"):
-        """Store the side of the result in pixels and the filter, "bilinear" or "bicubic"."""
-        super().__init__()
-        self._init(locals())
+    """Cut out the largest central square; no randomness."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         h, w = image.shape[:2]
         side = min(h, w)
-        box = ((w - side) // 2, (h - side) // 2, side, side)
-        if self.size is None:
-            return CropTransform(*box)
-        return CropResizeTransform(*box, self.size, self.size, INTERPOLATIONS[self.interpolation])
+        return CropTransform((w - side) // 2, (h - side) // 2, side, side)
 
 
 class ResizeCenterCrop(T.Augmentation):

@@ -87,12 +87,18 @@ class ColorSteps(T.ColorTransform):
 
 
 class ColorJitter(T.Augmentation):
-    """Change brightness, contrast, saturation and hue by random amounts, in random order.
+    """Change brightness, contrast, saturation and hue by random amounts, in random order or in this one.
 
     Source: torchvision ``ColorJitter``; the draw per operation is the released DenseSiam's (``densesiam/datasets``).
     """
 
-    def __init__(self, strengths: tuple[float, float, float, float], prob: float = 0.8, independent: bool = False):
+    def __init__(
+        self,
+        strengths: tuple[float, float, float, float],
+        prob: float = 0.8,
+        independent: bool = False,
+        random_order: bool = True,
+    ):
         """Check and store the amounts.
 
         Args:
@@ -100,6 +106,7 @@ class ColorJitter(T.Augmentation):
                 from [-s, s] turns). 0 leaves an operation out.
             prob: probability of the change.
             independent: draw once per operation instead of once for all four.
+            random_order: draw the order of the operations.
 
         Raises:
             ValueError: a strength is out of range.
@@ -117,7 +124,7 @@ class ColorJitter(T.Augmentation):
         operations = ((adjust_brightness, 1.0), (adjust_contrast, 1.0), (adjust_saturation, 1.0), (adjust_hue, 0.0))
         places, amounts, chances = np.random.rand(3, 4).tolist()
         steps = []
-        for i in sorted(range(4), key=places.__getitem__):
+        for i in sorted(range(4), key=places.__getitem__) if self.random_order else range(4):
             if self.strengths[i] > 0 and not (self.independent and chances[i] >= self.prob):
                 operation, neutral = operations[i]
                 steps.append((operation, neutral + (2 * amounts[i] - 1) * self.strengths[i]))
@@ -138,13 +145,16 @@ class RandomGrayscale(T.Augmentation):
 
 
 class RandomGaussianBlur(T.Augmentation):
-    """Blur an image with probability ``prob`` by a sigma drawn uniformly from a range, in pixels."""
+    """Blur an image with probability ``prob`` by a sigma drawn uniformly from a range, in pixels.
+
+    Of a negative draw the magnitude counts, as in Pillow: the released segmentation recipe draws from -1.8 to 0.1.
+    """
 
     def __init__(self, sigma: tuple[float, float] = (0.1, 2.0), prob: float = 0.5):
         """Check and store the range and the probability."""
         super().__init__()
-        if not 0 < sigma[0] <= sigma[1]:
-            raise ValueError(f"INPUT.SSL.BLUR_SIGMA {tuple(sigma)} is not a range of positive numbers")
+        if not (sigma[0] <= sigma[1] and sigma[1] > 0):
+            raise ValueError(f"INPUT.SSL.BLUR_SIGMA {tuple(sigma)} is not a range that ends above 0")
         _check_prob("INPUT.SSL.BLUR_PROB", prob)
         self._init(locals())
 
@@ -152,7 +162,8 @@ class RandomGaussianBlur(T.Augmentation):
         if np.random.rand() >= self.prob:
             return ColorSteps()
         low, high = self.sigma
-        return ColorSteps((gaussian_blur, low + np.random.rand() * (high - low)))
+        sigma = abs(low + np.random.rand() * (high - low))
+        return ColorSteps((gaussian_blur, sigma)) if sigma > 0 else ColorSteps()
 
 
 class RandomSolarize(T.Augmentation):

@@ -208,7 +208,14 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     mapper = TwoViewDatasetMapper(cfg) if mapper is None else mapper
     return TrainLoader(
         SeededSamples(files, mapper, substitute=True),
-        EndlessBatches(len(files), total, _run_seed(cfg), rank=comm.get_rank(), world_size=comm.get_world_size()),
+        EndlessBatches(
+            len(files),
+            total,
+            _run_seed(cfg),
+            freeze=cfg.INPUT.SSL.FREEZE_VIEWS,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+        ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=collate_views,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),

@@ -86,6 +86,7 @@ class EndlessBatches(Sampler):
         seed: int,
         *,
         groups: Sequence[int] | None = None,
+        freeze: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -96,6 +97,7 @@ class EndlessBatches(Sampler):
             total_batch_size: images per batch of all processes together.
             seed: of the run, the same in all processes.
             groups: a small integer for each image, such as its orientation.
+            freeze: let an image have the same seed in every epoch.
             rank: of this process.
             world_size: number of processes.
 
@@ -109,13 +111,14 @@ class EndlessBatches(Sampler):
         self.start, self.seed = 0, seed
         self._size, self._total = size, total_batch_size
         self._groups = None if groups is None else np.asarray(groups)
+        self._freeze = freeze
         self._rank, self._world_size = rank, world_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batches in self._plain() if self._groups is None else self._grouped():
             share = batches[:, self._rank :: self._world_size]
             indices = shuffled(share.ravel(), self._size, self.seed).reshape(share.shape)
-            seeds = mixed_seeds(self.seed, share) >> np.uint64(32)  # NumPy takes 32 bits
+            seeds = mixed_seeds(self.seed, indices if self._freeze else share) >> np.uint64(32)  # NumPy takes 32 bits
             for row in zip(indices.tolist(), seeds.tolist(), strict=True):
                 yield list(zip(*row, strict=True))
 

@@ -17,6 +17,7 @@ from .augmentation import (
     CenterSquare,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    ResizeCenterCrop,
 )
 from .color_augmentation import ColorJitter, ColorSteps, RandomGaussianBlur, RandomGrayscale, RandomSolarize
 from .image_io import WHITE_LEVEL, read_image
@@ -32,7 +33,7 @@ class TwoViewDatasetMapper:
     The callable does the following:
 
     1. Read the image from "file_name"; annotations are not looked at
-    2. Cut out the common square, if PRE_CROP is on; resize it, if COLOR_FIRST is
+    2. Cut out the common square, if PRE_CROP is on, after resizing, if COLOR_FIRST is
     3. Draw a geometric transform per view; draw the second again until the views overlap enough. The last of ten draws
        is taken as it is
     4. Make the views, and change their colours, each by its own draw; with COLOR_FIRST the colours change before step 3
@@ -95,9 +96,11 @@ class TwoViewDatasetMapper:
         for key in ("VIEWS", "BLUR_PROB", "SOLARIZE_PROB"):
             if len(ssl[key]) != 2:
                 raise ValueError(f"INPUT.SSL.{key} {list(ssl[key])} needs one entry for each of the two views")
+        pre_crop = []
+        if ssl.PRE_CROP > 0:  # only where colours change at that size does anything depend on it
+            pre_crop = [ResizeCenterCrop(ssl.PRE_CROP) if ssl.COLOR_FIRST else CenterSquare()]
         return {
-            # Only where colours change at that size does anything depend on it.
-            "pre_crop": [CenterSquare(ssl.PRE_CROP if ssl.COLOR_FIRST else None)] if ssl.PRE_CROP > 0 else [],
+            "pre_crop": pre_crop,
             "geometric": [_build_geometric(ssl, kind) for kind in ssl.VIEWS],
             "photometric": [_build_photometric(ssl, i) for i in range(2)],
             "min_overlap": ssl.MIN_OVERLAP,
@@ -213,7 +216,14 @@ def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:
     if kind != "crop":
         raise ValueError(f"INPUT.SSL.VIEWS has {kind!r}, which is neither 'crop' nor 'full'")
     return [
-        RandomResizedCrop(ssl.VIEW_SIZE, ssl.CROP_SCALE, ssl.CROP_ASPECT, ssl.CROP_SCALE_OF, ssl.INTERPOLATION),
+        RandomResizedCrop(
+            ssl.VIEW_SIZE,
+            ssl.CROP_SCALE,
+            ssl.CROP_ASPECT,
+            ssl.CROP_SCALE_OF,
+            ssl.INTERPOLATION,
+            ssl.CROP_ANTIALIAS,
+        ),
         RandomHorizontalFlip(ssl.FLIP_PROB),
     ]
 
@@ -221,7 +231,7 @@ def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:
 def _build_photometric(ssl, index: int) -> list[T.Augmentation]:
     """Build the colour augmentations of view ``index`` from INPUT.SSL, in the order of SimSiam and BYOL."""
     return [
-        ColorJitter(ssl.JITTER, ssl.JITTER_PROB, ssl.JITTER_INDEPENDENT),
+        ColorJitter(ssl.JITTER, ssl.JITTER_PROB, ssl.JITTER_INDEPENDENT, ssl.JITTER_RANDOM_ORDER),
         RandomGrayscale(ssl.GRAYSCALE_PROB),
         RandomGaussianBlur(ssl.BLUR_SIGMA, ssl.BLUR_PROB[index]),
         RandomSolarize(ssl.SOLARIZE_PROB[index]),

@@ -5,6 +5,7 @@ from PIL import Image
 
 from densesiam_d2.data.augmentation import (
     AntialiasedResizeTransform,
+    CropResizeTransform,
     RandomHorizontalFlip,
     RandomResizedCrop,
     ResizeCenterCrop,
@@ -31,6 +32,22 @@ def test_resize_of_labels_is_nearest():
     label = np.array([[0, 7], [255, 3]], np.uint8)
     result = AntialiasedResizeTransform(2, 2, 4, 4).apply_segmentation(label)
     np.testing.assert_array_equal(result, label.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def test_shrinking_without_antialiasing_takes_the_nearest_pixels_only():
+    """Against the formula: half-pixel centres, linear between the two pixels around each in either direction."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    image[:8] = image[50:] = 0  # outside the crop
+    result = CropResizeTransform(5, 8, 42, 42, 16, 16, antialias=False).apply_image(image)
+    crop = image[8:50, 5:47].astype(float)
+    at = (np.arange(16) + 0.5) * 42 / 16 - 0.5
+    low = at.astype(int)
+    share = at - low
+    rows = crop[low] * (1 - share)[:, None, None] + crop[low + 1] * share[:, None, None]
+    expected = rows[:, low] * (1 - share)[:, None] + rows[:, low + 1] * share[:, None]
+    assert np.abs(result - expected).max() <= 1  # rounding to whole grey levels
+    smooth = CropResizeTransform(5, 8, 42, 42, 16, 16).apply_image(image)
+    assert np.abs(smooth - expected).max() > 20  # noise: an average of more pixels is something else
 
 
 def boxes_of(augmentation, height, width, number, seed=0):

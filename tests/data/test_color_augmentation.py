@@ -131,6 +131,26 @@ def test_jitter_joint_and_independent_draws(monkeypatch):
     assert abs(sum(map(len, independent)) / 4000 - 0.8) < 0.03
 
 
+def test_jitter_in_the_released_order():
+    np.random.seed(0)
+    jitter = color.ColorJitter((0.3, 0.3, 0.3, 0.1), 0.8, independent=True, random_order=False)
+    released = [color.adjust_brightness, color.adjust_contrast, color.adjust_saturation, color.adjust_hue]
+    drawn = [[step[0] for step in jitter.get_transform(None).steps] for _ in range(200)]
+    assert all(steps == [operation for operation in released if operation in steps] for steps in drawn)
+    assert released in drawn
+
+
+def test_of_negative_blurs_the_magnitude_counts():
+    # Uniform in [-1.8, 0.1]: the mean magnitude is (1.8^2 + 0.1^2) / (2 * 1.9) = 0.855; deviation of the mean 0.01.
+    np.random.seed(0)
+    blur = color.RandomGaussianBlur((-1.8, 0.1), 1.0)
+    sigmas = [blur.get_transform(None).steps[0][1] for _ in range(3000)]
+    assert min(sigmas) > 0 and 1.75 < max(sigmas) <= 1.8
+    assert abs(np.mean(sigmas) - 0.855) < 0.04
+    image = smooth_image(20, 20)
+    np.testing.assert_array_equal(color.gaussian_blur(image, 1e-9), image)  # as good as none, and no error
+
+
 def test_color_transforms_leave_coordinates_and_labels_alone():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     augmentations = [
@@ -162,7 +182,8 @@ def test_bad_arguments_name_their_key():
         lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.6)),
         lambda: color.ColorJitter((0.4, 0.4, 0.4)),
         lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.1), 1.5),
-        lambda: color.RandomGaussianBlur((0.0, 1.0)),
+        lambda: color.RandomGaussianBlur((-1.0, 0.0)),
+        lambda: color.RandomGaussianBlur((2.0, 1.0)),
         lambda: color.RandomSolarize(-0.1),
     ):
         with pytest.raises(ValueError, match=r"INPUT\.SSL\."):

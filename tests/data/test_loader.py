@@ -48,6 +48,18 @@ def test_batches_cover_every_image_and_repeat_under_a_seed(cfg):
     assert not torch.equal(batches(cfg, 1, seed=6)[0]["views"], first[0]["views"])
 
 
+def test_frozen_views_come_again_in_every_epoch(cfg):
+    def views(number):
+        last = batches(cfg, number)[-2:]  # an epoch
+        return {name: x for batch in last for name, x in zip(batch["file_name"], batch["views"], strict=True)}
+
+    one, other = views(2), views(4)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+    cfg.INPUT.SSL.FREEZE_VIEWS = True
+    one, other = views(2), views(4)
+    assert len(one) == 6 and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_two_workers_draw_differently(cfg, tmp_path):
     for i in range(1, 6):
         (tmp_path / f"{i}.png").unlink()

@@ -83,10 +83,11 @@ def test_both_views_show_the_same_points(options):
 
 
 def test_full_view_and_pre_crop_boxes():
-    for color_first in (False, True):
+    # With COLOR_FIRST the image is resized before the crop: 640 becomes 426 (cut off), of which 53 to 373 remain.
+    for color_first, x0, x1 in ((False, 80.0, 560.0), (True, 53 * 640 / 426, 373 * 640 / 426)):
         options = ("PRE_CROP", 320, "VIEWS", ["full", "full"], "VIEW_SIZE", 160, "COLOR_FIRST", color_first)
         out = TwoViewDatasetMapper(make_cfg(*options)).make_views(np.zeros((480, 640, 3), np.uint8))
-        torch.testing.assert_close(out["view_boxes"], torch.tensor([[80.0, 0, 560, 480]]).repeat(2, 1))
+        torch.testing.assert_close(out["view_boxes"], torch.tensor([[x0, 0, x1, 480]]).repeat(2, 1))
     mapper = TwoViewDatasetMapper(make_cfg("VIEWS", ["full", "full"], "VIEW_SIZE", 160))
     out = mapper.make_views(np.zeros((480, 640, 3), np.uint8))
     torch.testing.assert_close(out["view_boxes"], torch.tensor([[0.0, 0, 640, 480]]).repeat(2, 1))
