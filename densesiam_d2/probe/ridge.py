@@ -1,0 +1,106 @@
+"""Ridge regression to one-hot labels, from sums over cells: memory does not grow with the number of images.
+
+Shape shorthand: N cells, D channels, K classes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+__all__ = ["LAMBDAS", "LinearClassifier", "Moments", "fit_ridge"]
+
+LAMBDAS = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+
+# A channel whose standard deviation is a smaller share of its magnitude than rounding can tell from 0 is constant.
+_CONSTANT = 1e-6
+
+
+class LinearClassifier(NamedTuple):
+    """Scores ``features @ weight + bias``.
+
+    Attributes:
+        weight: (D, K) float64.
+        bias: (K,) float64.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+class Moments:
+    """The sums over labelled cells from which mean, standard deviation and ridge regression follow, in float64."""
+
+    def __init__(self, *, num_channels: int, num_classes: int):
+        """Start with no cell.
+
+        Args:
+            num_channels: D.
+            num_classes: K.
+        """
+        self.gram = np.zeros((num_channels, num_channels))  # sum of x x^T
+        self.sums = np.zeros((num_channels, num_classes))  # sum of x over the cells of each class
+        self.counts = np.zeros(num_classes)
+
+    def add(self, features: np.ndarray, labels: np.ndarray) -> None:
+        """Add cells.
+
+        Args:
+            features: (N, D).
+            labels: (N,) classes in [0, K).
+        """
+        features = features.astype(np.float64)
+        one_hot = np.eye(len(self.counts))[labels]  # (N, K)
+        self.gram += features.T @ features
+        self.sums += features.T @ one_hot
+        self.counts += one_hot.sum(axis=0)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        total = Moments(num_channels=len(self.gram), num_classes=len(self.counts))
+        total.gram, total.sums = self.gram + other.gram, self.sums + other.sums
+        total.counts = self.counts + other.counts
+        return total
+
+    def mean_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return how to standardise channels.
+
+        Returns:
+            (D,) mean, and (D,) one over the standard deviation; 0 for channels that are constant, which then say
+            nothing.
+
+        Raises:
+            ValueError: there is no cell.
+        """
+        count = self.counts.sum()
+        if not count:
+            raise ValueError("no cell of the training images has a label: all are mostly ignored pixels")
+        mean = self.sums.sum(axis=1) / count
+        square = np.diagonal(self.gram) / count
+        std = np.sqrt(np.maximum(square - mean**2, 0))
+        varies = std > _CONSTANT * np.sqrt(square)
+        return mean, np.divide(1, std, out=np.zeros_like(std), where=varies)
+
+
+def fit_ridge(moments: Moments, penalty: float) -> LinearClassifier:
+    """Fit a linear map from standardised features to one-hot labels by least squares.
+
+    It minimises ``|Z W + b - Y|^2 + penalty |W|^2``, a sum over cells, with Z (N, D) the standardised features and Y
+    (N, K) the one-hot labels; the intercept b is not penalised. As the columns of Z have mean 0, b is the mean of Y and
+    W solves ``(Z^T Z + penalty I) W = Z^T Y``.
+
+    Args:
+        moments: sums over the training cells.
+        penalty: lambda, above 0.
+
+    Returns:
+        The classifier of features that are not standardised: mean and scale are part of it.
+
+    Source: Hoerl and Kennard, "Ridge Regression", Technometrics 1970.
+    """
+    mean, scale = moments.mean_and_scale()
+    count = moments.counts.sum()
+    gram = (moments.gram - count * np.outer(mean, mean)) * np.outer(scale, scale)  # Z^T Z
+    target = (moments.sums - np.outer(mean, moments.counts)) * scale[:, None]  # Z^T Y
+    gram[np.diag_indices_from(gram)] += penalty
+    weight = scipy.linalg.solve(gram, target, assume_a="pos") * scale[:, None]
+    return LinearClassifier(weight, moments.counts / count - mean @ weight)
