@@ -48,7 +48,7 @@ def _build_pascal_voc(cfg: CfgNode, dataset_name: str, output_dir: str | None) -
 
 
 def _build_cityscapes_instance(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    return CityscapesInstanceEvaluator(dataset_name)
+    return CityscapesInstanceEvaluator(dataset_name, order=model_order(cfg, dataset_name, "thing_classes"))
 
 
 def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:

@@ -7,6 +7,7 @@ installed ``cityscapesscripts``, so that detectron2's own loader and evaluators 
 
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -14,8 +15,12 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from unittest import mock
 
+import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import CityscapesInstanceEvaluator as _CityscapesInstanceEvaluator
+from detectron2.structures import Instances
+
+from densesiam_d2.evaluation.names import check_predicted_classes, warn_of_absent
 
 __all__ = ["CityscapesInstanceEvaluator", "ensure_cityscapes_api"]
 
@@ -71,18 +76,61 @@ class CityscapesInstanceEvaluator(_CityscapesInstanceEvaluator):
     All ranks write their predictions into one temporary directory and the main process scores them, so it works in
     several processes of one machine, not on several machines (detectron2 checks this).
 
-    Args:
-        dataset_name: a dataset with metadata ``thing_classes`` and ``gt_dir``.
+    Attributes:
+        absent_classes: after :meth:`evaluate`, names of the classes without an instance that counts.
     """
 
-    def __init__(self, dataset_name: str) -> None:
+    def __init__(self, dataset_name: str, order: Sequence[int] | None = None) -> None:
+        """Load the official scripts.
+
+        Args:
+            dataset_name: a dataset with metadata ``thing_classes`` and ``gt_dir``.
+            order: the dataset's number of each class of the model; None where both count alike.
+        """
         ensure_cityscapes_api()
         super().__init__(dataset_name)
+        self._dataset_name = dataset_name
+        self._order = None if order is None else torch.as_tensor(order)
+        self.absent_classes = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Write the predictions of one batch, with the class numbers of the dataset.
+
+        Raises:
+            ValueError: a class is predicted that the dataset does not have.
+        """
+        for output in outputs:
+            if "instances" in output:
+                check_predicted_classes(self._dataset_name, output["instances"], len(self._metadata.thing_classes))
+        super().process(inputs, outputs if self._order is None else [self._in_order(output) for output in outputs])
+
+    def _in_order(self, output: dict) -> dict:
+        """Return an output with the class numbers of the dataset."""
+        if "instances" not in output:
+            return output
+        instances = Instances(output["instances"].image_size, **output["instances"].get_fields())
+        instances.pred_classes = self._order[instances.pred_classes.cpu()]
+        return {**output, "instances": instances}
 
     def evaluate(self) -> dict | None:
         """Return {"segm": {"AP", "AP50"}} in percent in the main process, None in the others."""
         # Loaded here: the scripts read the environment at import.
         script = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
-        # It would leave a "matches.json" that nobody reads in the current directory, or fail where that is read-only.
-        with mock.patch.object(script, "writeDict2JSON"):
-            return super().evaluate()
+        averages, compute_averages = {}, script.computeAverages
+
+        def keep_averages(*args):
+            averages.update(compute_averages(*args))
+            return averages
+
+        with (
+            # It would leave a "matches.json" that nobody reads in the current directory, or fail where that is
+            # read-only.
+            mock.patch.object(script, "writeDict2JSON"),
+            mock.patch.object(script, "computeAverages", keep_averages),
+        ):
+            results = super().evaluate()
+        if results is not None:
+            by_class = averages["classes"]
+            self.absent_classes = [name for name in by_class if math.isnan(by_class[name]["ap"])]
+            warn_of_absent(self._dataset_name, self.absent_classes, "instance")
+        return results

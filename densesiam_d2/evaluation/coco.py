@@ -1,16 +1,21 @@
 """AP of instances by the official COCO code, against the annotations that training reads as well."""
 
 import contextlib
+import functools
 import io
+import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from pycocotools.coco import COCO
 
-from densesiam_d2.evaluation.names import model_order, warn_of_absent
+from densesiam_d2.evaluation.names import check_predicted_classes, model_order, warn_of_absent
 from densesiam_d2.labels.coco_json import read_coco
 
 __all__ = ["RepairedCOCOEvaluator"]
@@ -34,51 +39,101 @@ class RepairedCOCOEvaluator(COCOEvaluator):
         """Read the ground truth.
 
         Args:
-            cfg: MODEL.MASK_ON, MODEL.CLASS_NAMES, DATASETS.TRAIN and TEST.DETECTIONS_PER_IMAGE are read.
+            cfg: MODEL.MASK_ON, MODEL.CLASS_NAMES, DATASETS.ACCEPT, DATASETS.TRAIN and TEST.DETECTIONS_PER_IMAGE are
+                read.
             dataset_name: a registered dataset; without "json_file" in its metadata detectron2 converts its records.
             output_dir: where predictions are written; None writes none.
 
         Raises:
             LabelsError: the annotations cannot be used.
+            ValueError: the classes of model and dataset differ.
         """
-        super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
-        self._cfg = cfg
+        metadata = MetadataCatalog.get(dataset_name)
+        records_only = not hasattr(metadata, "json_file")
+        subset, accept = metadata.get("subset"), cfg.DATASETS.ACCEPT
+        # detectron2 would read the file as it is, and fail where there is something to repair.
+        read = functools.partial(_read_ground_truth, masks=cfg.MODEL.MASK_ON, subset=subset, accept=accept)
+        with mock.patch.object(coco_evaluation, "COCO", read):
+            super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
+        if records_only:
+            del metadata.json_file  # the converted file is of this run only, the records may change
+        content = self._coco_api.dataset
+        classes = metadata.get("thing_classes") or [category["name"] for category in content["categories"]]
+        self._num_classes = len(classes)
+        self._order = model_order(cfg, dataset_name, "thing_classes", classes)
         self.absent_classes = []
-        if self._do_evaluation:  # sets without annotations only get their predictions written
-            subset = MetadataCatalog.get(dataset_name).get("subset")
-            content, findings = read_coco(self._metadata.json_file, masks=cfg.MODEL.MASK_ON, subset=subset)
-            findings.accept(cfg.DATASETS.ACCEPT).raise_errors()
-            self._coco_api = _index(content)
-            present = Counter(a["category_id"] for a in content["annotations"] if not a["iscrowd"])
-            self.absent_classes = [c["name"] for c in content["categories"] if not present[c["id"]]]
+        if self._do_evaluation:  # for sets without annotations, predictions are written only
+            present = {a["category_id"] for a in content["annotations"] if not a["iscrowd"]}
+            self.absent_classes = [c["name"] for c in content["categories"] if c["id"] not in present]
             warn_of_absent(dataset_name, self.absent_classes, "instance")
-            self._set_limit(cfg.TEST.DETECTIONS_PER_IMAGE, Counter(a["image_id"] for a in content["annotations"]))
+            self._set_limit(cfg.TEST.DETECTIONS_PER_IMAGE, content["annotations"])
 
-    def _set_limit(self, detections: int, instances: Counter) -> None:
-        most = max(instances.values(), default=0)
-        if most > detections:
-            crowded = sum(count > detections for count in instances.values())
+    def _set_limit(self, detections: int, annotations: list[dict]) -> None:
+        """Let as many detections of an image count as the model may give, or as there are annotations.
+
+        Args:
+            detections: that the model gives for an image at most.
+            annotations: of all images. Crowds count for the limit, but no model has to find them.
+        """
+        instances = Counter(a["image_id"] for a in annotations if not a["iscrowd"])
+        crowded = [count for count in instances.values() if count > detections]
+        if crowded:
             logger.warning(
-                "%s: %d images have more instances (up to %d) than TEST.DETECTIONS_PER_IMAGE %d allows to find: set %d",
-                *(self._metadata.name, crowded, most, detections, most),
+                "%s: %d images have more instances than TEST.DETECTIONS_PER_IMAGE %d; to find them all, set it to %d",
+                *(self._metadata.name, len(crowded), detections, max(crowded)),
             )
+        most = max(Counter(a["image_id"] for a in annotations).values(), default=0)
         limit = max(COCO_LIMIT, detections, most)
         if limit > COCO_LIMIT:
             logger.info("%s: up to %d detections of an image are scored (COCO: 100)", self._metadata.name, limit)
         self._max_dets_per_image = [1, 10, limit]
 
-    def _eval_predictions(self, predictions, img_ids=None) -> None:
-        order = model_order(self._cfg, self._metadata.name, "thing_classes")
-        if order is not None:
-            for prediction in predictions:
-                for instance in prediction["instances"]:
-                    instance["category_id"] = order[instance["category_id"]]
-        super()._eval_predictions(predictions, img_ids)
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Keep the predictions of one batch, with the class numbers of the dataset.
+
+        Raises:
+            ValueError: a class is predicted that the dataset does not have.
+        """
+        for output in outputs:
+            if "instances" in output:
+                check_predicted_classes(self._metadata.name, output["instances"], self._num_classes)
+        earlier = len(self._predictions)
+        super().process(inputs, outputs)
+        if self._order is not None:
+            for prediction in self._predictions[earlier:]:
+                for instance in prediction.get("instances", ()):
+                    instance["category_id"] = self._order[instance["category_id"]]
 
 
-def _index(content: dict) -> COCO:
+def _read_ground_truth(
+    json_file: str, *, masks: bool, subset: tuple[int, int] | None, accept: Sequence[str] = ()
+) -> COCO:
+    """Return the annotations as the official code takes them, without its prints.
+
+    Args:
+        json_file: in COCO's format.
+        masks: whether annotations need a usable mask.
+        subset: number of images to draw, and the seed.
+        accept: kinds of findings that do not stop.
+
+    Raises:
+        LabelsError: the annotations cannot be used.
+    """
+    api = COCO()
+    api.dataset, findings = read_coco(json_file, masks=masks, subset=subset)
+    if not api.dataset["annotations"] and not _has_annotations(json_file):
+        del api.dataset["annotations"]  # by this detectron2 knows test sets whose annotations are not published
+    else:
+        findings.accept(accept).raise_errors()
     with contextlib.redirect_stdout(io.StringIO()):
-        api = COCO()
-        api.dataset = content
         api.createIndex()
     return api
+
+
+def _has_annotations(json_file: str) -> bool:
+    """Return False for a file that is as COCO writes it, but for the annotations."""
+    try:
+        content = json.loads(Path(json_file).read_text(encoding="utf-8-sig"))
+    except ValueError:
+        return True  # no JSON at all, which is told elsewhere
+    return not isinstance(content, dict) or "annotations" in content or not {"images", "categories"} <= set(content)

@@ -5,26 +5,28 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
 
 from densesiam_d2.labels.classes import class_order
 
-__all__ = ["model_order", "warn_of_absent"]
+__all__ = ["check_predicted_classes", "model_order", "warn_of_absent"]
 
 logger = logging.getLogger(__name__)
 
 
-def model_order(cfg: CfgNode, dataset_name: str, key: str) -> list[int] | None:
+def model_order(cfg: CfgNode, dataset_name: str, key: str, test: Sequence[str] | None = None) -> list[int] | None:
     """Return the number in a test set of each class of the model; None where both count alike.
 
     Args:
         cfg: MODEL.CLASS_NAMES are the model's classes; without any, those of the first set of DATASETS.TRAIN.
         dataset_name: the test set.
         key: of the names in the metadata, "thing_classes" or "stuff_classes".
+        test: names of the test set; None takes those of its metadata.
 
     Raises:
         ValueError: MODEL.CLASS_NAMES are other classes than those of the test set.
     """
-    test = MetadataCatalog.get(dataset_name).get(key)
+    test = test or MetadataCatalog.get(dataset_name).get(key)
     if test is None:
         return None
     if cfg.MODEL.CLASS_NAMES:
@@ -47,13 +49,32 @@ def model_order(cfg: CfgNode, dataset_name: str, key: str) -> list[int] | None:
     return order
 
 
+def check_predicted_classes(dataset_name: str, instances: Instances, num_classes: int) -> None:
+    """Check that a test set has the classes that a model predicts.
+
+    Args:
+        dataset_name: the test set.
+        instances: predictions for one image, with ``pred_classes``.
+        num_classes: of the test set.
+
+    Raises:
+        ValueError: a class has a number that the test set does not have.
+    """
+    highest = int(instances.pred_classes.max()) if len(instances) else 0
+    if highest >= num_classes:
+        raise ValueError(
+            f"dataset {dataset_name} has {num_classes} classes, but the model predicts number {highest} (from 0): "
+            "test on a dataset with the classes that the model was trained on (MODEL.ROI_HEADS.NUM_CLASSES)"
+        )
+
+
 def warn_of_absent(dataset_name: str, absent: Sequence[str], what: str) -> None:
-    """Name the classes that a test set does not hold, for their scores do not exist.
+    """Name the classes that a test set does not hold, because their scores do not exist.
 
     Args:
         dataset_name: the test set.
         absent: names of the classes.
-        what: "instance" or "pixel".
+        what: "instance", "object" or "pixel".
     """
     if absent:
-        logger.warning("%s: %d classes have no %s: %s", dataset_name, len(absent), what, ", ".join(absent))
+        logger.warning("%s: classes without any %s (%d): %s", dataset_name, what, len(absent), ", ".join(absent))

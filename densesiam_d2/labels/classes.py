@@ -13,7 +13,7 @@ def class_order(model_classes: Sequence[str], test_classes: Sequence[str]) -> li
         test_classes: names in the order of the test set's numbers.
 
     Raises:
-        ValueError: the names are not the same ones; the message says which differ.
+        ValueError: the names are not the same ones, or one name stands twice; the message says which.
     """
     model_classes, test_classes = list(model_classes), list(test_classes)
     if model_classes == test_classes:
@@ -24,6 +24,9 @@ def class_order(model_classes: Sequence[str], test_classes: Sequence[str]) -> li
             f"{len(model_classes)} classes in training, {len(test_classes)} in the test set; only in training: "
             f"{_listed(only[0])}; only in the test set: {_listed(only[1])}"
         )
+    twice = sorted({name for name in test_classes if test_classes.count(name) > 1})
+    if twice:
+        raise ValueError(f"another order, but more than one class is called {_listed(twice)}: classes go by name")
     return [test_classes.index(name) for name in model_classes]
 
 

@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from densesiam_d2.evaluation import cityscapes
+from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator, ensure_cityscapes_api
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from tests.data_trees import real_data, write_cityscapes_tree
@@ -123,6 +124,32 @@ def test_ground_truth_instances_score_100(tree):
     outputs = [{"instances": perfect_instances(d)} for d in dataset_dicts]
     results = score(CityscapesInstanceEvaluator(INSTANCES), dataset_dicts, outputs)
     assert results["segm"] == pytest.approx({"AP": 100, "AP50": 100})
+
+
+def test_classes_without_an_instance_are_named(tree, caplog):
+    dataset_dicts = DatasetCatalog.get(INSTANCES)
+    classes = MetadataCatalog.get(INSTANCES).thing_classes
+    present = {classes[a["category_id"]] for d in dataset_dicts for a in d["annotations"]}
+    evaluator = CityscapesInstanceEvaluator(INSTANCES)
+    score(evaluator, dataset_dicts, [{"instances": perfect_instances(d)} for d in dataset_dicts])
+    assert set(evaluator.absent_classes) == set(classes) - present and "train" in evaluator.absent_classes
+    assert any(message.startswith(f"{INSTANCES}: classes without any instance (") for message in caplog.messages)
+
+
+def test_classes_of_another_order_are_scored_by_name(tree, cfg):
+    dataset_dicts = DatasetCatalog.get(INSTANCES)
+    classes = MetadataCatalog.get(INSTANCES).thing_classes
+    cfg.MODEL.CLASS_NAMES = sorted(classes)
+    assert classes != cfg.MODEL.CLASS_NAMES
+    outputs = [{"instances": perfect_instances(d)} for d in dataset_dicts]
+    for output in outputs:
+        numbers = output["instances"].pred_classes.tolist()
+        output["instances"].pred_classes = torch.tensor([sorted(classes).index(classes[n]) for n in numbers])
+    results = score(build_evaluator(cfg, INSTANCES), dataset_dicts, outputs)
+    assert results["segm"] == pytest.approx({"AP": 100, "AP50": 100})
+    outputs[0]["instances"].pred_classes[0] = 8
+    with pytest.raises(ValueError, match=f"{INSTANCES} has 8 classes, but the model predicts number 8"):
+        score(build_evaluator(cfg, INSTANCES), dataset_dicts, outputs)
 
 
 def test_two_processes_score_as_one(tree):
