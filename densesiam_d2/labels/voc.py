@@ -1,5 +1,6 @@
 """Annotations in Pascal VOC's XML, as different tools write them."""
 
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -23,22 +24,26 @@ def read_voc_xml(path: str | Path) -> dict:
     """
     try:
         root = ET.parse(path).getroot()
-    except ET.ParseError as error:
-        raise ValueError(f"{path}: no XML: {error}") from None
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: unknown encodings
+        raise ValueError(f"{path}: no XML that can be read: {error}") from None
     size = {key: int(_number(root, f"size/{key}", path)) for key in ("width", "height")}
     objects = []
     for element in root.findall("object"):
-        name = element.findtext("name")
+        name = (element.findtext("name") or "").strip()
         if not name:
             raise ValueError(f"{path}: an <object> has no <name>")
         bbox = [_number(element, f"bndbox/{corner}", path) for corner in _CORNERS]
-        objects.append({"name": name, "bbox": bbox, "difficult": int(element.findtext("difficult") or 0)})
+        difficult = (element.findtext("difficult") or "").strip() and _number(element, "difficult", path)
+        objects.append({"name": name, "bbox": bbox, "difficult": int(difficult or 0)})
     return {**size, "objects": objects}
 
 
 def _number(element: ET.Element, tag: str, path: str | Path) -> float:
     text = element.findtext(tag)
     try:
-        return float(text)
+        number = float(text)
     except (TypeError, ValueError):
-        raise ValueError(f"{path}: <{tag}> of <{element.tag}> is {text!r}, no number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{path}: <{tag}> of <{element.tag}> is {text!r}, no number")
+    return number

@@ -1,34 +1,27 @@
 import json
 
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
-from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
 from densesiam_d2.evaluation.coco import RepairedCOCOEvaluator
 from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from densesiam_d2.evaluation.voc import VOCEvaluator
+from tests.evaluation.voc_files import voc_xml
 from tests.labels.coco_files import coco
 
 NAME = "test_build_evaluator"
 
 
 @pytest.fixture
-def cfg():
-    cfg = get_cfg()
-    add_densesiam_config(cfg)
-    return cfg
-
-
-@pytest.fixture
 def metadata(tmp_path):
     (tmp_path / "instances.json").write_text(json.dumps(coco()))
     (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "1.xml").write_text(voc_xml(("a", (1, 1, 8, 8))))
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
-    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("")
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("1")
     yield MetadataCatalog.get(NAME).set(
         json_file=str(tmp_path / "instances.json"),
         dirname=str(tmp_path),
