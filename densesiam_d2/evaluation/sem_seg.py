@@ -170,6 +170,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             raise ValueError(f"dataset '{self._dataset_name}': no image was evaluated")
         width = max(matrix.shape[1] for matrix, _ in parts)  # a process without images knows no clusters
         matrix = sum(np.pad(m, ((0, 0), (0, width - m.shape[1]))) for m, _ in parts)
+        if self._order is not None:
+            matrix = matrix[:, np.argsort(self._order)]  # columns in the dataset's order, as the rows are
         self.absent_classes = [self._class_names[i] for i in np.flatnonzero(matrix.sum(axis=1) == 0)]
         warn_of_absent(self._dataset_name, self.absent_classes, "pixel")
         results, details = self._score(matrix)
@@ -183,8 +185,6 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
     def _score(self, matrix: np.ndarray) -> tuple[dict[str, float], dict]:
         """Return the scores of the summed matrix (K, P), and what else belongs into the file."""
-        if self._order is not None:
-            matrix = matrix[:, np.argsort(self._order)]
         return self._named(scores(matrix)), {"classes": self._class_names}
 
     def _named(self, result: dict) -> dict[str, float]:

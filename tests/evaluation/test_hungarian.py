@@ -135,3 +135,11 @@ def test_no_split_without_ids_in_the_metadata():
     MetadataCatalog.remove("test_hungarian_plain")
     assert result["mIoU"] == 100
     assert not [key for key in result if "_th_" in key or "_st_" in key]
+
+
+def test_mean_over_the_classes_that_are_there(dataset):
+    # Cluster 3 is class 1, IoU 2/2; cluster 0 is class 0, IoU 2/3. Class 2 has no pixel, whatever its cluster is.
+    evaluator = HungarianSemSegEvaluator(dataset)
+    result = run(evaluator, torch.tensor([[[1, 1, 0, 0, 0]]]), torch.tensor([[[3, 3, 0, 0, 2]]]), 4)
+    assert result["mIoU_present"] == pytest.approx((100 + 200 / 3) / 2)
+    assert evaluator.absent_classes == [MetadataCatalog.get(dataset).stuff_classes[2]]

@@ -222,7 +222,7 @@ def test_equals_cityscapesscripts(register, tmp_path):
 def test_classes_of_another_order(register, tmp_path):
     """The model's classes are c, a, b; the file's 0, 1, 2 are a, b, c."""
     (file_name,) = register("turned", tmp_path, [[[0, 0, 1, 2]]], stuff_classes=["a", "b", "c"], ignore_label=255)
-    evaluator = SemSegConfusionEvaluator("turned", order=[2, 0, 1])
+    evaluator = SemSegConfusionEvaluator("turned", output_dir=str(tmp_path), order=[2, 0, 1])
     evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot([[1, 1, 2, 0]], 3)}])
     assert evaluator.evaluate()["sem_seg"]["pACC"] == 100
     evaluator.reset()
@@ -230,6 +230,8 @@ def test_classes_of_another_order(register, tmp_path):
     # Class c is taken for a: a has 2 of 3 pixels right, b is right, c has nothing.
     result = evaluator.evaluate()["sem_seg"]
     assert [result[f"IoU-{name}"] for name in "abc"] == pytest.approx([200 / 3, 100, 0])
+    record = json.loads((tmp_path / "sem_seg_evaluation.json").read_text())
+    assert record["classes"] == ["a", "b", "c"] and record["confusion"] == [[2, 0, 0], [0, 1, 0], [1, 0, 0]]
 
 
 def test_mean_over_the_classes_that_are_there(register, tmp_path, caplog):
@@ -242,7 +244,7 @@ def test_mean_over_the_classes_that_are_there(register, tmp_path, caplog):
     assert result["mIoU_present"] == pytest.approx((100 + 50) / 2)
     assert evaluator.absent_classes == ["c", "d"]
     assert json.loads((tmp_path / "sem_seg_evaluation.json").read_text())["absent_classes"] == ["c", "d"]
-    assert "some: 2 classes have no pixel: c, d" in caplog.messages
+    assert "some: classes without any pixel (2): c, d" in caplog.messages
 
 
 def test_damaged_label_map_is_named(register, tmp_path):
