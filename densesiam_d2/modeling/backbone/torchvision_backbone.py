@@ -194,11 +194,10 @@ def _batch_norms(module: nn.Module):
 
 
 def _replace(parent: nn.Module, key: str, norm: str) -> None:
-    """Replace a batch norm by one of another kind that normalises alike."""
+    """Replace a new batch norm by one of another kind that normalises alike."""
     old = getattr(parent, key)
-    new = get_norm(norm, old.num_features).to(old.weight.device)
+    new = get_norm(norm, old.num_features)
     new.eps = old.eps
     if not isinstance(new, FrozenBatchNorm2d):
         new.momentum = old.momentum
-    new.load_state_dict(old.state_dict(), strict=False)  # frozen ones count no batches
     setattr(parent, key, new)

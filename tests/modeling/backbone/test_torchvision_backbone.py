@@ -159,14 +159,16 @@ def test_pyramid_has_five_levels(network):
 
 @pytest.mark.parametrize(("norm", "kind"), [("FrozenBN", FrozenBatchNorm2d), ("SyncBN", nn.SyncBatchNorm)])
 def test_batch_norm_is_replaced_and_normalises_alike(norm, kind):
-    net = with_statistics("mobilenet_v3_small")  # its epsilon is 0.001, not PyTorch's 0.00001
+    net = with_statistics("mobilenet_v3_small")  # its epsilon is 0.001; PyTorch's is 0.00001
     backbone = backbone_like(net, "mobilenet_v3_small", norm=norm)
     norms = [module for module in backbone.modules() if isinstance(module, kind)]
     own = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norms) == len(own) > 10
     assert {module.eps for module in norms} == {0.001}
     assert not any(type(module) is nn.BatchNorm2d for module in backbone.modules())
-    if norm == "FrozenBN":  # the other needs a GPU
+    if norm == "SyncBN":  # needs a GPU to run
+        assert {module.momentum for module in norms} == {0.01}  # PyTorch's is 0.1
+    else:
         x = torch.randn(1, 3, 64, 64)
         res5 = backbone(x)["res5"]
         torch.testing.assert_close(res5, net.features(x), rtol=1e-4, atol=1e-5)
