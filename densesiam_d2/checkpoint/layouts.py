@@ -189,18 +189,12 @@ def _below(networks: list[_Network], prefix: str) -> list[_Network]:
 
 def _choose(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, _Network]:
     """Return the one network, after what is to be said of its method."""
-    if len(networks) > 1:
+    method, network = _by_method(networks, tensors)
+    if network is None:
         networks = _without_copies(networks, tensors)
-    if len(networks) == 1:
-        return "", networks[0]
-    parts = [{part for prefix in network.prefixes for part in prefix.split(".")} for network in networks]
-    told = {part for name in tensors for part in name.split(".")} | {""}
-    for method in _METHODS:
-        kept = [n for n, own in zip(networks, parts, strict=True) if method.keep in own]
-        left = [n for n, own in zip(networks, parts, strict=True) if method.leave in own]
-        if len(kept) == 1 and len(left) == len(networks) - 1 and kept[0] not in left and method.tell in told:
-            logger.info("%s: took the ResNet %s of those %s", method.name, _where(kept[0]), _listed(networks))
-            return f"{method.name}, ", kept[0]
+        method, network = _by_method(networks, tensors)
+    if network is not None:
+        return method, network
     whole, errors = [], []
     for network in networks:
         try:
@@ -216,6 +210,21 @@ def _choose(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, 
         f"it holds {len(whole)} different ResNets, {_listed(whole)}; "
         "choose one with --prefix of python -m densesiam_d2.tools.export_backbone"
     )
+
+
+def _by_method(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, _Network | None]:
+    """Return the only network, or that of the first method whose parts all prefixes have; else None."""
+    if len(networks) == 1:
+        return "", networks[0]
+    parts = [{part for prefix in network.prefixes for part in prefix.split(".")} for network in networks]
+    told = {part for name in tensors for part in name.split(".")} | {""}
+    for method in _METHODS:
+        kept = [n for n, own in zip(networks, parts, strict=True) if method.keep in own]
+        left = [n for n, own in zip(networks, parts, strict=True) if method.leave in own]
+        if len(kept) == 1 and len(left) == len(networks) - 1 and kept[0] not in left and method.tell in told:
+            logger.info("%s: took the ResNet %s of those %s", method.name, _where(kept[0]), _listed(networks))
+            return f"{method.name}, ", kept[0]
+    return "", None
 
 
 def _without_copies(networks: list[_Network], tensors: Mapping[str, Any]) -> list[_Network]:

@@ -17,7 +17,7 @@ from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
 from densesiam_d2.checkpoint.layouts import recognise
 from densesiam_d2.checkpoint.names import depth_of
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
-from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_tensor
+from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_tensor, tensors_in
 
 __all__ = ["CheckedCheckpointer", "WeightsError"]
 
@@ -167,6 +167,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
             content = read_checkpoint(filename, foreign=bool(self._weights_path))
         except ValueError as error:
             raise WeightsError(str(error)) from error
+        if self._weights_path:
+            self._check_finite(tensors_in(content))
         if filename.endswith(".safetensors") and "metadata" in content:  # of save_safetensors, so with bare names
             content["matching_heuristics"] = True
         if filename.endswith(".pkl") and _is_caffe2(content):
@@ -209,7 +211,6 @@ class CheckedCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if not self._weights_path:
             return super()._load_model(checkpoint)
-        self._check_finite(checkpoint["model"])
         state = {name: tuple(value.shape) for name, value in checkpoint["model"].items()}
         metadata = checkpoint.get("metadata")
         self._check_metadata(metadata if isinstance(metadata, Mapping) else {})

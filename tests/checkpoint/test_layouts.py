@@ -116,6 +116,12 @@ def test_equal_networks_are_one():
     assert recognise({"a": ONLINE, "b": {n: v.clone() for n, v in ONLINE.items()}}).layout.endswith("below a")
 
 
+def test_the_name_of_the_method_counts_before_the_first_step_too():
+    """When student and teacher are still equal."""
+    found = recognise({"student": prefixed("backbone.", ONLINE), "teacher": prefixed("backbone.", ONLINE)})
+    assert found.layout == "DINO (teacher), torchvision names below teacher.backbone"
+
+
 def test_a_whole_network_is_taken_rather_than_a_part_of_one():
     part = {name: value for name, value in OTHER.items() if "layer2.1" not in name}
     assert recognise({"a": part, "b": ONLINE}).layout == "torchvision names below b"
