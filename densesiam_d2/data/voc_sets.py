@@ -19,6 +19,7 @@ _DETECTRON2_VOC = "detectron2.data.datasets.pascal_voc"
 
 _KINDS = {
     "split": ("error", "the list of the split"),
+    "split-twice": ("repaired", "images that the split names again, read once: {n}"),
     "xml-missing": ("error", "images of the split without an XML file: {n}"),
     "xml-unreadable": ("error", "XML files that cannot be used: {n}"),
     "class-unknown": ("error", "objects of a class that the set does not have: {n}; own classes: datasets/README.md"),
@@ -87,7 +88,9 @@ def _image_ids(file: Path, tally: Tally) -> Sequence[str]:
         text = f"{file}, line {columns[0]}: {' '.join(lines[columns[0] - 1])!r}; leave the names only, one a line"
         tally.note("split", f"{text} (the files of one class mark its images by 1 and -1)")
         return []
-    ids = [words[0] for words in lines if words]
+    ids = list(dict.fromkeys(words[0] for words in lines if words))
+    for _ in range(sum(map(bool, lines)) - len(ids)):
+        tally.note("split-twice", file.name)
     if not ids:
         tally.note("split", f"{file} names no image")
     return ids

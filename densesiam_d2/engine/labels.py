@@ -95,6 +95,8 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
         name: look_at(name, semantic=semantic, masks=cfg.MODEL.MASK_ON)
         for name in dict.fromkeys([*train_names, *cfg.DATASETS.TEST])
     }
+    for name in set(looked) - set(train_names):  # such as COCO's test-dev: its predictions are written, not scored
+        looked[name].findings = looked[name].findings.accept(["no-annotations"])
     train, test = ([looked[name] for name in names] for names in (train_names, cfg.DATASETS.TEST))
     findings = Findings(finding for labelled in looked.values() for finding in labelled.findings)
     # A model that is not trained on the label maps may well be scored on one class.

@@ -22,6 +22,8 @@ from densesiam_d2.labels.subset import subset_of
 
 __all__ = ["read_coco"]
 
+THIN = 2  # pixels; wider polygons cover some
+
 
 def read_coco(
     json_file: str | Path, *, masks: bool | None = True, subset: tuple[int, int] | None = None
@@ -47,7 +49,7 @@ def read_coco(
     images = _images(content["images"], tally)
     categories = _categories(content["categories"], tally)
     annotations = []
-    if "json" not in tally:
+    if "json" not in tally and "no-annotations" not in tally:
         annotations = _annotations(content["annotations"], images, categories, masks, tally)
         _judge(annotations, content["annotations"], categories, tally)
     for annotation in annotations if masks is False else ():
@@ -76,9 +78,11 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
     if not isinstance(content, dict):
         tally.note("json", f"a {type(content).__name__} of {len(content)} where a dict belongs")
         content = {key: [] for key in ("images", "annotations", "categories")}
-    for key in ("images", "annotations", "categories"):
+    for key in ("images", "categories", "annotations"):
         if not isinstance(content.get(key), list):
-            tally.note("json", f"there is no list {key!r}; keys are {', '.join(list(content)[:8])}")
+            published = key == "annotations" and key not in content and "json" not in tally  # but for the annotations
+            keys = ", ".join(list(content)[:8])
+            tally.note("no-annotations" if published else "json", f"there is no list {key!r}; keys are {keys}")
             content[key] = []
     return content
 
@@ -94,14 +98,18 @@ def _images(entries: list, tally: Tally) -> dict[Any, dict]:
         if identity in images:
             tally.note("image-id-twice", f"{identity!r}: {images[identity]['file_name']}, {entry['file_name']}")
         sizes = [entry.get(key) for key in ("width", "height")]
-        if (
-            not all(isinstance(v, int | float) and v >= 1 and v == int(v) for v in sizes if v is not None)
-            or None in sizes
-        ):
+        if not all(map(_is_size, sizes)):
             tally.note("image-size", f"{entry['file_name']}: width {sizes[0]!r}, height {sizes[1]!r}")
             sizes = [0, 0]
         images[identity] = {**entry, "width": int(sizes[0]), "height": int(sizes[1])}
+    kinds = Counter(type(identity).__name__ for identity in images)
+    if len(kinds) > 1:
+        tally.note("image-id-mixed", ", ".join(f"{count} of type {kind}" for kind, count in kinds.items()))
     return dict(sorted(images.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 1 and value == int(value)
 
 
 def _categories(entries: list, tally: Tally) -> dict[int, dict]:
@@ -195,20 +203,21 @@ def _crowd(entry: Mapping, name: str, tally: Tally) -> int:
 
 def _clean_mask(annotation: dict, name: str, image: dict, needed: bool, tally: Tally) -> bool:
     """Check the mask and leave broken pieces out; return whether a mask is left."""
-    segmentation = annotation.pop("segmentation", None)
+    segmentation, size = annotation.pop("segmentation", None), (image["height"], image["width"])
     if not segmentation:
         if needed:
             tally.note("mask-missing", name)
         return False
     if isinstance(segmentation, Mapping):
-        problem = rle_problem(segmentation, (image["height"], image["width"]))
+        problem = rle_problem(segmentation, size)
         if problem:
-            tally.note(problem, f"{name}: size {segmentation.get('size')}, image {image['height'], image['width']}")
+            tally.note(problem, f"{name}: size {segmentation.get('size')}, image {size}")
             return False
         if isinstance(segmentation["counts"], list):
-            size = image["height"], image["width"]
             segmentation = mask_util.frPyObjects(dict(segmentation), *size)
         annotation["segmentation"] = segmentation
+        if mask_util.area(segmentation) == 0:
+            tally.note("mask-no-pixel", name)
         return True
     polygons, problems = clean_polygons(segmentation)
     for problem in problems:
@@ -217,9 +226,17 @@ def _clean_mask(annotation: dict, name: str, image: dict, needed: bool, tally: T
         return False
     if polygons:
         annotation["segmentation"] = polygons
+        if _covers_no_pixel(polygons, size):
+            tally.note("mask-no-pixel", name)
     elif needed:
         tally.note("mask-unusable", name)
     return bool(polygons)
+
+
+def _covers_no_pixel(polygons: list[list[float]], size: tuple[int, int]) -> bool:
+    """Tell whether nothing is left of a mask in pixels; only thin masks are drawn to find out."""
+    thin = all(min(max(p[i::2]) - min(p[i::2]) for i in (0, 1)) < THIN for p in polygons)
+    return thin and mask_util.area(mask_util.merge(mask_util.frPyObjects(polygons, *size))) == 0
 
 
 def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:

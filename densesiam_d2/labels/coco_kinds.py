@@ -5,12 +5,14 @@ __all__ = ["COCO_KINDS"]
 # Kind -> level and text, in which "{n}" is the count.
 COCO_KINDS = {
     "json": ("error", "no COCO instances JSON"),
+    "no-annotations": ("error", "there are no annotations"),
     "image-entry": ("error", "images without id or file_name: {n}"),
     "image-size": (
         "error",
         "images whose width or height is no whole number above 0 (a string is none): {n}; write them",
     ),
     "image-id-twice": ("error", "image ids that occur twice: {n}; give each image its own"),
+    "image-id-mixed": ("error", "image ids are numbers and strings; write all alike"),
     "image-id-type": ("error", "annotations whose image_id is an image's id but for the type: {n}; write both alike"),
     "image-unknown": ("repaired", "annotations of no image in the file, left out: {n}"),
     "category-entry": ("error", "categories without a whole number as id, or without a name: {n}"),
@@ -51,6 +53,7 @@ COCO_KINDS = {
     ),
     "mask-type": ("error", "segmentations that are neither polygons nor run lengths (RLE): {n}; correct them"),
     "mask-nan": ("error", "masks with coordinates that are NaN or infinite: {n}; correct them"),
+    "mask-no-pixel": ("warning", "masks that cover no pixel, which no prediction can match: {n}"),
     "polygon-short": ("repaired", "polygons of fewer than 3 points, left out: {n}"),
     "polygon-odd": ("repaired", "polygons with an odd count of coordinates, left out: {n}"),
     "polygon-flat": ("repaired", "polygons that enclose no area, left out: {n}"),

@@ -195,6 +195,10 @@ def test_voc_records_are_those_of_detectron2(voc):
     assert DatasetCatalog["voc"].func.__module__.startswith("densesiam_d2")
     assert DatasetCatalog.get("voc") == theirs
     split = voc / "ImageSets" / "Main" / "trainval.txt"
+    names = split.read_text()
+    split.write_text(names + names.split()[0])
+    assert found("voc", masks=False)["split-twice"] == ("repaired", 1)
+    assert DatasetCatalog.get("voc") == theirs
     split.write_text(split.read_text().split()[0])  # detectron2's loader fails on a split of one image
     assert DatasetCatalog.get("voc") == theirs[:1]
 

@@ -115,6 +115,15 @@ def test_accepted_findings_do_not_stop(tmp_path, caplog):
     assert any("mask-missing" in message for message in caplog.messages)
 
 
+def test_test_sets_without_annotations_are_not_scored(detection, tmp_path):
+    content = coco()
+    del content["annotations"]
+    name = f"coco:{write(content, tmp_path, 'test-dev.json')},images={tmp_path}/images"
+    settle_labels(config(MASK_RCNN, detection("train", "red", "blue"), name))
+    with pytest.raises(ValueError, match="there are no annotations"):
+        settle_labels(config(MASK_RCNN, name))
+
+
 def test_label_maps_without_class_names(masks, tmp_path):
     with pytest.raises(ValueError, match=rf"write classes\.txt, .* or set {SEM_SEG} N \[class-names\]"):
         settle_labels(config(FCN, masks))

@@ -79,6 +79,20 @@ NAN = math.nan
 # What is done to a file, and level and count of what must be found.
 ODDITIES = {
     "no categories": (lambda c: c.pop("categories"), {"json": ("error", 1)}),
+    "no annotations key": (lambda c: c.pop("annotations"), {"no-annotations": ("error", 1)}),
+    "size infinite": (set_image("width", math.inf), {"image-size": ("error", 1)}),
+    "mixed ids": (
+        lambda c: (c["images"][1].update(id="2"), [a.update(image_id="2") for a in c["annotations"][2:4]]),
+        {"image-id-mixed": ("error", 1)},
+    ),
+    "RLE without a pixel": (
+        set_one("segmentation", {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}),
+        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1)},
+    ),
+    "polygon between pixels": (
+        set_one("segmentation", [rectangle(60.1, 30.1, 0.2, 0.2)]),
+        {"mask-no-pixel": ("warning", 1)},
+    ),
     "image without name": (set_image("file_name", None), {"image-entry": ("error", 1)}),
     "size as string": (set_image("width", "96"), {"image-size": ("error", 1)}),
     "size missing": (drop("height", "images"), {"image-size": ("error", 3)}),
