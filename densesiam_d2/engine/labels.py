@@ -145,7 +145,7 @@ def _classes_of(weights: str | Path) -> tuple[list[str] | None, int | None]:
     """Return the class names that a checkpoint of ours carries, and the number of classes that its tensors have."""
     if not weights or "://" in str(weights) or not Path(weights).is_file():
         return None, None
-    checkpoint = read_checkpoint(weights)
+    checkpoint = read_checkpoint(weights, foreign=True)
     trainer, state = checkpoint.get("trainer"), checkpoint.get("model", checkpoint)
     names = trainer.get("classes") if isinstance(trainer, dict) else None
     rows = next((len(state[name]) - extra for name, extra in _CLASSIFIERS.items() if name in state), None)
