@@ -148,6 +148,7 @@ def _classes_of(weights: str | Path) -> tuple[list[str] | None, int | None]:
     checkpoint = read_checkpoint(weights, foreign=True)
     trainer, state = checkpoint.get("trainer"), checkpoint.get("model", checkpoint)
     names = trainer.get("classes") if isinstance(trainer, dict) else None
+    state = state if isinstance(state, dict) else {}
     rows = next((len(state[name]) - extra for name, extra in _CLASSIFIERS.items() if name in state), None)
     return names or None, rows
 
