@@ -65,9 +65,13 @@ def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray
         prefix = "backbone" if hasattr(model, "backbone") else None
         return copy.deepcopy(recognise(model.state_dict(), prefix).state)
     except ValueError as error:
-        logger.warning("The backbone keeps its own names, and has none of torchvision's: %s", error)
+        reason = error
     backbone = getattr(model, "backbone", model)
     backbone = getattr(backbone, "bottom_up", backbone)
+    if hasattr(backbone, "network"):
+        logger.info("The backbone keeps the names of torchvision's %s", backbone.network)
+    else:
+        logger.warning("The backbone keeps its own names, and has none of torchvision's: %s", reason)
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in backbone.state_dict().items()}
 
 
@@ -76,12 +80,17 @@ def expected_metadata(cfg: CfgNode) -> dict[str, Any]:
 
     Returns:
         ``pixel_format``, ``pixel_mean``, ``pixel_std`` (of 0-255 values), ``stride_in_1x1``, ``depth``, ``num_groups``
-        and ``width_per_group``.
+        and ``width_per_group``; of a network of torchvision ``network``, its name, instead of the last three.
     """
-    return {
+    pixels = {
         "pixel_format": cfg.INPUT.FORMAT,
         "pixel_mean": [float(value) for value in cfg.MODEL.PIXEL_MEAN],
         "pixel_std": [float(value) for value in cfg.MODEL.PIXEL_STD],
+    }
+    if cfg.MODEL.BACKBONE.NAME.startswith("build_torchvision_"):
+        return {**pixels, "stride_in_1x1": False, "network": cfg.MODEL.TORCHVISION.NAME}
+    return {
+        **pixels,
         "stride_in_1x1": bool(cfg.MODEL.RESNETS.STRIDE_IN_1X1),
         "depth": int(cfg.MODEL.RESNETS.DEPTH),
         "num_groups": int(cfg.MODEL.RESNETS.NUM_GROUPS),

@@ -16,6 +16,7 @@ from densesiam_d2.checkpoint.export import expected_metadata, known_metadata
 from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
 from densesiam_d2.checkpoint.layouts import recognise
 from densesiam_d2.checkpoint.names import depth_of
+from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
 from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_tensor, tensors_in
 
@@ -32,6 +33,7 @@ _CONFIG_KEYS = {
     "depth": "MODEL.RESNETS.DEPTH",
     "num_groups": "MODEL.RESNETS.NUM_GROUPS",
     "width_per_group": "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "network": "MODEL.TORCHVISION.NAME",
 }
 
 
@@ -99,12 +101,20 @@ class CheckedCheckpointer(DetectionCheckpointer):
         # The main process decides, as in detectron2, which sends its weights to machines that lack the file.
         if "://" not in path and not comm.all_gather(Path(path.partition("?")[0]).is_file())[0]:
             raise FileNotFoundError(f"MODEL.WEIGHTS: file {path} does not exist")
+        if "://" in path:
+            self._fetch(path.partition("?")[0])
         self._weights_path = path
         try:
             return self.load(path, checkpointables=[])
         finally:
             self._weights_path = ""
             self._parsed_url_during_load = None  # detectron2 leaves it set after an error
+
+    def _fetch(self, path: str) -> None:
+        try:
+            self.path_manager.get_local_path(path)
+        except (OSError, ValueError) as error:  # no such name, or no way to it
+            raise WeightsError(f"MODEL.WEIGHTS {path}: {error}") from error
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """Write ``save_dir/name.pth`` and then the tag that names it; a crash leaves each as it was or complete.
@@ -192,7 +202,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
         state = content.get("model", content)
         state = {n: value for n, value in state.items() if is_tensor(value)} if isinstance(state, Mapping) else {}
         as_it_is = {"model": state, **{key: content[key] for key in ("__author__", "metadata") if key in content}}
-        if content.get("matching_heuristics"):
+        named = named_backbone(self.model)
+        if content.get("matching_heuristics") and not named:
             return {**as_it_is, "matching_heuristics": True}
         # Convolutions decide: old files of frozen batch norm lack statistics, which detectron2 fills in.
         convolutions = {n for n in self._backbone_names() if n.endswith(".weight") and ".norm." not in n}
@@ -200,6 +211,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if convolutions <= unwrapped.keys():
             return {**as_it_is, "model": unwrapped}
         try:
+            if named:
+                return self._for_named(content, *named)
             found = recognise(content)
             metadata = known_metadata(content, found)
         except ValueError as error:
@@ -207,6 +220,11 @@ class CheckedCheckpointer(DetectionCheckpointer):
             return as_it_is
         logger.info("%s: taking the backbone only, layout %s", self._weights_path, found.layout)
         return {"model": found.state, "__author__": found.layout, "matching_heuristics": True, "metadata": metadata}
+
+    def _for_named(self, content: dict[str, Any], prefix: str, backbone: nn.Module) -> dict[str, Any]:
+        state, metadata, where = under_own_names(content, backbone)
+        logger.info("%s: taking the backbone only, %s", self._weights_path, where)
+        return {"model": {prefix + name: value for name, value in state.items()}, "metadata": metadata}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if not self._weights_path:
@@ -267,6 +285,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
     def _reason(self, missing: list[str], state: Mapping[str, tuple]) -> str:
         """Return the likeliest reason, with what to do about it, in one sentence."""
+        if named_backbone(self.model):
+            return "The file holds another network: check MODEL.TORCHVISION.NAME"
         if all(name.rpartition(".")[2] in ("running_mean", "running_var") for name in missing):
             return "The file has no running statistics: set MODEL.RESNETS.NORM FrozenBN or use weights with batch norm"
         try:

@@ -1,0 +1,80 @@
+"""Weights for a backbone whose tensors keep the names of another library, such as torchvision's networks."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, known_metadata
+from densesiam_d2.checkpoint.layouts import recognise
+from densesiam_d2.checkpoint.names import to_torchvision
+from densesiam_d2.checkpoint.tensors import tensors_in
+
+__all__ = ["named_backbone", "under_own_names"]
+
+
+def named_backbone(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """Return prefix and module of a model's backbone, if that is one for :func:`under_own_names`, else None."""
+    prefix, backbone = "backbone.", getattr(model, "backbone", None)
+    if hasattr(backbone, "bottom_up"):
+        prefix, backbone = "backbone.bottom_up.", backbone.bottom_up
+    return (prefix, backbone) if hasattr(backbone, "network") and hasattr(backbone, "input_facts") else None
+
+
+def under_own_names(
+    checkpoint: Mapping[str, Any], backbone: nn.Module
+) -> tuple[dict[str, torch.Tensor | np.ndarray], dict[str, Any], str]:
+    """Find the tensors for a backbone in a checkpoint, below whatever prefix, or in any layout of a ResNet.
+
+    Args:
+        checkpoint: the dict in a file.
+        backbone: a module with the attributes ``network``, its name in torchvision, and ``input_facts``, what
+            torchvision's own weights expect of images.
+
+    Returns:
+        Name in the backbone -> tensor; what the checkpoint says of its images, or else torchvision does; and where it
+        was found, for the user.
+
+    Raises:
+        ValueError: the checkpoint has no such network, or several.
+    """
+    names = [name for name in backbone.state_dict() if not name.endswith("num_batches_tracked")]
+    tensors = tensors_in(checkpoint)
+    lacking = _lacking(names, tensors)
+    prefixes = [prefix for prefix, lost in lacking.items() if not lost]
+    if len(prefixes) == 1:
+        state = {name: tensors[prefixes[0] + name] for name in names}
+        facts = checkpoint.get("metadata")
+        if not (isinstance(facts, Mapping) and "pixel_format" in facts):
+            facts = {**TORCHVISION_METADATA, **backbone.input_facts}
+        where = f"below {prefixes[0].rstrip('.')}" if prefixes[0] else "at the top"
+        return state, dict(facts), f"{backbone.network} {where}"
+    try:
+        found = recognise(checkpoint)
+    except ValueError as error:
+        raise ValueError(_reason(backbone.network, names, lacking, tensors)) from error
+    state = to_torchvision(found.state)
+    if not set(names) <= state.keys():
+        raise ValueError(f"it holds a {found.kind.name}, but MODEL.TORCHVISION.NAME is {backbone.network}")
+    return {name: state[name] for name in names}, known_metadata(checkpoint, found), found.layout
+
+
+def _lacking(names: Collection[str], tensors: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the prefixes below which the first of some names stands, and which of the names each lacks."""
+    first = next(iter(names))
+    prefixes = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
+    return {prefix: [name for name in names if prefix + name not in tensors] for prefix in prefixes}
+
+
+def _reason(network: str, names: Collection[str], lacking: Mapping[str, list[str]], tensors: Mapping[str, Any]) -> str:
+    whole = [prefix.rstrip(".") or "the top" for prefix, lost in lacking.items() if not lost]
+    if whole:
+        return f"it has several {network}, below {', '.join(whole)}: keep one"
+    told = f"torchvision's {network}, the network that MODEL.TORCHVISION.NAME names"
+    if lacking:
+        lost = min(lacking.values(), key=len)
+        return f"it lacks {len(lost)} of the {len(names)} tensors of {told}, such as {lost[0]}"
+    examples = ", ".join(list(tensors)[:3]) or "none"
+    return f"it holds nothing of {told}; its {len(tensors)} tensors are such as {examples}"
