@@ -1,0 +1,112 @@
+"""Images with what is true of their pixels: label maps, or instances read as foreground."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import check_image_size
+from detectron2.structures import polygons_to_bitmask
+
+from densesiam_d2.data.image_io import read_image
+from densesiam_d2.data.label_look import look_at
+from densesiam_d2.evaluation.sem_seg import read_labels
+
+__all__ = ["FOREGROUND_CLASSES", "IGNORE", "LabelledImages", "foreground_of"]
+
+IGNORE = 255
+FOREGROUND_CLASSES = ["background", "foreground"]
+
+_SEMANTIC = ("sem_seg", "cityscapes_sem_seg", "scenes")
+
+
+class LabelledImages(Sequence):
+    """The images and labels of a registered dataset, read when asked for.
+
+    Sets with label maps keep their classes; sets of instances have two, background and foreground.
+
+    Attributes:
+        name: of the dataset.
+        classes: names, in the order of the labels.
+    """
+
+    def __init__(self, name: str, *, white_level: int):
+        """Look at the labels of a dataset, then load its records.
+
+        Args:
+            name: of a registered dataset.
+            white_level: see :func:`densesiam_d2.data.image_io.read_image`.
+
+        Raises:
+            LabelsError: the labels cannot be used.
+            ValueError: nobody names the classes, or there are too many.
+        """
+        metadata = MetadataCatalog.get(name)
+        self.name = name
+        self._semantic = metadata.get("evaluator_type") in _SEMANTIC
+        found = look_at(name, semantic=self._semantic, masks=True)
+        found.findings.raise_errors()
+        if self._semantic and not found.classes:
+            raise ValueError(f"{name!r} names no classes: add ,classes=FILE with one name a line")
+        self.classes = list(found.classes) if self._semantic else FOREGROUND_CLASSES
+        if len(self.classes) > IGNORE:
+            raise ValueError(f"{name!r} has {len(self.classes)} classes; {IGNORE} at most can be probed")
+        self._records = DatasetCatalog.get(name)
+        self._white_level = white_level
+        self._ignore_label = metadata.get("ignore_label", IGNORE)
+        label_map = metadata.get("label_map")
+        self._label_map = None if label_map is None else np.asarray(label_map, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return an image (H, W, 3), uint8 RGB, and its labels (H, W), uint8: classes or :data:`IGNORE`.
+
+        Raises:
+            ValueError: a file cannot be read, image and labels differ in size, or a label is no class.
+        """
+        record = dict(self._records[index])
+        image = read_image(record["file_name"], white_level=self._white_level)
+        check_image_size(record, image)
+        if not self._semantic:
+            return image, foreground_of(record["annotations"], *image.shape[:2])
+        path = record["sem_seg_file_name"]
+        labels = read_labels(path, self._label_map)
+        if labels.shape != image.shape[:2]:
+            raise ValueError(f"{path} has {labels.shape} pixels, its image {record['file_name']} {image.shape[:2]}")
+        ignored = labels == self._ignore_label
+        strays = np.unique(labels[~ignored & ((labels < 0) | (labels >= len(self.classes)))])
+        if len(strays):
+            raise ValueError(
+                f"{path} has the values {strays[:5].tolist()}; classes are 0 to {len(self.classes) - 1}, and "
+                f"{self._ignore_label} does not count"
+            )
+        return image, np.where(ignored, IGNORE, labels).astype(np.uint8)
+
+
+def foreground_of(annotations: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
+    """Return which pixels belong to instances.
+
+    Args:
+        annotations: detectron2's, with polygons or run lengths as "segmentation".
+        height, width: of the image, in pixels.
+
+    Returns:
+        (H, W) uint8: 1 in any instance, :data:`IGNORE` in crowds and in no instance, else 0.
+    """
+    labels = np.zeros((height, width), np.uint8)
+    for crowd in (True, False):
+        for annotation in annotations:
+            if bool(annotation.get("iscrowd", 0)) == crowd and annotation.get("segmentation"):
+                labels[_mask(annotation["segmentation"], height, width)] = IGNORE if crowd else 1
+    return labels
+
+
+def _mask(segmentation: list | Mapping[str, Any], height: int, width: int) -> np.ndarray:
+    if isinstance(segmentation, list):
+        return polygons_to_bitmask([np.asarray(polygon, np.float64) for polygon in segmentation], height, width)
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(dict(segmentation), height, width)
+    return mask_util.decode(segmentation).astype(bool)
