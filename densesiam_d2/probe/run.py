@@ -124,7 +124,10 @@ def _sum_up(
     """Pass over the training images once."""
     fit, held_out = (Moments(num_channels=features.channels, num_classes=num_classes) for _ in range(2))
     share = -(-knn_cells // len(train))  # cells of each image, rounded up
-    memory, memory_labels = [], []
+    # Allocated once: small arrays kept between large ones would keep the heap from reusing the space of the large ones.
+    memory = torch.empty(share * len(train), features.channels)
+    memory_labels = torch.empty(len(memory), dtype=torch.int64)
+    filled = 0
     for index in _bar(range(len(train)), "summing up"):
         image, truth = train[index]
         x = features(image)  # (D, h, w)
@@ -133,10 +136,9 @@ def _sum_up(
         cells, labels = x.flatten(1).T.numpy()[labelled], labels[labelled]  # (N, D), (N,)
         (held_out if index in held else fit).add(cells, labels)
         drawn = np.sort(np.random.default_rng([seed, index]).permutation(len(cells))[:share])
-        memory.append(torch.from_numpy(cells[drawn]))
-        memory_labels.append(torch.from_numpy(labels[drawn]))
-    memory, memory_labels = torch.cat(memory), torch.cat(memory_labels)
-    kept = np.sort(np.random.default_rng(seed).permutation(len(memory))[:knn_cells])  # what rounding up added goes
+        rows = slice(filled, filled := filled + len(drawn))
+        memory[rows], memory_labels[rows] = torch.from_numpy(cells[drawn]), torch.from_numpy(labels[drawn])
+    kept = np.sort(np.random.default_rng(seed).permutation(filled)[:knn_cells])  # what rounding up added goes
     return _Sums(fit, held_out, memory[kept], memory_labels[kept])
 
 

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--knn", nargs="*", type=int, default=[1, 10, 30], metavar="K", help="numbers of neighbours (default 1 10 30)"
     )
     parser.add_argument(
-        "--knn-cells", type=int, default=20000, help="training cells that can be neighbours (default %(default)s)"
+        "--knn-cells", type=int, default=10000, help="training cells that can be neighbours (default %(default)s)"
     )
     parser.add_argument("--output", type=Path, metavar="JSON", help="write all numbers here")
     parser.add_argument(
