@@ -204,7 +204,7 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     logger.info("Pretraining on %d images of %s, %.1f epochs", len(files), ", ".join(names), epochs)
     if len(files) < total:
         logger.warning("%d images are fewer than SOLVER.IMS_PER_BATCH %d", len(files), total)
-    warn_of_dark_images(files, cfg.INPUT.WHITE_LEVEL)
+    warn_of_dark_images(files, cfg.INPUT.WHITE_LEVEL, cfg.DATASETS.ACCEPT)
     mapper = TwoViewDatasetMapper(cfg) if mapper is None else mapper
     return TrainLoader(
         SeededSamples(files, mapper, substitute=True),
@@ -265,7 +265,7 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     if boxes and cfg.MODEL.MASK_ON and not any(a.get("segmentation") for r in records for a in r["annotations"]):
         raise ValueError(f"DATASETS.TRAIN {tuple(names)}: no annotation has a mask; set MODEL.MASK_ON False")
     if not boxes:  # whose mapper refuses 16-bit images
-        warn_of_dark_images(records, cfg.INPUT.WHITE_LEVEL)
+        warn_of_dark_images(records, cfg.INPUT.WHITE_LEVEL, cfg.DATASETS.ACCEPT)
     if type(parts["sampler"]) is not TrainingSampler:
         logger.warning(
             "DATALOADER.SAMPLER_TRAIN %s: --resume starts the order of images anew", cfg.DATALOADER.SAMPLER_TRAIN

@@ -28,14 +28,15 @@ def dark_text(number: int, highest: int) -> str:
     )
 
 
-def warn_of_dark_images(records: Sequence[dict], white_level: int) -> None:
+def warn_of_dark_images(records: Sequence[dict], white_level: int, accept: Sequence[str] = ()) -> None:
     """In the main process, look at a few images and warn if all 16-bit ones among them use 12 bits or fewer.
 
     Args:
         records: of the images, with "file_name" and, in tar files, "file_part".
         white_level: INPUT.WHITE_LEVEL; one that the user has chosen is right.
+        accept: DATASETS.ACCEPT; "dark-images" in it says that the images are meant to be dark.
     """
-    if white_level != WHITE_LEVEL or not comm.is_main_process():
+    if white_level != WHITE_LEVEL or "dark-images" in accept or not comm.is_main_process():
         return
     values = []
     for i in np.unique(np.linspace(0, len(records) - 1, SAMPLE).astype(int)).tolist():
@@ -44,5 +45,5 @@ def warn_of_dark_images(records: Sequence[dict], white_level: int) -> None:
     deep = [value for value in values if value is not None]
     if deep and max(deep) <= DARK:
         logging.getLogger(__name__).warning(
-            "Among %d images looked at, %s", len(values), dark_text(len(deep), max(deep))
+            "Among %d images looked at, %s [dark-images]", len(values), dark_text(len(deep), max(deep))
         )

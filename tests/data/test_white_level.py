@@ -28,7 +28,10 @@ def test_warns_of_12_bits_and_names_the_value(tmp_path, caplog):
         warn_of_dark_images(records, 65535)
     (message,) = caplog.messages
     assert "2 16-bit images use values up to 2800 of 65535" in message
-    assert message.endswith("set INPUT.WHITE_LEVEL 4095")
+    assert message.endswith("set INPUT.WHITE_LEVEL 4095 [dark-images]")
+    caplog.clear()
+    warn_of_dark_images(records, 65535, accept=("dark-images",))
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(("highest", "white_level"), [(5000, 65535), (4095, 4095), (None, 65535)])
