@@ -35,8 +35,8 @@ def nearest_votes(
     """
     votes = {k: [] for k in ks}
     for part in queries.split(block):
-        cosine = F.normalize(part, dim=1) @ memory.T  # (block, M)
-        neighbours = labels[cosine.topk(max(ks), dim=1).indices]  # (block, k), nearest first
+        similarity = part @ memory.T  # (block, M): cosine times the query's length, which changes no order
+        neighbours = labels[similarity.topk(max(ks), dim=1).indices]  # (block, k), nearest first
         one_hot = F.one_hot(neighbours, num_classes).float()
         for k in ks:
             votes[k].append(one_hot[:, :k].mean(dim=1))

@@ -1,5 +1,6 @@
 """Images with what is true of their pixels: label maps, or instances read as foreground."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from densesiam_d2.data.label_look import look_at
 from densesiam_d2.evaluation.sem_seg import read_labels
 
 __all__ = ["FOREGROUND_CLASSES", "IGNORE", "LabelledImages", "foreground_of"]
+
+logger = logging.getLogger(__name__)
 
 IGNORE = 255
 FOREGROUND_CLASSES = ["background", "foreground"]
@@ -32,7 +35,7 @@ class LabelledImages(Sequence):
     """
 
     def __init__(self, name: str, *, white_level: int):
-        """Look at the labels of a dataset, then load its records.
+        """Look at the labels of a dataset, log what is odd about them, and load its records.
 
         Args:
             name: of a registered dataset.
@@ -47,6 +50,8 @@ class LabelledImages(Sequence):
         self._semantic = metadata.get("evaluator_type") in _SEMANTIC
         found = look_at(name, semantic=self._semantic, masks=True)
         found.findings.raise_errors()
+        for finding in found.findings:
+            logger.warning("%s", finding)
         if self._semantic and not found.classes:
             raise ValueError(f"{name!r} names no classes: add ,classes=FILE with one name a line")
         self.classes = list(found.classes) if self._semantic else FOREGROUND_CLASSES

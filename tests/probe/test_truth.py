@@ -39,11 +39,12 @@ def write(root, labels, classes="a\nb\n"):
     return name
 
 
-def test_label_maps(catalog, tmp_path):
+def test_label_maps(catalog, tmp_path, caplog):
     label = np.array([[0, 1], [255, 1]], np.uint8)
-    images = LabelledImages(write(tmp_path, [label]), white_level=65535)
+    images = LabelledImages(write(tmp_path, [label], "a\nb\nc\n"), white_level=65535)
+    assert "classes that never occur: 1" in caplog.text
     assert len(images) == 1
-    assert images.classes == ["a", "b"]
+    assert images.classes == ["a", "b", "c"]
     image, found = images[0]
     assert image.shape == (2, 2, 3)
     assert found.tolist() == label.tolist()
