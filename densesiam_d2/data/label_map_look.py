@@ -90,7 +90,8 @@ def _judge_classes(counts: np.ndarray, part: str, classes: list[str] | None, met
     if not total:
         return
     names = {number: name for number, name in enumerate(classes or map(str, range(256))) if number != ignore}
-    share = f"{100 * counts[ignore] / total:.2g} % of the pixels are {ignore}, the ignore label{part}"
+    percent = 100 * counts[ignore] / total
+    share = f"{percent:.{0 if percent >= 1 else 2}f} % of the pixels are {ignore}, the ignore label{part}"
     present = [name for number, name in names.items() if counts[number]]
     absent = [name for number, name in names.items() if not counts[number]] if classes else []
     if not present:

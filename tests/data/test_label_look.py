@@ -301,7 +301,8 @@ def test_mask_of_0_and_255(label_folder):
 
 
 def test_everything_ignored(label_folder):
-    assert label_folder(np.full((5, 6), 255))["all-ignored"].level == "error"
+    finding = label_folder(np.full((5, 6), 255))["all-ignored"]
+    assert finding.level == "error" and finding.examples == ["100 % of the pixels are 255, the ignore label"]
 
 
 def test_values_that_are_no_class(label_folder):
