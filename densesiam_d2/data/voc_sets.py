@@ -23,6 +23,7 @@ _KINDS = {
     "xml-missing": ("error", "images of the split without an XML file: {n}"),
     "xml-unreadable": ("error", "XML files that cannot be used: {n}"),
     "class-unknown": ("error", "objects of a class that the set does not have: {n}; own classes: datasets/README.md"),
+    "all-difficult": ("error", "every object is difficult, and so does not count for a score"),
     "box-empty": ("error", "objects whose box has no area, or is no box: {n}; correct them"),
 }
 
@@ -39,7 +40,7 @@ def adopt_voc(name: str) -> None:
 
 def _load_voc(name: str) -> list[dict]:
     records, findings = read_voc(MetadataCatalog.get(name))
-    findings.raise_errors()
+    findings.accept(["all-difficult"]).raise_errors()  # they can be learned from
     return records
 
 
@@ -58,7 +59,7 @@ def read_voc(metadata: Metadata) -> tuple[list[dict], Findings]:
     """
     root, classes = Path(metadata.dirname), list(metadata.thing_classes)
     tally = Tally(_KINDS, str(root))
-    records = []
+    records, difficult = [], set()
     for image_id in _image_ids(root / "ImageSets" / "Main" / f"{metadata.split}.txt", tally):
         xml = root / "Annotations" / f"{image_id}.xml"
         if not xml.is_file():
@@ -69,6 +70,7 @@ def read_voc(metadata: Metadata) -> tuple[list[dict], Findings]:
         except ValueError as error:
             tally.note("xml-unreadable", str(error))
             continue
+        difficult |= {bool(entry["difficult"]) for entry in content["objects"]}
         records.append(
             {
                 "file_name": str(root / "JPEGImages" / f"{image_id}.jpg"),
@@ -78,6 +80,8 @@ def read_voc(metadata: Metadata) -> tuple[list[dict], Findings]:
                 "annotations": [a for o in content["objects"] if (a := _annotation(o, xml, classes, tally))],
             }
         )
+    if difficult == {True}:
+        tally.note("all-difficult", f"{len(records)} images")
     return records, tally.findings()
 
 

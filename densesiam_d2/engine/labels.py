@@ -23,6 +23,11 @@ __all__ = ["settle_labels"]
 
 logger = logging.getLogger(__name__)
 
+# Kinds of findings that stop only a set to train on, and only a set to score. (COCO's test-dev has no annotations: its
+# predictions are written.)
+_FOR_TRAINING = ("no-annotations", "one-class")
+_FOR_SCORES = ("all-difficult",)
+
 # Tensors with a row for each class, and how many rows there are besides (background).
 _CLASSIFIERS = {
     "roi_heads.box_predictor.cls_score.weight": 1,
@@ -95,12 +100,12 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
         name: look_at(name, semantic=semantic, masks=cfg.MODEL.MASK_ON)
         for name in dict.fromkeys([*train_names, *cfg.DATASETS.TEST])
     }
-    for name in set(looked) - set(train_names):  # such as COCO's test-dev: its predictions are written, not scored
-        looked[name].findings = looked[name].findings.accept(["no-annotations"])
+    for name, labelled in looked.items():
+        matters_not = [] if name in cfg.DATASETS.TEST else _FOR_SCORES
+        labelled.findings = labelled.findings.accept(matters_not if name in train_names else _FOR_TRAINING)
     train, test = ([looked[name] for name in names] for names in (train_names, cfg.DATASETS.TEST))
     findings = Findings(finding for labelled in looked.values() for finding in labelled.findings)
-    # A model that is not trained on the label maps may well be scored on one class.
-    findings = findings.accept([*cfg.DATASETS.ACCEPT, *([] if key else ["one-class"])])
+    findings = findings.accept(cfg.DATASETS.ACCEPT)
     verdict = _Verdict(lines=[(logging.INFO if f.level == "repaired" else logging.WARNING, str(f)) for f in findings])
     for labelled in looked.values():
         if labelled.classes is None and not findings.of("error"):

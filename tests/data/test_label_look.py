@@ -155,6 +155,11 @@ def test_sound_voc_tree(voc):
 
 VOC_FAULTS = {
     "own class": (lambda root: replace(first_xml(root), "<name>", "<name>own "), "class-unknown", "'own "),
+    "all difficult": (
+        lambda root: [replace(f, "<difficult>0", "<difficult>1") for f in (root / "Annotations").iterdir()],
+        "all-difficult",
+        "every object is difficult",
+    ),
     "no XML": (lambda root: first_xml(root).unlink(), "xml-missing", ".xml"),
     "damaged XML": (lambda root: first_xml(root).write_text("<annotation>"), "xml-unreadable", "no XML"),
     "no size": (
