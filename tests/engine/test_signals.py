@@ -22,9 +22,23 @@ def test_the_process_reacts_while_it_holds(number):
 def test_a_pool_that_is_forked_meanwhile_ends_as_usual():
     """multiprocessing.Pool ends its processes by SIGTERM, and waits for them."""
     seen = []
-    with handle_stop_signals(seen.append), multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(abs, [-1, 2]) == [1, 2]
+    for _ in range(30):  # a signal that comes while a process starts must not be lost
+        with handle_stop_signals(seen.append), multiprocessing.get_context("fork").Pool(4) as pool:
+            assert pool.map(abs, [-1, 2]) == [1, 2]
     assert seen == []
+
+
+def test_a_process_that_waits_in_c_code_ends_as_usual():
+    """A handler in Python would not run while a lock is waited for, if the signal came just before."""
+    context = multiprocessing.get_context("fork")
+    lock = context.Lock()
+    lock.acquire()
+    with handle_stop_signals(lambda number: None):
+        process = context.Process(target=lock.acquire)
+        process.start()
+        process.terminate()
+        process.join(20)
+        assert process.exitcode == -signal.SIGTERM
 
 
 def test_other_threads_are_left_alone():
