@@ -5,6 +5,7 @@ A payload touches a marker file when it runs; the first test shows that each one
 
 import ast
 import contextlib
+import logging
 import pickle
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def test_file_of_torch_as_weights(tmp_path, marker, monkeypatch, name, new_forma
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
-def test_a_backbone_beside_code(tmp_path, marker, suffix, capsys):
+def test_a_backbone_beside_code(tmp_path, marker, suffix, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("densesiam_d2"), "propagate", True)  # a run before may have changed it
     path, state = tmp_path / f"evil.{suffix}", tv_resnet(18).state_dict()
     content = {"state_dict": state, "callbacks": {"x": Touch(marker)}, "metadata": Touch(marker)}
     if suffix == "pth":
