@@ -48,7 +48,7 @@ def launch(main, args, *, device: str, timeout: float = 1800) -> None:
         try:
             _run(main, args)
         finally:
-            dist.destroy_process_group()
+            _leave_group()
         return
     if torch.device(device).type == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or detectron2's processes would claim GPUs and speak NCCL
@@ -93,7 +93,13 @@ def _run(main, args) -> None:
     except (WeightsError, LabelsError) as error:
         if comm.is_main_process():
             print(f"train_net.py: {error}", file=sys.stderr)
+        _leave_group()  # or threads that are still in it abort the process, now and then
         sys.exit(2)
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _join_torchrun(device: str, timeout: timedelta) -> None:
