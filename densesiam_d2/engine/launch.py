@@ -84,6 +84,7 @@ def _pass_on(number: int) -> None:
 def _run_child(main, args) -> None:
     end_with_parent()  # torch asks for SIGINT, which processes that a script started in the background ignore
     _run(main, args)
+    _leave_group()
 
 
 def _run(main, args) -> None:

@@ -79,6 +79,8 @@ def train(output_dir: str) -> None:
             },
             Path(output_dir) / "result.pth",
         )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # or its threads abort the process, now and then
 
 
 if __name__ == "__main__":
