@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -33,22 +34,23 @@ def register_coco(name: str, json_file: Path, image_root: Path, subset: tuple[in
         MetadataCatalog.get(name).subset = subset
 
 
-def adopt_coco(name: str) -> None:
-    """Let a set that ``register_coco_instances`` of detectron2 registered be read by :func:`load_coco`.
+def adopt_coco(name: str, accept: Sequence[str] = ()) -> None:
+    """Let a set that ``register_coco_instances`` of detectron2 or we registered be read by :func:`load_coco`.
 
     detectron2's own reader dies of annotations that have a plain meaning, and keeps others that have none.
     """
-    if getattr(DatasetCatalog[name], "__module__", None) == _DETECTRON2_COCO:
+    loader = DatasetCatalog[name]
+    if getattr(loader, "__module__", None) == _DETECTRON2_COCO or getattr(loader, "func", None) is load_coco:
         DatasetCatalog.remove(name)
-        DatasetCatalog.register(name, functools.partial(load_coco, name))
+        DatasetCatalog.register(name, functools.partial(load_coco, name, accept))
 
 
-def load_coco(name: str) -> list[dict]:
+def load_coco(name: str, accept: Sequence[str] = ()) -> list[dict]:
     """Load a registered set in COCO's format.
 
     Args:
-        name: of the dataset; its metadata has "json_file" and "image_root", perhaps "subset", and perhaps "accept", the
-            kinds of findings that do not stop.
+        name: of the dataset; its metadata has "json_file" and "image_root", and perhaps "subset".
+        accept: kinds of findings that do not stop.
 
     Returns:
         detectron2's records. Annotations without a usable mask keep their box.
@@ -59,7 +61,7 @@ def load_coco(name: str) -> list[dict]:
     """
     metadata = MetadataCatalog.get(name)
     content, findings = read_coco(metadata.json_file, masks=None, subset=metadata.get("subset"))
-    findings.accept(metadata.get("accept", ())).raise_errors()
+    findings.accept(accept).raise_errors()
     records = coco_records(name, content)
     logging.getLogger(__name__).info("%d images, %d annotations in %s", len(records), _count(records), name)
     return records

@@ -111,10 +111,15 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
     return result
 
 
-def adopt(name: str) -> None:
-    """Let a set that detectron2's functions registered be read by this package, with its repairs and messages."""
-    adopt_coco(name)
-    adopt_voc(name)
+def adopt(name: str, accept: Sequence[str] = ()) -> None:
+    """Let a set that detectron2's functions registered be read by this package, with its repairs and messages.
+
+    Args:
+        name: of the dataset.
+        accept: kinds of findings that do not stop the reading.
+    """
+    adopt_coco(name, accept)
+    adopt_voc(name, accept)
 
 
 def _look_at_instances(

@@ -28,19 +28,20 @@ _KINDS = {
 }
 
 
-def adopt_voc(name: str) -> None:
-    """Let a set that ``register_pascal_voc`` of detectron2 registered be read here.
+def adopt_voc(name: str, accept: Sequence[str] = ()) -> None:
+    """Let a set that ``register_pascal_voc`` of detectron2 registered be read here; ``accept`` as in ``load_coco``.
 
     detectron2's own reader gives the same records, but dies without a name of the file that it cannot read.
     """
-    if getattr(DatasetCatalog[name], "__module__", None) == _DETECTRON2_VOC:
+    loader = DatasetCatalog[name]
+    if getattr(loader, "__module__", None) == _DETECTRON2_VOC or getattr(loader, "func", None) is _load_voc:
         DatasetCatalog.remove(name)
-        DatasetCatalog.register(name, functools.partial(_load_voc, name))
+        DatasetCatalog.register(name, functools.partial(_load_voc, name, accept))
 
 
-def _load_voc(name: str) -> list[dict]:
+def _load_voc(name: str, accept: Sequence[str]) -> list[dict]:
     records, findings = read_voc(MetadataCatalog.get(name))
-    findings.accept(["all-difficult"]).raise_errors()  # they can be learned from
+    findings.accept(["all-difficult", *accept]).raise_errors()  # difficult objects can be learned from
     return records
 
 

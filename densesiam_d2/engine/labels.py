@@ -64,8 +64,6 @@ def settle_labels(
     """
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     register_path_datasets(names)
-    for name in names:
-        adopt(name)
     verdict = None
     if comm.is_main_process():
         try:
@@ -81,6 +79,7 @@ def settle_labels(
         raise LabelsError(verdict.error)
     cfg.merge_from_list([word for pair in verdict.values.items() for word in pair])
     for name in names:
+        adopt(name, (*cfg.DATASETS.ACCEPT, *_FOR_TRAINING))  # these have been judged
         metadata = MetadataCatalog.get(name)
         if metadata.get("sem_seg_root") and metadata.get("stuff_classes") is None:
             metadata.stuff_classes = verdict.values.get("MODEL.CLASS_NAMES") or _numbers(cfg)
@@ -184,12 +183,10 @@ def _settle_classes(
             findings.add("error", "classes-differ", other.name, text)
     for other in test:
         try:
-            order = class_order(names, other.classes)
+            if class_order(names, other.classes) is not None:
+                verdict.lines.append((logging.INFO, f"{other.name}: its classes have another order; scored by name"))
         except ValueError as error:
             findings.add("error", "classes-differ", f"{other.name!r} against {source}", str(error))
-        else:
-            if order is not None and list(other.classes) != names:
-                verdict.lines.append((logging.INFO, f"{other.name}: its classes have another order; scored by name"))
     number = attrgetter(key)(cfg)
     if key in fixed and number != len(names):
         text = f"{key} is {number}, but {source} has {len(names)} classes ({_listed(names)})"

@@ -83,7 +83,15 @@ def _pass_on(number: int) -> None:
 
 def _run_child(main, args) -> None:
     end_with_parent()  # torch asks for SIGINT, which processes that a script started in the background ignore
-    _run(main, args)
+    try:
+        _run(main, args)
+    except SystemExit as error:
+        if error.code != 2:
+            raise
+        # Nothing has been built. The interpreter's own way out aborts now and then, by threads of the group.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)
     _leave_group()
 
 
@@ -94,7 +102,7 @@ def _run(main, args) -> None:
     except (WeightsError, LabelsError) as error:
         if comm.is_main_process():
             print(f"train_net.py: {error}", file=sys.stderr)
-        _leave_group()  # or threads that are still in it abort the process, now and then
+        _leave_group()
         sys.exit(2)
 
 

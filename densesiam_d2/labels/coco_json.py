@@ -80,9 +80,9 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
         content = {key: [] for key in ("images", "annotations", "categories")}
     for key in ("images", "categories", "annotations"):
         if not isinstance(content.get(key), list):
-            published = key == "annotations" and key not in content and "json" not in tally  # but for the annotations
+            only_these = key == "annotations" and key not in content and "json" not in tally
             keys = ", ".join(list(content)[:8])
-            tally.note("no-annotations" if published else "json", f"there is no list {key!r}; keys are {keys}")
+            tally.note("no-annotations" if only_these else "json", f"there is no list {key!r}; keys are {keys}")
             content[key] = []
     return content
 
@@ -130,7 +130,7 @@ def _categories(entries: list, tally: Tally) -> dict[int, dict]:
 def _annotations(entries: list, images: dict, categories: dict, masks: bool | None, tally: Tally) -> list[dict]:
     """Return the annotations that mean something, each a new dict."""
     kept, seen = [], {}
-    texts = {"image": {str(i) for i in images}, "category": {str(i) for i in categories}}
+    texts = {"image": {str(i): i for i in images}, "category": {str(i): i for i in categories}}
     progress = tqdm(entries, desc="annotations", unit="", disable=None if len(entries) > 10_000 else True, leave=False)
     for position, entry in enumerate(progress):
         if not isinstance(entry, Mapping):
@@ -166,7 +166,7 @@ def _known_ids(entry: Mapping, name: str, images: dict, categories: dict, texts:
             same_text = str(identity) in texts[key]
             example = f"{name} has {key}_id {identity!r}"
             if same_text:
-                example += f", the {key} has id {next(i for i in ids if str(i) == str(identity))!r}"
+                example += f", the {key} has id {texts[key][str(identity)]!r}"
             elif key == "category":
                 example += f", categories have {list(ids)[:8]}"
             if f"{key}-entry" not in tally:  # else the reason is told already

@@ -124,6 +124,31 @@ def test_test_sets_without_annotations_are_not_scored(detection, tmp_path):
         settle_labels(config(MASK_RCNN, name))
 
 
+def test_what_is_accepted_trains(tmp_path):
+    content = coco()
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + w, y + h]  # corners, for which the message offers the switch
+    name = f"coco:{write(content, tmp_path)},images={tmp_path}/images"
+    options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", name, "DATASETS.TEST", name, "OUTPUT_DIR", tmp_path / "out"]
+    with pytest.raises(ValueError, match="boxes-xyxy"):
+        run(MASK_RCNN, *CPU, *options)
+    run(MASK_RCNN, *CPU, *options, "DATASETS.ACCEPT", "boxes-xyxy")
+    assert {"bbox", "segm"} == scored(tmp_path, name)
+
+
+def test_predictions_for_a_set_without_annotations_are_written(detection, tmp_path):
+    content = coco()
+    del content["annotations"]
+    name = f"coco:{write(content, tmp_path, 'test-dev.json')},images={tmp_path}/images"
+    train = detection("train", "red", "blue")
+    run(
+        *(MASK_RCNN, *CPU, "MODEL.WEIGHTS", "", "DATASETS.TRAIN", train, "DATASETS.TEST", name),
+        *("OUTPUT_DIR", tmp_path / "out"),
+    )
+    assert (tmp_path / "out" / "inference" / "coco_instances_results.json").is_file()
+
+
 def test_label_maps_without_class_names(masks, tmp_path):
     with pytest.raises(ValueError, match=rf"write classes\.txt, .* or set {SEM_SEG} N \[class-names\]"):
         settle_labels(config(FCN, masks))
