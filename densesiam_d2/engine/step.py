@@ -3,13 +3,13 @@
 import logging
 import math
 import time
-from collections import deque
 
 import torch
 from detectron2.engine.train_loop import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import distributed as dist
+from torch import nn
 
 __all__ = ["StepTrainer"]
 
@@ -18,15 +18,39 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 logger = logging.getLogger(__name__)
 
 
+class ForwardState:
+    """What a forward changes besides gradients: buffers, and modules that can undo their last change themselves.
+
+    A module with ``undo()`` (a teacher, a queue) keeps what it needs for that. With ``undoes_buffers = True`` its own
+    buffers are not copied here.
+    """
+
+    def __init__(self, model: nn.Module):
+        """Find the buffers and modules of a model, DDP-wrapped or not."""
+        self._modules = [module for module in model.modules() if hasattr(module, "undo")]
+        own = {id(b) for m in self._modules if getattr(m, "undoes_buffers", False) for b in m.buffers()}
+        self._buffers = [buffer for buffer in model.buffers() if id(buffer) not in own]
+        self._before = [buffer.clone() for buffer in self._buffers]
+
+    def remember(self) -> None:
+        """Keep the state before a forward."""
+        if self._buffers:
+            torch._foreach_copy_(self._before, self._buffers)
+
+    def restore(self) -> None:
+        """Return to the state before the last forward, bit for bit."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._before)
+        for module in self._modules:
+            module.undo()
+
+
 class StepTrainer(SimpleTrainer):
     """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one, with guards.
 
-    A step whose loss or gradient is not finite in any process is dropped in all of them: weights, momentum and the
-    model's buffers (statistics of batch norm, queues) stay as they were. In fp16 that is also how the loss scale finds
-    its way down.
-
-    On a GPU the host does not wait for the step that it has just queued: with a fused optimizer the device itself drops
-    the step, and losses are read one step later, or by :meth:`read_numbers`. On the CPU they are there at once.
+    A step whose loss or gradient is not finite in any process is dropped in all of them: weights, momentum and what
+    the forward has changed (statistics of batch norm, queues, teachers, centres) are as before. In fp16 that is also
+    how the loss scale falls. The host waits for each step's numbers, so it can decide for any optimizer.
 
     Attributes:
         stop_requested: set it in any process to have all of them see ``stop_agreed`` after the same step.
@@ -46,12 +70,8 @@ class StepTrainer(SimpleTrainer):
         self._dtype = DTYPES.get(precision)
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
         self._max_dropped, self._dropped_in_row, self._dropped = max_dropped, 0, 0
-        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        self._state = ForwardState(model)
         self._last_numbers: dict[str, float] = {}
-        self._fused = all(group.get("fused") for group in optimizer.param_groups)
-        self._runs_ahead = self._fused and self._device.type == "cuda"
-        self._unread: deque[tuple] = deque()
         self.stop_requested = self.stop_agreed = False
 
     def run_step(self) -> None:
@@ -65,8 +85,7 @@ class StepTrainer(SimpleTrainer):
         start = time.perf_counter()
         data = self._next_batch()
         data_time = time.perf_counter() - start
-        if self._buffers:
-            torch._foreach_copy_(self._buffers_before, self._buffers)
+        self._state.remember()
 
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
             loss_dict = self.model(data)
@@ -77,50 +96,18 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.scale(losses).backward()
         self.grad_scaler.unscale_(self.optimizer)
 
-        numbers = self._gather_numbers(loss_dict, data_time)
-        self._update(~numbers.isfinite().all())
+        *values, stop = self._gather_numbers(loss_dict, data_time).tolist()
+        numbers = dict(zip([*loss_dict, "grad_norm", "data_time"], values, strict=True))
+        self.stop_agreed = stop > 0
+        if all(map(math.isfinite, values)):
+            self.optimizer.step()
+            self._dropped_in_row, self._last_numbers = 0, numbers
+            total = sum(numbers[name] for name in loss_dict)
+            get_event_storage().put_scalars(total_loss=total, cur_iter=self.iter, **numbers)
+        else:
+            self._state.restore()
+            self._note_dropped(numbers)
         self.grad_scaler.update()
-        copy = numbers.to("cpu", non_blocking=True)  # into pinned memory
-        event = torch.cuda.Event() if numbers.is_cuda else None
-        if event:
-            event.record()
-        self._unread.append((self.iter, tuple(loss_dict), copy, event))
-        self.read_numbers(but=int(self._runs_ahead))
-
-    def _update(self, bad: torch.Tensor) -> None:
-        """Step the optimizer unless ``bad``, a boolean scalar on the device, is true; then restore the buffers."""
-        if self._runs_ahead:
-            self.optimizer.found_inf = bad.float()
-            self.optimizer.step()
-            if self._buffers:
-                before, after = (torch.cat([b.flatten() for b in x]) for x in (self._buffers_before, self._buffers))
-                kept = torch.where(bad, before, after).split([b.numel() for b in self._buffers])
-                torch._foreach_copy_(self._buffers, [k.view(b.shape) for k, b in zip(kept, self._buffers, strict=True)])
-        elif not bad:
-            self.optimizer.found_inf = None  # of GradScaler, which is not asked: ``bad`` knows all processes
-            self.optimizer.step()
-        elif self._buffers:
-            torch._foreach_copy_(self._buffers, self._buffers_before)
-
-    def read_numbers(self, but: int = 0) -> None:
-        """Wait for the numbers of all steps so far ``but`` the last few, log them, and look for what went wrong.
-
-        Raises:
-            FloatingPointError: too many steps in a row were dropped.
-        """
-        while len(self._unread) > but:
-            iteration, losses, numbers, event = self._unread.popleft()
-            if event:
-                event.synchronize()
-            *values, stop = numbers.tolist()
-            numbers = dict(zip([*losses, "grad_norm", "data_time"], values, strict=True))
-            self.stop_agreed = stop > 0
-            if all(map(math.isfinite, values)):
-                self._dropped_in_row, self._last_numbers = 0, numbers
-                total = sum(numbers[name] for name in losses)
-                get_event_storage().put_scalars(total_loss=total, cur_iter=iteration, **numbers)
-            else:
-                self._note_dropped(iteration, numbers)
 
     def _next_batch(self):
         try:
@@ -147,13 +134,13 @@ class StepTrainer(SimpleTrainer):
             numbers /= comm.get_world_size()
         return numbers
 
-    def _note_dropped(self, iteration: int, numbers: dict[str, float]) -> None:
+    def _note_dropped(self, numbers: dict[str, float]) -> None:
         self._dropped += 1
         self._dropped_in_row += 1
-        get_event_storage().put_scalar("dropped_steps", self._dropped, smoothing_hint=False, cur_iter=iteration)
+        get_event_storage().put_scalar("dropped_steps", self._dropped, smoothing_hint=False, cur_iter=self.iter)
         text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != "data_time")
         scale = f"; the loss scale was {self.grad_scaler.get_scale():g}" if self.grad_scaler.is_enabled() else ""
-        logger.warning("iteration %d dropped, no. %d in a row: %s%s", iteration, self._dropped_in_row, text, scale)
+        logger.warning("iteration %d dropped, no. %d in a row: %s%s", self.iter, self._dropped_in_row, text, scale)
         if self._dropped_in_row >= self._max_dropped:
             last = ", ".join(f"{name} {value:.4g}" for name, value in self._last_numbers.items())
             rate = self.optimizer.param_groups[0]["lr"]
@@ -167,9 +154,10 @@ class StepTrainer(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
-        for group in self.optimizer.param_groups:  # whatever the checkpoint's was
-            group["fused"] = self._fused
+        for group, own in zip(self.optimizer.param_groups, fused, strict=True):  # not the checkpoint's
+            group["fused"] = own
         scale = state_dict.get("grad_scaler")
         if scale and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(scale)

@@ -35,7 +35,6 @@ from densesiam_d2.engine.writers import SafeWriter, SSLMetricPrinter
 from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.modeling import DenseSiam, trains_on_views
-from densesiam_d2.modeling.meta_arch.siamese import METRIC_PERIOD
 from densesiam_d2.solver import build_lr_scheduler, build_optimizer
 
 __all__ = ["Trainer"]
@@ -120,11 +119,6 @@ class Trainer(DefaultTrainer):
         # Histories of a million values each would take a gigabyte; nobody looks further back than this.
         self.storage._history.default_factory = functools.partial(HistoryBuffer, max_length=1000)
         super().before_train()
-
-    def after_step(self) -> None:
-        if (self.iter + 1) % METRIC_PERIOD == 0 or self.iter + 1 >= self.max_iter:
-            self._trainer.read_numbers()
-        super().after_step()
 
     def train(self):
         """Run training; SIGTERM and SIGUSR1 save and leave with exit code 75."""

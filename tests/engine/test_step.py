@@ -6,7 +6,6 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from densesiam_d2.engine.step import StepTrainer
-from densesiam_d2.solver.build import fuse
 
 
 class Model(nn.Module):
@@ -22,16 +21,12 @@ class Model(nn.Module):
         return {"loss_a": y.square().mean(), "loss_b": y.mean() * 0.1}
 
 
-def trainer_of(batches, *, ahead=False, **options):
-    """``ahead``: as on a GPU, where the host does not look at what the step brought before it queues the next one."""
+def trainer_of(batches, optimizer=torch.optim.SGD, fused=False, **options):
     torch.manual_seed(0)
     model = Model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-    if ahead:
-        fuse(optimizer)
-    trainer = StepTrainer(model, batches, optimizer, **options)
-    trainer._runs_ahead = ahead
-    return trainer
+    options_of = {torch.optim.SGD: {"momentum": 0.9}}.get(optimizer, {})
+    optimizer = optimizer(model.parameters(), lr=0.1, weight_decay=0.1, fused=fused, **options_of)
+    return StepTrainer(model, batches, optimizer, **options)
 
 
 def good(seed=0):
@@ -51,9 +46,16 @@ def steps(trainer, number):
 
 
 def state_of(trainer):
-    state = {name: value.clone() for name, value in trainer.model.state_dict().items() if value.is_floating_point()}
-    momenta = [s["momentum_buffer"].clone() for s in trainer.optimizer.state_dict()["state"].values()]
-    return [*state.values(), *momenta]
+    """Return all tensors of the model, integers included, and all of the optimizer."""
+    tensors = list(trainer.model.state_dict().values())
+    for state in trainer.optimizer.state_dict()["state"].values():
+        tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    return [value.clone() for value in tensors]
+
+
+def assert_same_state(a, b):
+    assert len(state_of(a)) == len(b)
+    assert all(torch.equal(x, y) for x, y in zip(state_of(a), b, strict=True))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -63,68 +65,58 @@ def test_a_bad_step_changes_nothing(value, precision, caplog):
     steps(trainer, 1)
     before = state_of(trainer)
     storage = steps(trainer, 1)
-    assert all(torch.equal(a, b) for a, b in zip(before, state_of(trainer), strict=True))
+    assert_same_state(trainer, before)
     assert "dropped, no. 1 in a row" in caplog.text
     assert storage.latest()["dropped_steps"][0] == 1
     steps(trainer, 1)
     assert all(value.isfinite().all() for value in state_of(trainer))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_the_device_drops_a_step_by_itself(value, caplog):
-    batches = [good(), bad(value), good(1)]
-    trainer = trainer_of(batches, ahead=True)
-    steps(trainer, 1)
-    before = state_of(trainer)
-    steps(trainer, 1)
-    assert all(torch.equal(a, b) for a, b in zip(before, state_of(trainer), strict=True))
-    assert "dropped" not in caplog.text  # nobody has looked yet
-    storage = steps(trainer, 1)
-    assert "dropped, no. 1 in a row" in caplog.text
-    undisturbed, plain = trainer_of([good(), good(1)], ahead=True), trainer_of([good(), good(1)])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_dropped_steps_leave_no_trace(optimizer, fused):
+    options = {"optimizer": optimizer, "fused": fused}
+    trainer = trainer_of([bad(), good(), bad(), good(1)], **options)
+    undisturbed = trainer_of([good(), good(1)], **options)
+    steps(trainer, 4)
     steps(undisturbed, 2)
-    steps(plain, 2)
-    assert all(torch.equal(a, b) for a, b in zip(state_of(undisturbed), state_of(trainer), strict=True))
-    for a, b in zip(state_of(plain), state_of(trainer), strict=True):
-        torch.testing.assert_close(a, b)
-    assert "loss_a" not in storage.latest()
-    with storage:
-        trainer.read_numbers()
-    assert storage.latest()["loss_a"][1] == 0
+    assert_same_state(trainer, state_of(undisturbed))
 
 
-def test_the_device_may_drop_the_first_step():
-    trainer, undisturbed = trainer_of([bad(), good()], ahead=True), trainer_of([good()], ahead=True)
-    steps(trainer, 2)
-    steps(undisturbed, 1)
-    assert all(torch.equal(a, b) for a, b in zip(state_of(undisturbed), state_of(trainer), strict=True))
+class Undoing(nn.Module):
+    """Counts its forwards in a buffer, and undoes the last one itself."""
+
+    undoes_buffers = True
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def undo(self):
+        self.count -= 1
 
 
-def test_on_a_device_too_many_in_a_row_end_the_run():
-    trainer = trainer_of([good(), bad(), bad(), bad(), good()], ahead=True, max_dropped=3)
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row .*The last good step had: loss_a 0\.\d+"):
-        steps(trainer, 5)
-    assert trainer.iter == 4  # one later than on the CPU
+def test_modules_that_undo_their_change_are_asked_to():
+    class Counting(Model):
+        def __init__(self):
+            super().__init__()
+            self.undoing = Undoing()
+
+        def forward(self, x):
+            self.undoing.count += 1
+            return super().forward(x)
+
+    model = Counting()
+    trainer = StepTrainer(model, [good(), bad(), good(1)], torch.optim.SGD(model.parameters(), lr=0.1))
+    steps(trainer, 3)
+    assert model.undoing.count == 2
 
 
-def test_a_wish_to_stop_is_seen_one_step_later():
-    trainer = trainer_of([good()] * 3, ahead=True)
-    trainer.stop_requested = True
-    steps(trainer, 1)
-    assert not trainer.stop_agreed
-    steps(trainer, 1)
-    assert trainer.stop_agreed
-
-
-def test_resuming_a_checkpoint_of_a_plain_optimizer_stays_fused():
-    stored = trainer_of([good()])
+def test_the_fused_optimizer_stays_so_after_a_plain_checkpoint():
+    stored, trainer = trainer_of([good()]), trainer_of([good()], fused=True)
     steps(stored, 1)
-    trainer = trainer_of([bad(), good()], ahead=True)
     trainer.load_state_dict(stored.state_dict())
-    trainer.model.load_state_dict(stored.model.state_dict())
-    before = state_of(trainer)
-    steps(trainer, 1)
-    assert all(torch.equal(a, b) for a, b in zip(before, state_of(trainer), strict=True))
+    assert trainer.optimizer.param_groups[0]["fused"] is True
 
 
 def test_the_gradient_alone_counts_too(caplog):
