@@ -29,7 +29,6 @@ from densesiam_d2.data.loader import build_two_view_train_loader
 __all__ = ["run"]
 
 R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
-JOINT = ["MODEL.SSL.JOINT_VIEWS", True]
 # Name -> config, keys, side of a view, images per batch, goal and gate in pairs/s.
 STEPS = {
     "R50 224": ("configs/pretrain.yaml", [], 224, 256, (2600, 2000)),
@@ -143,35 +142,31 @@ def _steps(options: Options, device: str, name: str, products: float, copies: fl
     views = tuple(model.preprocess_views(batch)[:2])
     features = tuple(model.backbone.output_shape())
     note("backbone only", train_step(Floor(model, features=features), None, views, BF16))
-    note("two calls, fp32", train_step(model, optimizer, batch))
-    note("two calls, bf16", train_step(model, optimizer, batch, BF16))
-    joint, joint_optimizer = model_of(*JOINT)
+    note("fp32", train_step(model, optimizer, batch))
     with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
-        train_step(joint, joint_optimizer, batch, BF16)()
-    note("backbone only, joint views", train_step(Floor(joint, joint=True, features=features), None, views, BF16))
-    note("joint views, bf16", train_step(joint, joint_optimizer, batch, BF16), goal=goal, gate=gate)
+        train_step(model, optimizer, batch, BF16)()
+    note("bf16", train_step(model, optimizer, batch, BF16), goal=goal, gate=gate)
     if device == "cuda":
-        note("joint views, bf16, CUDA graph", _try(lambda: _graphed(train_step(joint, joint_optimizer, batch, BF16))))
-        joint.backbone = torch.compile(joint.backbone)
-        note("joint views, bf16, compiled backbone", train_step(joint, joint_optimizer, batch, BF16))
+        note("bf16, CUDA graph", _try(lambda: _graphed(train_step(model, optimizer, batch, BF16))))
+        compiled, compiled_optimizer = model_of()
+        compiled.backbone = torch.compile(compiled.backbone)
+        note("bf16, compiled backbone", train_step(compiled, compiled_optimizer, batch, BF16))
         synced, synced_optimizer = _synced(config, words, device)
-        note("two calls, bf16, SyncBN", train_step(synced, synced_optimizer, batch, BF16))
+        note("bf16, SyncBN", train_step(synced, synced_optimizer, batch, BF16))
     if "FPN" not in name:
         peer = SimSiam(18 if "R18" in name else 50).to(device).train()
         sgd = torch.optim.SGD(peer.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
         plain = tuple(x.contiguous() for x in views)
         note("lightly SimSiam, fp32", train_step(peer, sgd, plain))
         note("lightly SimSiam, bf16", train_step(peer, sgd, plain, BF16))
-    shares = [a / b for a, b in zip(rates["joint views, bf16"], rates["backbone only, joint views"], strict=True)]
-    rows.append(
-        Row.of(f"G15 {name}, joint views, bf16", "share of the backbone-only rate", shares, goal=0.9, gate=0.85)
-    )
+    shares = [a / b for a, b in zip(rates["bf16"], rates["backbone only"], strict=True)]
+    rows.append(Row.of(f"G15 {name}, bf16", "share of the backbone-only rate", shares, goal=0.9, gate=0.85))
     for work, ceiling, peer in (
         (flops.get_total_flops(), products, "share of the measured bf16 products (MFU)"),
         (traffic.bytes, copies, "bytes of all operands, share of the measured copy"),
     ):
-        used = [rate * work / images / ceiling for rate in rates["joint views, bf16"]]
-        rows.append(Row.of(f"{name}, joint views, bf16", peer, used))
+        used = [rate * work / images / ceiling for rate in rates["bf16"]]
+        rows.append(Row.of(f"{name}, bf16", peer, used))
     return rows + (_memory(name, config, words, side) if device == "cuda" else [])
 
 
@@ -222,7 +217,7 @@ def _data_wait(options: Options, device: str) -> list[Row]:
     name = "R50 224" if not options.quick else "R18 224"
     config, words, side, images, _ = STEPS[name]
     images, side, steps = options.size(images, 2), options.size(side, 64), options.size(60, 2)
-    model, optimizer = build(config, *words, *JOINT, device=device)
+    model, optimizer = build(config, *words, device=device)
     model.metrics_due = lambda: False
     still = random_batch(images, side, device)
     alone = min(_seconds(train_step(model, optimizer, still, BF16), device, options, options.size(20, 1)))

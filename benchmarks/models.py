@@ -31,14 +31,13 @@ def random_batch(images: int, side: int, device: str = "cpu") -> dict:
 class Floor(nn.Module):
     """Two views through a backbone and back, and nothing else."""
 
-    def __init__(self, model: nn.Module, *, joint: bool = False, features: tuple = ("res5",)):
+    def __init__(self, model: nn.Module, *, features: tuple = ("res5",)):
         """Take a model's backbone."""
         super().__init__()
-        self.backbone, self.joint, self.features = model.backbone, joint, features
+        self.backbone, self.features = model.backbone, features
 
     def forward(self, views: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-        batches = [torch.cat(views)] if self.joint else views
-        return {"loss": sum(self.backbone(x)[name].mean() for x in batches for name in self.features)}
+        return {"loss": sum(self.backbone(x)[name].mean() for x in views for name in self.features)}
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer | None, batch, dtype: torch.dtype | None = None):

@@ -26,8 +26,7 @@ def run(options: Options) -> list[Row]:
 def _of_depth(options: Options, depth: int, images: int, side: int) -> list[Row]:
     words = ["MODEL.RESNETS.DEPTH", depth] + (["MODEL.RESNETS.RES2_OUT_CHANNELS", 64] if depth == 18 else [])
     model, optimizer = build(CONFIG, *words)
-    joint, joint_optimizer = build(CONFIG, *words, "MODEL.SSL.JOINT_VIEWS", True)
-    floor, joint_floor = Floor(model), Floor(joint, joint=True)
+    floor = Floor(model)
     simsiam, densecl = SimSiam(depth).train(), DenseCL(depth).train()
     batch = random_batch(images, side)
     channels_last = tuple(model.preprocess_views(batch)[:2])
@@ -38,16 +37,13 @@ def _of_depth(options: Options, depth: int, images: int, side: int) -> list[Row]
         return torch.optim.SGD(trained, lr=0.1, momentum=0.9, weight_decay=1e-4)
 
     # Metrics are for every twentieth step; a step of theirs in between would be measured as if it were all of them.
-    for ours in (model, joint):
-        ours.metrics_due = lambda: False
+    model.metrics_due = lambda: False
     bf16 = torch.bfloat16
     times = measure(
         {
             "ours": train_step(model, optimizer, batch),
-            "ours joint": train_step(joint, joint_optimizer, batch),
-            "ours joint bf16": train_step(joint, joint_optimizer, batch, bf16),
+            "ours bf16": train_step(model, optimizer, batch, bf16),
             "floor": train_step(floor, None, channels_last),
-            "floor joint": train_step(joint_floor, None, channels_last),
             "SimSiam": train_step(simsiam, sgd(simsiam), plain),
             "DenseCL": train_step(densecl, sgd(densecl), plain),
         },
@@ -57,7 +53,7 @@ def _of_depth(options: Options, depth: int, images: int, side: int) -> list[Row]
     less = {"higher_is_better": False}
     return [
         Row.of(
-            f"G8 pretraining step R{depth}, two calls",
+            f"G8 pretraining step R{depth}",
             "ours / its backbone",
             ratios(times, "ours", "floor"),
             goal=goal,
@@ -65,39 +61,23 @@ def _of_depth(options: Options, depth: int, images: int, side: int) -> list[Row]
             **less,
         ),
         Row.of(
-            f"G8 pretraining step R{depth}, joint views",
-            "ours / its backbone",
-            ratios(times, "ours joint", "floor joint"),
-            goal=goal,
-            gate=gate,
-            **less,
-        ),
-        Row.of(
-            f"pretraining step R{depth}, two calls", "ours / lightly SimSiam", ratios(times, "ours", "SimSiam"), **less
-        ),
-        Row.of(
-            f"G9 pretraining step R{depth}, joint views",
+            f"G9 pretraining step R{depth}",
             "ours / lightly SimSiam",
-            ratios(times, "ours joint", "SimSiam"),
+            ratios(times, "ours", "SimSiam"),
             goal=0.85,
             gate=0.95,
             **less,
         ),
         Row.of(
-            f"G9 pretraining step R{depth}, joint views, bf16",
+            f"G9 pretraining step R{depth}, bf16",
             "ours / lightly SimSiam",
-            ratios(times, "ours joint bf16", "SimSiam"),
+            ratios(times, "ours bf16", "SimSiam"),
             goal=0.50,
             gate=0.60,
             **less,
         ),
+        Row.of(f"pretraining step R{depth}", "ours / lightly DenseCL", ratios(times, "ours", "DenseCL"), **less),
         Row.of(
-            f"pretraining step R{depth}, two calls", "ours / lightly DenseCL", ratios(times, "ours", "DenseCL"), **less
-        ),
-        Row.of(
-            f"pretraining step R{depth}, two calls",
-            "ours, core-ms per image",
-            [1000 * t / images for t in times["ours"]],
-            **less,
+            f"pretraining step R{depth}", "ours, core-ms per image", [1000 * t / images for t in times["ours"]], **less
         ),
     ]

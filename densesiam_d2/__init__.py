@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 # `.layers` work without detectron2.
 _EXPORTS = {
     "add_densesiam_config": "config",
-    "DenseSiam": "modeling",
+    "check_config": "check_config",
+    "DenseSiam": "modeling.meta_arch",
     "PseudoLabelSemSegHead": "modeling",
     "ExactResumeHook": "engine",
     "ExportBackboneHook": "engine",

@@ -1,4 +1,4 @@
-"""Config keys of this project, on top of detectron2's own.
+"""Config keys of this project, on top of detectron2's own; those of a method stand in the method's file.
 
 One comment per key. A key whose value is our choice, because the paper's text or the released code does not settle it,
 is marked "inferred".
@@ -21,7 +21,7 @@ def add_densesiam_config(cfg: CfgNode) -> None:
     from detectron2.projects.deeplab import add_deeplab_config
 
     import densesiam_d2.data
-    import densesiam_d2.modeling  # noqa: F401  both are imported for what they register
+    import densesiam_d2.modeling
 
     add_deeplab_config(cfg)  # dilated ResNet, poly schedule, category-balanced crop
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"  # deeplab's own default is another stem than pretraining uses
@@ -30,10 +30,11 @@ def add_densesiam_config(cfg: CfgNode) -> None:
     _add_dataset_keys(cfg)
     _add_input_keys(cfg)
     _add_model_keys(cfg)
-    _add_densesiam_keys(cfg)
     _add_sem_seg_keys(cfg)
     _add_solver_and_test_keys(cfg)
     _add_run_keys(cfg)
+    for method in densesiam_d2.modeling.METHODS:
+        method.add_config(cfg)
 
 
 def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
@@ -126,56 +127,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ssl.IN_FEATURE = "res5"
     # Norm inside all projectors and predictors. "SyncBN" becomes an equivalent on CPU (one line in the log says which).
     ssl.NORM = "SyncBN"
-    # Encode both views in one batch: half as many collectives of SyncBN, but batch norm then normalises both views by
-    # their common statistics, where all published methods take each view's own.
-    ssl.JOINT_VIEWS = False
     # Start the last norm of each residual branch at 0, as SimSiam does.
     ssl.ZERO_INIT_RESIDUAL = True
-
-
-def _add_densesiam_keys(cfg: CfgNode) -> None:
-    ds = cfg.MODEL.DENSESIAM = CfgNode()
-    # Output widths of the dense projector's 1x1 convolutions. The last is D, the embedding size of PixSim and, as in
-    # the released construction, the number of soft region masks of RegionSim. Inferred.
-    ds.PROJ_DIMS = [512, 512, 256]
-    # Hidden width of the dense predictor (D -> PRED_DIM -> D). Inferred.
-    ds.PRED_DIM = 128
-    # Side S of the grid of points sampled in the overlap (GridSample); equals res5 at 224 px. Inferred.
-    ds.GRID_SIZE = 7
-    # What GridSample samples: "output" (p and z; the paper's text) or "feature" (the encoder's; the released code).
-    ds.GRID_POSITION = "output"
-
-    # PixSim: weight of the symmetrised negative cosine of p and stop-gradient z.
-    ds.PIXEL = CfgNode()
-    ds.PIXEL.LOSS_WEIGHT = 1.0
-
-    # RegionSim.
-    ds.REGION = CfgNode()
-    # "infonce" (over the regions of one image; the released form) or "cosine" (p against stop-gradient z). Inferred.
-    ds.REGION.LOSS = "infonce"
-    # Temperature of "infonce".
-    ds.REGION.TEMPERATURE = 0.1
-    # Stop the gradient through the target regions. "cosine" always does; the released "infonce" does not.
-    ds.REGION.STOP_GRADIENT = False
-    # Weight, and the fraction of training in [0, 1) from which on it holds (0 before; still computed).
-    ds.REGION.LOSS_WEIGHT = 0.1
-    ds.REGION.START = 0.0
-    # Widths of the region projector, hidden width of the region predictor. Inferred for pretraining.
-    ds.REGION.PROJ_DIMS = [512, 512, 256]
-    ds.REGION.PRED_DIM = 128
-
-    # Optional SimSiam branch on globally pooled features (in the released model class, off in its config). With
-    # SEM_SEG_ON it pools the decoder's map, where the released one pools res5. For a fixed rate of its predictor add
-    # "image.predictor" to SOLVER.FIXED_LR_MODULES.
-    ds.IMAGE_ON = False
-    ds.IMAGE = CfgNode()
-    ds.IMAGE.LOSS_WEIGHT = 1.0
-    ds.IMAGE.PROJ_DIMS = [512, 512, 512]
-    ds.IMAGE.PRED_DIM = 512
-
-    # Unsupervised segmentation: the losses act on the cluster logits of MODEL.SEM_SEG_HEAD (a PseudoLabelSemSegHead)
-    # instead of on a dense projector; GRID_SIZE is then the side of the aligned feature map.
-    ds.SEM_SEG_ON = False
 
 
 def _add_sem_seg_keys(cfg: CfgNode) -> None:

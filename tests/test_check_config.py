@@ -15,14 +15,16 @@ def _cfg(*opts):
     return cfg
 
 
+SEGMENTATION = ["MODEL.SEM_SEG_HEAD.NAME", "PseudoLabelSemSegHead"]
+
+
 def test_defaults_pass():
     check_config(_cfg())
 
 
 def test_defaults_of_pretraining_and_segmentation_pass():
     check_config(_cfg("MODEL.META_ARCHITECTURE", "DenseSiam"))
-    segmentation = ["MODEL.DENSESIAM.SEM_SEG_ON", True, "MODEL.SEM_SEG_HEAD.NAME", "PseudoLabelSemSegHead"]
-    check_config(_cfg("MODEL.META_ARCHITECTURE", "DenseSiam", *segmentation))
+    check_config(_cfg("MODEL.META_ARCHITECTURE", "DenseSiamSegmentor", *SEGMENTATION))
 
 
 BAD = [
@@ -58,9 +60,6 @@ BAD = [
     ("MODEL.DENSESIAM.REGION.START", 1.0, "[0, 1)"),
     ("MODEL.DENSESIAM.REGION.PROJ_DIMS", [-1], "widths"),
     ("MODEL.DENSESIAM.REGION.PRED_DIM", 0, "> 0"),
-    ("MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT", -1.0, ">= 0"),
-    ("MODEL.DENSESIAM.IMAGE.PROJ_DIMS", [], "widths"),
-    ("MODEL.DENSESIAM.IMAGE.PRED_DIM", -5, "> 0"),
     ("DATALOADER.NUM_WORKERS", -2, ">= 0"),
     ("INPUT.FORMAT", "RBG", "RGB, BGR"),
     ("INPUT.SSL.CROP_SCALE", ["a", "b"], "low <= high"),
@@ -114,7 +113,7 @@ COMBINATIONS = [
         "TEST.PRECISE_BN.ENABLED is True",
     ),
     (
-        ["MODEL.META_ARCHITECTURE", "DenseSiam", "MODEL.DENSESIAM.SEM_SEG_ON", True],
+        ["MODEL.META_ARCHITECTURE", "DenseSiamSegmentor"],
         "MODEL.SEM_SEG_HEAD.NAME is 'SemSegFPNHead'",
     ),
     (["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 0], "TEST.SLIDE_STRIDE is 0"),

@@ -82,7 +82,9 @@ def tiny_options(cfg) -> list[str]:
             node = node[part]
         if node or key not in ONLY_IF_SET:
             options += [key, str(value)]
-    return options + (["MODEL.DENSESIAM.GRID_SIZE", "16"] if cfg.MODEL.DENSESIAM.SEM_SEG_ON else [])
+    return options + (
+        ["MODEL.DENSESIAM.GRID_SIZE", "16"] if cfg.MODEL.META_ARCHITECTURE == "DenseSiamSegmentor" else []
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -60,13 +60,13 @@ def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray
         model = model.module
     if not isinstance(model, nn.Module):
         return copy.deepcopy(recognise(model).state)
+    # Of student and teacher, the model says which one to keep.
+    prefix = getattr(model, "exports", "backbone" if hasattr(model, "backbone") else None)
     try:
-        # A model of two networks, such as student and teacher, calls the one to keep its backbone.
-        prefix = "backbone" if hasattr(model, "backbone") else None
         return copy.deepcopy(recognise(model.state_dict(), prefix).state)
     except ValueError as error:
         reason = error
-    backbone = getattr(model, "backbone", model)
+    backbone = model.get_submodule(prefix or "")
     backbone = getattr(backbone, "bottom_up", backbone)
     if hasattr(backbone, "network"):
         logger.info("The backbone keeps the names of torchvision's %s", backbone.network)
@@ -128,7 +128,7 @@ def known_metadata(checkpoint: Mapping[str, Any], found: Found) -> dict[str, Any
     """
     metadata = checkpoint.get("metadata")
     if isinstance(metadata, Mapping) and "pixel_format" in metadata:  # ours; other people use the key as well
-        facts = {str(key): value for key, value in metadata.items() if _is_plain(value)}
+        facts = {str(key): value for key, value in metadata.items() if _is_plain(value) and key != "exports"}
     elif found.torchvision:
         facts = dict(TORCHVISION_METADATA)
     else:

@@ -12,7 +12,7 @@ from densesiam_d2.checkpoint.kinds import ResNetKind, kind_of
 from densesiam_d2.checkpoint.names import from_torchvision
 from densesiam_d2.checkpoint.tensors import as_array, bare_name, tensors_in
 
-__all__ = ["Found", "recognise"]
+__all__ = ["Found", "exported", "recognise"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +120,8 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
 
     Args:
         checkpoint: the dict in a checkpoint file, or a model's state dict.
-        prefix: where to look, where the choice is not to be made here: keys and names on the way to the network, joined
-            by dots, or the last of them.
+        prefix: where to look: keys and names on the way to the network, joined by dots, or the last of them. None: a
+            checkpoint of ours says it (``metadata["exports"]``), in others a known method decides.
 
     Raises:
         ValueError: there is no ResNet, or several; it is incomplete, has tensors left over, or NaN in its weights.
@@ -138,6 +138,8 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
             f"no ResNet among its {len(tensors)} tensors, such as {', '.join(list(tensors)[:5]) or 'none'}; "
             "rename the backbone's tensors as torchvision or detectron2 do"
         )
+    if prefix is None and len(networks) > 1:
+        prefix = exported(checkpoint)
     if prefix is not None:
         networks = _below(networks, bare_name(prefix.strip(".")))
     method, network = _choose(networks, tensors)
@@ -153,6 +155,15 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
     taken = set(network.names.values())
     _log_left_out([n for n in tensors if n not in taken and not n.endswith("num_batches_tracked")])
     return Found(layout, state, kind, network.naming != "detectron2")
+
+
+def exported(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return where in a checkpoint of ours the network lies that its model exports, None for other checkpoints."""
+    metadata = checkpoint.get("metadata")
+    exports = metadata.get("exports") if isinstance(metadata, Mapping) else None
+    if not isinstance(exports, str):
+        return None
+    return f"model.{exports}" if isinstance(checkpoint.get("model"), Mapping) else exports
 
 
 def _networks(tensors: Mapping[str, Any]) -> list[_Network]:

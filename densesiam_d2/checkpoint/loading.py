@@ -9,12 +9,13 @@ from urllib.parse import parse_qs
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
 from densesiam_d2.checkpoint.export import expected_metadata, known_metadata
 from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
-from densesiam_d2.checkpoint.layouts import recognise
+from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import depth_of
 from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
@@ -133,6 +134,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
             return
         states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
         metadata = {"method": type(self.model).__name__, **self._expect} if self._expect else {}
+        if hasattr(self.model, "exports"):
+            metadata["exports"] = self.model.exports
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
         content = {"model": self.model.state_dict(), **states, "metadata": metadata, **kwargs}
@@ -208,7 +211,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
         # Convolutions decide: old files of frozen batch norm lack statistics, which detectron2 fills in.
         convolutions = {n for n in self._backbone_names() if n.endswith(".weight") and ".norm." not in n}
         unwrapped = {bare_name(name): value for name, value in state.items()}
-        if convolutions <= unwrapped.keys():
+        other_network = exported(content) not in (None, "model.backbone") and not hasattr(self.model, "exports")
+        if convolutions <= unwrapped.keys() and not other_network:
             return {**as_it_is, "model": unwrapped}
         try:
             if named:
@@ -232,6 +236,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
         state = {name: tuple(value.shape) for name, value in checkpoint["model"].items()}
         metadata = checkpoint.get("metadata")
         self._check_metadata(metadata if isinstance(metadata, Mapping) else {})
+        if checkpoint.get("matching_heuristics") and hasattr(self.model, "exports"):
+            self._match_backbone(checkpoint)
         incompatible = super()._load_model(checkpoint)
         self._check_filled(incompatible.missing_keys, state)
         if self._whole_model and incompatible.missing_keys:
@@ -241,6 +247,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 f"such as {missing[0]}"
             )
         return incompatible
+
+    def _match_backbone(self, checkpoint: dict[str, Any]) -> None:
+        """Give a checkpoint the exact names of the model's backbone; a teacher beside it has the same endings."""
+        own = {name: value for name, value in self.model.state_dict().items() if name.startswith("backbone.")}
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+        checkpoint["model"] = align_and_update_state_dicts(own, checkpoint["model"], c2_conversion=is_caffe2)
+        checkpoint["matching_heuristics"] = False
 
     def _check_finite(self, state: Mapping[str, Any]) -> None:
         """Refuse what training from it could only end in: NaN in the first loss."""

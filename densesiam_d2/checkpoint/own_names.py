@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, known_metadata
-from densesiam_d2.checkpoint.layouts import recognise
+from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import to_torchvision
 from densesiam_d2.checkpoint.tensors import tensors_in
 
@@ -44,6 +44,8 @@ def under_own_names(
     tensors = tensors_in(checkpoint)
     lacking = _lacking(names, tensors)
     prefixes = [prefix for prefix, lost in lacking.items() if not lost]
+    if f"{exported(checkpoint)}." in prefixes:
+        prefixes = [f"{exported(checkpoint)}."]
     if len(prefixes) == 1:
         state = {name: tensors[prefixes[0] + name] for name in names}
         facts = checkpoint.get("metadata")

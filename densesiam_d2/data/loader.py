@@ -236,7 +236,7 @@ def _load_files(name: str, cfg: CfgNode) -> ImageFiles:
     return ImageFiles([record["file_name"] for record in records])
 
 
-def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None):
+def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None, *, instances: bool = True):
     """Build detectron2's training loader, with batches that depend on the seed and their number only.
 
     An image that cannot be read is an error that names it: a labelled set is no place for silent gaps.
@@ -244,6 +244,7 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     Args:
         cfg: a config; DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH, SEED and INPUT are read.
         mapper: instead of detectron2's ``DatasetMapper``.
+        instances: whether the model learns boxes (and masks, with MODEL.MASK_ON), or label maps.
 
     Returns:
         A :class:`TrainLoader` of lists of dicts; for samplers other than "TrainingSampler" detectron2's own loader,
@@ -260,11 +261,10 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
             raise
         raise ValueError(f"DATASETS.TRAIN {tuple(names)}: no image has an annotation that counts (no crowd)") from error
     records = parts["dataset"]
-    boxes = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-    check_records(names, records, cfg.MODEL.ROI_HEADS.NUM_CLASSES if boxes else None)
-    if boxes and cfg.MODEL.MASK_ON and not any(a.get("segmentation") for r in records for a in r["annotations"]):
+    check_records(names, records, cfg.MODEL.ROI_HEADS.NUM_CLASSES if instances else None)
+    if instances and cfg.MODEL.MASK_ON and not any(a.get("segmentation") for r in records for a in r["annotations"]):
         raise ValueError(f"DATASETS.TRAIN {tuple(names)}: no annotation has a mask; set MODEL.MASK_ON False")
-    if not boxes:  # whose mapper refuses 16-bit images
+    if not instances:  # whose mapper refuses 16-bit images
         warn_of_dark_images(records, cfg.INPUT.WHITE_LEVEL, cfg.DATASETS.ACCEPT)
     if type(parts["sampler"]) is not TrainingSampler:
         logger.warning(

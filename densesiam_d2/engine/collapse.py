@@ -1,4 +1,4 @@
-"""Collapse: the loss looks its best, and the embeddings say the same of every image."""
+"""Detect collapse: embeddings become equal while the loss falls."""
 
 import logging
 
@@ -20,14 +20,14 @@ class CollapseError(RuntimeError):
 class CollapseMonitor(HookBase):
     """Warn when the ``ssl/*`` metrics show a collapse at several checks in a row.
 
-    A check is an iteration that logged such metrics; without them the hook does nothing. It complains about
+    A check is an iteration that logged such metrics; without them the hook does nothing. It warns of
 
     - ``ssl/between`` below ``min_between``: all images look alike (healthy: 0.8 to 1);
     - ``ssl/effective_rank`` below ``min_rank``, or D/2 for two channels: most differences lie on one line;
-    - ``ssl/region_usage`` of one region, in segmentation one cluster: it wins every point.
+    - ``ssl/winners`` below 2: one region, cluster or prototype wins every point.
 
-    Each process looks at its own images. The count starts anew after a resume. For what the numbers mean
-    see :func:`densesiam_d2.layers.embedding_spread`.
+    Each process looks at its own images. The count of bad checks starts at 0 after a resume. For the numbers see
+    :func:`densesiam_d2.layers.embedding_spread`.
     """
 
     def __init__(
@@ -89,6 +89,6 @@ class CollapseMonitor(HookBase):
             complaints.append(f"between below {self._min_between:g}: all images look alike")
         if values.get("effective_rank", min_rank) < min_rank:
             complaints.append(f"effective_rank below {min_rank:g}: most differences lie on one line")
-        if dim and "region_usage" in values and values["region_usage"] * dim < 1.5:
-            complaints.append("region_usage of one region, which wins every point")
+        if values.get("winners", 2) < 2:
+            complaints.append("winners: one region or cluster wins every point")
         return complaints

@@ -9,7 +9,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSegmentor
 from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.files import read_checkpoint
@@ -17,7 +16,7 @@ from densesiam_d2.data.label_look import LabelledSet, adopt, look_at
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.labels.classes import class_order
 from densesiam_d2.labels.findings import Findings, LabelsError
-from densesiam_d2.modeling import trains_on_views
+from densesiam_d2.modeling import model_output, trains_on_views
 
 __all__ = ["settle_labels"]
 
@@ -123,12 +122,8 @@ def _kind(cfg: CfgNode) -> tuple[bool | None, str]:
     """Return whether label maps (True) or instances (False) are needed, None for neither, and the key of the number."""
     if trains_on_views(cfg):
         return (True if cfg.DATASETS.TEST else None), ""
-    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    if issubclass(arch, SemanticSegmentor):
-        return True, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-    if issubclass(arch, GeneralizedRCNN):
-        return False, "MODEL.ROI_HEADS.NUM_CLASSES"
-    return None, ""
+    kinds = {"semantic": (True, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"), "instances": (False, "MODEL.ROI_HEADS.NUM_CLASSES")}
+    return kinds.get(model_output(cfg), (None, ""))
 
 
 def _name_by_numbers(labelled: LabelledSet, cfg: CfgNode, fixed: Sequence[str], findings: Findings) -> None:

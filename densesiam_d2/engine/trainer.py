@@ -11,7 +11,6 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from fvcore.common.history_buffer import HistoryBuffer
@@ -26,7 +25,7 @@ from densesiam_d2.data.loader import build_labelled_train_loader, build_two_view
 from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
 from densesiam_d2.engine.collapse import CollapseMonitor
 from densesiam_d2.engine.exact_resume import ExactResumeHook
-from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook
+from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, unwrap
 from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook
 from densesiam_d2.engine.signals import handle_stop_signals
 from densesiam_d2.engine.step import StepTrainer
@@ -34,16 +33,12 @@ from densesiam_d2.engine.watchdog import WatchdogHook
 from densesiam_d2.engine.writers import SafeWriter, SSLMetricPrinter
 from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.json_scores import write_json
-from densesiam_d2.modeling import DenseSiam, trains_on_views
+from densesiam_d2.modeling import model_output, trains_on_views
 from densesiam_d2.solver import build_lr_scheduler, build_optimizer
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
-
-
-def _meta_arch(cfg) -> type:
-    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
 
 
 class Trainer(DefaultTrainer):
@@ -89,7 +84,8 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list:
         """Return detectron2's hooks, with guards before them and this project's way to save.
 
-        For methods that train on views also the time before them, and the export and the watch over collapse after.
+        A method that trains on views has the time and its own hooks before them, which the watchdog does not count, and
+        export and the monitor of collapse after them.
         """
         cfg, solver = self.cfg, self.cfg.SOLVER
         stock = [h for h in super().build_hooks() if h and not isinstance(h, hooks.PeriodicCheckpointer)]
@@ -102,7 +98,8 @@ class Trainer(DefaultTrainer):
         ret = [WatchdogHook(cfg.RUN.WATCHDOG_SECONDS), ExactResumeHook(cfg), *stock]
         if trains_on_views(cfg):
             watch = CollapseMonitor(stop=cfg.RUN.STOP_ON_COLLAPSE)
-            ret = [ProgressHook(), *ret, watch, ExportBackboneHook(cfg, cfg.OUTPUT_DIR)]
+            own = unwrap(self._trainer.model).build_hooks(cfg)
+            ret = [ProgressHook(), *own, *ret, watch, ExportBackboneHook(cfg, cfg.OUTPUT_DIR)]
         return ret
 
     def build_writers(self) -> list:
@@ -147,21 +144,22 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg):
         if trains_on_views(cfg):
             return build_two_view_train_loader(cfg)
-        if issubclass(_meta_arch(cfg), SemanticSegmentor):
-            return build_labelled_train_loader(cfg, SemSegDatasetMapper(cfg, True, cfg.DATASETS.TRAIN))
+        if model_output(cfg) == "semantic":
+            return build_labelled_train_loader(cfg, SemSegDatasetMapper(cfg, True, cfg.DATASETS.TRAIN), instances=False)
         return build_labelled_train_loader(cfg, DetectionDatasetMapper(cfg, True))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        semantic = issubclass(_meta_arch(cfg), SemanticSegmentor | DenseSiam)
-        mapper = SemSegDatasetMapper(cfg, False, [dataset_name]) if semantic else DetectionDatasetMapper(cfg, False)
+        instances = model_output(cfg) == "instances"
+        mapper = DetectionDatasetMapper(cfg, False) if instances else SemSegDatasetMapper(cfg, False, [dataset_name])
         parts = build_detection_test_loader.from_config(cfg, dataset_name, mapper=mapper)
         check_records([dataset_name], parts["dataset"])
         return build_detection_test_loader(**parts)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        return build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / "inference")
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        return build_evaluator(cfg, dataset_name, folder, semantic=model_output(cfg) == "semantic")
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):

@@ -15,27 +15,29 @@ from densesiam_d2.evaluation.voc import VOCEvaluator
 
 __all__ = ["build_evaluator"]
 
-# Meta-architectures that predict semantic maps: where a dataset has both kinds of labels, the model decides.
-_SEMANTIC_META_ARCHITECTURES = ("SemanticSegmentor", "SlidingSemanticSegmentor", "DenseSiam")
 
-
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None, *, semantic: bool = False
+) -> DatasetEvaluator:
     """Return the evaluator for a dataset, chosen by its metadata ``evaluator_type``.
 
     Args:
-        cfg: the run's config; TEST, DATASETS, MODEL.META_ARCHITECTURE, MASK_ON and CLASS_NAMES are read.
+        cfg: the run's config; TEST, DATASETS, MODEL.MASK_ON and CLASS_NAMES are read.
         dataset_name: a registered dataset.
         output_dir: where the evaluator may write its predictions; None writes none.
+        semantic: whether the model predicts label maps; it decides for datasets with both kinds of labels.
 
     Raises:
         ValueError: the dataset has no evaluator, or its labels or classes cannot be used.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type not in _BUILDERS:
+    if evaluator_type not in (*_BUILDERS, "scenes"):
         raise ValueError(
             f"dataset {dataset_name}: evaluator_type {evaluator_type} is unknown; known are {', '.join(_BUILDERS)}. "
             "Set it by MetadataCatalog.get(name).evaluator_type, or leave the dataset out of DATASETS.TEST"
         )
+    if evaluator_type == "scenes":
+        evaluator_type = "sem_seg" if semantic else "coco"
     return _BUILDERS[evaluator_type](cfg, dataset_name, output_dir)
 
 
@@ -61,16 +63,10 @@ def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> D
     return SemSegConfusionEvaluator(dataset_name, output_dir=output_dir, order=order)
 
 
-def _build_scenes(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    semantic = cfg.MODEL.META_ARCHITECTURE in _SEMANTIC_META_ARCHITECTURES
-    return (_build_sem_seg if semantic else _build_coco)(cfg, dataset_name, output_dir)
-
-
 _BUILDERS: dict[str, Callable[[CfgNode, str, str | None], DatasetEvaluator]] = {
     "coco": _build_coco,
     "pascal_voc": _build_pascal_voc,
     "cityscapes_instance": _build_cityscapes_instance,
     "cityscapes_sem_seg": _build_sem_seg,
     "sem_seg": _build_sem_seg,
-    "scenes": _build_scenes,
 }

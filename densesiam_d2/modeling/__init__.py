@@ -1,17 +1,24 @@
 """Models, registered in detectron2's registries by import."""
 
 from densesiam_d2.modeling.backbone import TorchvisionBackbone
-from densesiam_d2.modeling.meta_arch import DenseSiam, SiameseMetaArch, SlidingSemanticSegmentor, trains_on_views
+from densesiam_d2.modeling.meta_arch import (
+    METHODS,
+    SiameseMetaArch,
+    SlidingSemanticSegmentor,
+    model_output,
+    trains_on_views,
+)
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm
 from densesiam_d2.modeling.sem_seg import FCNSemSegHead, PseudoLabelSemSegHead
 
 __all__ = [
-    "DenseSiam",
+    "METHODS",
     "FCNSemSegHead",
     "PseudoLabelSemSegHead",
     "Res5ROIHeadsExtraNorm",
     "SiameseMetaArch",
     "SlidingSemanticSegmentor",
     "TorchvisionBackbone",
+    "model_output",
     "trains_on_views",
 ]

@@ -32,6 +32,7 @@ from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.data.image_folders import walk_images
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.modeling import model_output
 
 __all__ = ["Segmentor", "colorize", "draw_legend", "main", "overlay", "palette", "segment_folder"]
 
@@ -112,12 +113,9 @@ class Segmentor:
             FileNotFoundError: there are no such weights.
             ValueError: they do not fill the model, or it does not segment.
         """
+        if model_output(cfg) != "semantic":
+            raise ValueError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} predicts no label maps")
         self.model = build_model(cfg).eval()
-        head = getattr(self.model, "sem_seg_head", None)
-        if head is None:
-            raise ValueError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, as configured, has no sem_seg_head"
-            )
         _fill(self.model, cfg.MODEL.WEIGHTS)
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.resize = T.ResizeShortestEdge(

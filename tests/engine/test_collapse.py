@@ -14,7 +14,7 @@ from densesiam_d2.geometry import grid_points, sample, to_grid_sample
 from densesiam_d2.modeling.meta_arch import densesiam
 from tests.modeling.meta_arch.tiny import tiny_cfg, tiny_model
 
-HEALTHY = {"ssl/between": 0.95, "ssl/effective_rank": 13.4, "ssl/z_std_ideal": 64**-0.5, "ssl/region_usage": 0.5}
+HEALTHY = {"ssl/between": 0.95, "ssl/effective_rank": 13.4, "ssl/z_std_ideal": 64**-0.5, "ssl/winners": 32}
 
 
 def warnings_of(checks, monitor, caplog) -> list[int]:
@@ -35,7 +35,7 @@ def warnings_of(checks, monitor, caplog) -> list[int]:
     [
         ({"ssl/between": 0.49}, "between below 0.5"),
         ({"ssl/effective_rank": 1.49}, "effective_rank below 1.5"),
-        ({"ssl/region_usage": 1 / 64}, "region_usage of one region"),
+        ({"ssl/winners": 1}, "one region or cluster wins"),
     ],
 )
 def test_each_number_alone_warns_with_all_values_and_advice(metrics, named, caplog):
@@ -68,9 +68,9 @@ def test_models_without_such_metrics_are_left_alone(caplog):
 
 def test_few_clusters_need_less_rank_and_two_of_them_are_not_one(caplog):
     """The logits of K clusters have a rank of at most K; here both of two win points."""
-    metrics = {"ssl/effective_rank": 1.1, "ssl/z_std_ideal": 2**-0.5, "ssl/region_usage": 1.0}
+    metrics = {"ssl/effective_rank": 1.1, "ssl/z_std_ideal": 2**-0.5, "ssl/winners": 2}
     assert warnings_of([metrics] * 9, CollapseMonitor(), caplog) == []
-    metrics["ssl/region_usage"] = 1 / 2
+    metrics["ssl/winners"] = 1
     assert warnings_of([metrics] * 9, CollapseMonitor(), caplog) == [5]
 
 

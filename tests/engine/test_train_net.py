@@ -54,7 +54,7 @@ def test_pretraining_writes_its_files(pretrained):
     assert {"backbone.pkl", "model_final.pth", "metrics.json", "config.yaml"} <= {p.name for p in pretrained.iterdir()}
     rows = [json.loads(line) for line in (pretrained / "metrics.json").read_text().splitlines()]
     logged = {name: value for row in rows for name, value in row.items()}
-    assert {"loss_pixel", "loss_region", "ssl/z_std", "ssl/overlap", "ssl/region_usage"} <= set(logged)
+    assert {"loss_pixel", "loss_region", "ssl/z_std", "ssl/overlap", "ssl/winners"} <= set(logged)
     assert logged["ssl/z_std_ideal"] == pytest.approx(128**-0.5)
     assert read_checkpoint(pretrained / "backbone.pkl")["metadata"]["iteration"] == 6
 

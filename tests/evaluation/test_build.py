@@ -36,26 +36,24 @@ def metadata(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "evaluator_type, meta_architecture, matching, expected",
+    "evaluator_type, semantic, matching, expected",
     [
-        ("coco", "GeneralizedRCNN", "none", RepairedCOCOEvaluator),
-        ("pascal_voc", "GeneralizedRCNN", "none", VOCEvaluator),
-        ("cityscapes_instance", "GeneralizedRCNN", "none", CityscapesInstanceEvaluator),
-        ("cityscapes_sem_seg", "SlidingSemanticSegmentor", "none", SemSegConfusionEvaluator),
-        ("sem_seg", "SemanticSegmentor", "none", SemSegConfusionEvaluator),
-        ("sem_seg", "DenseSiam", "hungarian", HungarianSemSegEvaluator),
-        ("cityscapes_sem_seg", "DenseSiam", "hungarian", HungarianSemSegEvaluator),
-        ("scenes", "GeneralizedRCNN", "hungarian", RepairedCOCOEvaluator),
-        ("scenes", "SemanticSegmentor", "none", SemSegConfusionEvaluator),
-        ("scenes", "SlidingSemanticSegmentor", "none", SemSegConfusionEvaluator),
-        ("scenes", "DenseSiam", "hungarian", HungarianSemSegEvaluator),
+        ("coco", False, "none", RepairedCOCOEvaluator),
+        ("pascal_voc", False, "none", VOCEvaluator),
+        ("cityscapes_instance", False, "none", CityscapesInstanceEvaluator),
+        ("cityscapes_sem_seg", True, "none", SemSegConfusionEvaluator),
+        ("sem_seg", True, "none", SemSegConfusionEvaluator),
+        ("sem_seg", True, "hungarian", HungarianSemSegEvaluator),
+        ("cityscapes_sem_seg", True, "hungarian", HungarianSemSegEvaluator),
+        ("scenes", False, "hungarian", RepairedCOCOEvaluator),
+        ("scenes", True, "none", SemSegConfusionEvaluator),
+        ("scenes", True, "hungarian", HungarianSemSegEvaluator),
     ],
 )
-def test_evaluator_by_type(cfg, metadata, tmp_path, evaluator_type, meta_architecture, matching, expected):
+def test_evaluator_by_type(cfg, metadata, tmp_path, evaluator_type, semantic, matching, expected):
     metadata.evaluator_type = evaluator_type
-    cfg.MODEL.META_ARCHITECTURE = meta_architecture
     cfg.TEST.SEM_SEG_MATCHING = matching
-    assert type(build_evaluator(cfg, NAME, str(tmp_path))) is expected
+    assert type(build_evaluator(cfg, NAME, str(tmp_path), semantic=semantic)) is expected
 
 
 def test_user_mistakes_are_named(cfg, metadata):

@@ -1,7 +1,21 @@
 """Meta-architectures, registered in detectron2's META_ARCH_REGISTRY by import."""
 
 from densesiam_d2.modeling.meta_arch.densesiam import DenseSiam
-from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch, trains_on_views
+from densesiam_d2.modeling.meta_arch.densesiam_segmentor import DenseSiamSegmentor
+from densesiam_d2.modeling.meta_arch.output import model_output, trains_on_views
+from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
+from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
 
-__all__ = ["DenseSiam", "SiameseMetaArch", "SlidingSemanticSegmentor", "trains_on_views"]
+# Every method: config.py adds its keys, check_config.py its rules, and the contract tests run it.
+METHODS = (DenseSiam, DenseSiamSegmentor)
+
+__all__ = [
+    "METHODS",
+    "LabelFreeSegmentor",
+    "SiameseMetaArch",
+    "SlidingSemanticSegmentor",
+    "model_output",
+    "trains_on_views",
+    *(method.__name__ for method in METHODS),
+]

@@ -1,25 +1,40 @@
-"""What every two-view method shares: batches to tensors, the encoder, time, metrics. No loss and no order of steps."""
+"""The base of all two-view methods: batches to tensors, the encoder, time, metrics. It has no loss and no forward."""
 
 import torch
-from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.config import CfgNode, configurable
+from detectron2.engine.train_loop import HookBase
+from detectron2.modeling import Backbone, build_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from densesiam_d2.layers import embedding_spread, with_idle
+from densesiam_d2.rules import Rule
 
-__all__ = ["SiameseMetaArch", "trains_on_views"]
+__all__ = ["SiameseMetaArch"]
 
 METRIC_PERIOD = 20  # iterations, as detectron2's writers
 
 
 class SiameseMetaArch(nn.Module):
-    """Base of pretraining methods that look at two views of each image.
+    """Base of methods that learn from two views of each image.
 
-    A method subclasses it, tells its own story in ``forward`` and returns ``{"loss_*": scalar}`` in training.
+    A method subclasses it, follows its paper in ``forward`` and returns ``{"loss_*": scalar}`` in training. Everything
+    that the forward changes besides gradients is a buffer, or belongs to a module with ``undo()``: a training step that
+    is dropped puts it back.
+
+    Attributes:
+        output: what evaluation returns: "features" or "semantic".
+        exports: name of the submodule that transfer takes, such as "teacher.backbone".
+        fixed_lr_modules: names of submodules that keep SOLVER.BASE_LR throughout.
+        RULES: config key -> what values it may have, for the keys of :meth:`add_config`.
     """
+
+    output = "features"
+    exports = "backbone"
+    fixed_lr_modules: tuple[str, ...] = ()
+    RULES: dict[str, Rule] = {}
 
     @configurable
     def __init__(
@@ -30,7 +45,6 @@ class SiameseMetaArch(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         zero_init_residual: bool = False,
-        joint_views: bool = False,
     ):
         """Store the encoder and the input statistics.
 
@@ -39,18 +53,29 @@ class SiameseMetaArch(nn.Module):
             in_feature: name of the backbone output that the method sees.
             pixel_mean, pixel_std: per channel, in the order of ``INPUT.FORMAT`` and the range of the images.
             zero_init_residual: start the last norm of each residual branch at 0.
-            joint_views: encode both views in one batch, whose statistics batch norm then takes.
         """
         super().__init__()
         self.backbone = backbone
         self.in_feature = in_feature
-        self.joint_views = joint_views
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         # Share of training done, in [0, 1]; set before each step by densesiam_d2.engine.ProgressHook.
         self.progress: float | None = None
         if zero_init_residual:
             _zero_init_residual(backbone)
+
+    @staticmethod
+    def add_config(cfg: CfgNode) -> None:
+        """Add the method's own keys to a config."""
+
+    @classmethod
+    def problems(cls, cfg: CfgNode) -> list[str]:
+        """Return what in a config cannot work with this method, a line each; single keys are judged by ``RULES``."""
+        return []
+
+    def build_hooks(self, cfg: CfgNode) -> list[HookBase]:
+        """Return the method's own hooks of the training loop; a step that waits for them is not timed."""
+        return []
 
     @classmethod
     def from_config(cls, cfg):
@@ -64,7 +89,6 @@ class SiameseMetaArch(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "zero_init_residual": cfg.MODEL.SSL.ZERO_INIT_RESIDUAL,
-            "joint_views": cfg.MODEL.SSL.JOINT_VIEWS,
         }
 
     @property
@@ -96,32 +120,33 @@ class SiameseMetaArch(nn.Module):
         padding = (self.backbone.size_divisibility, 0.0, self.backbone.padding_constraints)
         return ImageList.from_tensors([image], *padding).tensor
 
-    def encode_views(self, x1: torch.Tensor, x2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return :meth:`encode` of two views, (N, C, h, w) each: in one call with ``joint_views``, else in two."""
-        if self.joint_views:
-            return self.encode(torch.cat([x1, x2])).chunk(2)
-        return self.encode(x1), self.encode(x2)
+    def encode(self, x: torch.Tensor, backbone: nn.Module | None = None) -> torch.Tensor:
+        """Return the feature map of a view: (N, 3, H, W) to (N, C, h, w).
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the encoder's feature map of a view: (N, 3, H, W) to (N, C, h, w)."""
-        features = self.backbone(x)
+        Args:
+            x: a normalised view.
+            backbone: a teacher's, instead of the model's own.
+        """
+        features = (self.backbone if backbone is None else backbone)(x)
         f = features.pop(self.in_feature)
         return with_idle(f, features.values()) if self.training else f
 
-    def weight_from(self, start: float, weight: float) -> float:
-        """Return ``weight`` once the share ``start`` of training is done, and 0 before.
+    def time(self) -> float:
+        """Return the share of training done, in [0, 1].
 
         Raises:
-            RuntimeError: the schedule needs the time and nobody set it.
+            RuntimeError: nobody has set it.
         """
-        if start <= 0:
-            return weight
         if self.progress is None:
             raise RuntimeError(
-                "a loss of this model starts in mid-training and the model does not know the time: "
+                "a schedule of this model depends on the share of training done, which nothing sets: "
                 "register densesiam_d2.engine.ProgressHook() on the trainer"
             )
-        return weight if self.progress >= start else 0.0
+        return self.progress
+
+    def weight_from(self, start: float, weight: float) -> float:
+        """Return ``weight`` once the share ``start`` of training is done, and 0 before."""
+        return weight if start <= 0 or self.time() >= start else 0.0
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Return the encoder's features of whole images, for probing.
@@ -130,9 +155,11 @@ class SiameseMetaArch(nn.Module):
             batched_inputs: dicts with "image", (3, H, W) in the range and order of training.
 
         Returns:
-            Per image a dict with "features", (C, h, w); the image is padded to what the backbone can divide.
+            Per image a dict with "features", (C, h, w), of the backbone that ``exports`` names; the image is padded to
+            what the backbone can divide.
         """
-        return [{"features": self.encode(self.preprocess_image(x["image"]))[0]} for x in batched_inputs]
+        backbone = self.get_submodule(self.exports)
+        return [{"features": self.encode(self.preprocess_image(x["image"]), backbone)[0]} for x in batched_inputs]
 
     @staticmethod
     def metrics_due() -> bool:
@@ -143,7 +170,7 @@ class SiameseMetaArch(nn.Module):
         iteration = get_event_storage().iter
         return iteration == 0 or (iteration + 1) % METRIC_PERIOD == 0
 
-    def log_metrics(self, z: torch.Tensor, overlap: torch.Tensor, **metrics: torch.Tensor) -> None:
+    def log_metrics(self, z: torch.Tensor, overlap: torch.Tensor | None = None, **metrics: torch.Tensor) -> None:
         """Write ``ssl/*`` metrics of this process's images to the event storage.
 
         ``ssl/z_std`` is the standard deviation of L2-normalised embeddings over images and points, averaged over
@@ -153,7 +180,7 @@ class SiameseMetaArch(nn.Module):
 
         Args:
             z: (N, D, ...) embeddings.
-            overlap: (N,) share of view 2 that view 1 shows.
+            overlap: (N,) share of view 2 that view 1 shows; None for methods that do not look at it.
             metrics: further scalars, by name without the prefix.
 
         Source: SimSiam, Fig. 2 (arXiv 2011.10566).
@@ -162,16 +189,12 @@ class SiameseMetaArch(nn.Module):
         z_std_ideal = z.shape[1] ** -0.5
         if "std" in spread:
             spread["z_std"] = spread.pop("std") * z_std_ideal
-        metrics = {**spread, "overlap": overlap.mean(), "no_overlap": (overlap <= 0).float().mean(), **metrics}
+        if overlap is not None:
+            spread |= {"overlap": overlap.mean(), "no_overlap": (overlap <= 0).float().mean()}
+        metrics = {**spread, **metrics}
         values = torch.stack([value.float() for value in metrics.values()]).tolist()  # waits for the device once
         metrics = dict(zip(metrics, values, strict=True)) | {"z_std_ideal": z_std_ideal}
         get_event_storage().put_scalars(smoothing_hint=False, **{f"ssl/{name}": v for name, v in metrics.items()})
-
-
-def trains_on_views(cfg) -> bool:
-    """Tell whether MODEL.META_ARCHITECTURE names a method of this kind; False for names that nobody registered."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), SiameseMetaArch)
 
 
 def _zero_init_residual(backbone: nn.Module) -> None:

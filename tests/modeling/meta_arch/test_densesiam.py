@@ -6,9 +6,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
-from densesiam_d2.geometry import overlap_grids, sample
+from densesiam_d2.geometry import overlap_grids
 from densesiam_d2.losses import negative_cosine
-from densesiam_d2.modeling.meta_arch.densesiam import _Seen
+from densesiam_d2.modeling.consistency import encoded_views, project_points
 from tests.losses import references
 from tests.modeling.meta_arch.tiny import (
     WIDTH,
@@ -36,9 +36,9 @@ def test_region_heads_stay_in_float32_under_autocast():
     f1, f2 = torch.randn(2, channels, 4, 4), torch.randn(2, channels, 4, 4)
     z1, z2 = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
     valid = torch.ones(2, dtype=torch.bool)
-    expected = model.region_losses(f1, f2, z1, z2, valid)
+    expected = model.region(f1, f2, z1, z2, valid)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = model.region_losses(f1, f2, z1, z2, valid)
+        value = model.region(f1, f2, z1, z2, valid)
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -107,10 +107,9 @@ def test_first_term_reaches_the_encoder_through_view_1_only():
     x1, x2, boxes1, boxes2 = model.preprocess_views(batch)
     x1.requires_grad_()
     x2.requires_grad_()
-    grid1, grid2, _ = overlap_grids(boxes1, boxes2, model.grid_size)
-    f1, f2 = model.encode(x1), model.encode(x2)
-    _, p1 = model.project(_Seen(f1, grid1, sample(f1, grid1)), model.dense)
-    z2, _ = model.project(_Seen(f2, grid2, sample(f2, grid2)), model.dense)
+    view1, view2, _ = encoded_views(model.encode(x1), model.encode(x2), boxes1, boxes2, model.grid_size)
+    _, p1 = project_points(model.dense, view1, sample_features=False)
+    z2, _ = project_points(model.dense, view2, sample_features=False)
     grad1, grad2 = torch.autograd.grad(negative_cosine(p1, z2), (x1, x2), allow_unused=True)
     assert grad1.abs().sum() > 0
     assert grad2 is None
@@ -181,29 +180,15 @@ def _without_start(model):
     return model
 
 
-@pytest.mark.parametrize("key", ["PIXEL", "REGION", "IMAGE"])
+@pytest.mark.parametrize("key", ["PIXEL", "REGION"])
 def test_weights_scale_their_own_loss(key):
     losses = []
     for weight in (1.0, 2.5):
-        model = tiny_model(tiny_cfg(IMAGE_ON=True, **{f"{key}__LOSS_WEIGHT": weight}))
+        model = tiny_model(tiny_cfg(**{f"{key}__LOSS_WEIGHT": weight}))
         losses.append({name: loss.item() for name, loss in step(model, tiny_batch()).items()})
     for name in losses[0]:
         factor = 2.5 if name == f"loss_{key.lower()}" else 1
         assert losses[1][name] == pytest.approx(factor * losses[0][name], rel=1e-5)
-
-
-def test_image_branch_equals_the_slow_reference_on_pooled_features():
-    model, batch = tiny_model(tiny_cfg(IMAGE_ON=True)), tiny_batch(4)
-    losses = step(model, batch)
-    assert set(losses) == {"loss_pixel", "loss_region", "loss_image"}
-    z, p = [], []
-    for view in batch["views"].unbind(dim=1):
-        f = encoded(model, view)
-        z.append(model.image.projector(F.adaptive_avg_pool2d(f, 1)))
-        p.append(model.image.predictor(z[-1]))
-    expected = references.symmetric(references.negative_cosine, p[0], z[1], p[1], z[0])
-    assert losses["loss_image"].item() == pytest.approx(expected.item(), rel=1e-4)
-    assert_close_gradients(gradients(model, losses["loss_image"]), gradients(model, expected))
 
 
 def test_sampling_position_does_not_matter_to_linear_heads():
@@ -240,7 +225,7 @@ def test_metrics_of_a_step_by_hand():
             "ssl/mean_norm": 1,
             "ssl/overlap": 0.25,
             "ssl/no_overlap": 0.5,
-            "ssl/region_usage": 1 / 8,
+            "ssl/winners": 1,
         },
         abs=1e-6,
     )

@@ -78,7 +78,7 @@ def test_metrics_by_hand():
     # their mean is (0.5, 0.5). One point has no spread within an image.
     z = torch.tensor([[3.0, 0.0], [0.0, 5.0]])[:, :, None, None]
     with EventStorage(0) as storage:
-        model.log_metrics(z, torch.tensor([0.5, 0.0]), region_usage=torch.tensor(0.75))
+        model.log_metrics(z, torch.tensor([0.5, 0.0]), winners=torch.tensor(3))
         latest = {key: value for key, (value, _) in storage.latest().items()}
     assert latest == pytest.approx(
         {
@@ -89,7 +89,7 @@ def test_metrics_by_hand():
             "ssl/mean_norm": 0.5**0.5,
             "ssl/overlap": 0.25,  # (0.5 + 0) / 2
             "ssl/no_overlap": 0.5,  # one image of two
-            "ssl/region_usage": 0.75,
+            "ssl/winners": 3,
         }
     )
 
@@ -126,22 +126,3 @@ def test_inference_with_a_pyramid_takes_any_size():
     with torch.no_grad():
         (output,) = model([{"image": torch.zeros(3, 70, 64, dtype=torch.uint8)}])
     assert output["features"].shape == (32, 3, 2)
-
-
-def test_joint_views_share_their_statistics_and_nothing_else():
-    separate, joint = tiny_cfg(), tiny_cfg()
-    joint.MODEL.SSL.JOINT_VIEWS = True
-    for norm, equal in (("FrozenBN", True), ("BN", False)):
-        separate.MODEL.RESNETS.NORM = joint.MODEL.RESNETS.NORM = norm
-        one, two = tiny_model(joint).train(), tiny_model(separate).train()
-        two.load_state_dict(one.state_dict())
-        x1, x2, *_ = one.preprocess_views(tiny_batch())
-        x2 = x2 * 3  # as bright as no other
-        for a, b in zip(one.encode_views(x1, x2), two.encode_views(x1, x2), strict=True):
-            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5) == equal
-    # With batch norm it is the norm over all images of both views.
-    stem = one.backbone.stem.conv1
-    stem.norm.momentum = 1.0
-    one.encode_views(x1, x2)
-    both = torch.nn.functional.conv2d(torch.cat([x1, x2]), stem.weight, stride=2, padding=3)
-    torch.testing.assert_close(stem.norm.running_mean, both.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)

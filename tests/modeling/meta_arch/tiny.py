@@ -40,8 +40,6 @@ def tiny_cfg(depth=None, **densesiam):
     cfg.MODEL.DENSESIAM.GRID_SIZE = 3
     cfg.MODEL.DENSESIAM.REGION.PROJ_DIMS = [16, 16, 8]
     cfg.MODEL.DENSESIAM.REGION.PRED_DIM = 8
-    cfg.MODEL.DENSESIAM.IMAGE.PROJ_DIMS = [16, 16, 8]
-    cfg.MODEL.DENSESIAM.IMAGE.PRED_DIM = 8
     for key, value in densesiam.items():
         cfg.merge_from_list([f"MODEL.DENSESIAM.{key.replace('__', '.')}", value])
     return cfg
@@ -61,7 +59,8 @@ def fpn_cfg():
 
 def tiny_sem_seg_cfg(clusters=4, aux=6, **densesiam):
     """Return the config of unsupervised segmentation: view 2 whole, features sampled, decoder of 8 channels."""
-    cfg = tiny_cfg(SEM_SEG_ON=True, GRID_POSITION="feature", GRID_SIZE=4, **densesiam)
+    cfg = tiny_cfg(GRID_POSITION="feature", GRID_SIZE=4, **densesiam)
+    cfg.MODEL.META_ARCHITECTURE = "DenseSiamSegmentor"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME = "PseudoLabelSemSegHead"

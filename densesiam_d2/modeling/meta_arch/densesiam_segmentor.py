@@ -1,0 +1,116 @@
+"""DenseSiam's unsupervised segmentation, as released (ECCV 2022, arXiv 2203.11075)."""
+
+from functools import partial
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from densesiam_d2.geometry import overlap_boxes
+from densesiam_d2.losses import pseudo_label_loss, soft_cross_entropy
+from densesiam_d2.modeling.consistency import EncodedView, RegionSim, count_winners, encoded_views, project_points
+from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
+
+__all__ = ["DenseSiamSegmentor"]
+
+
+@META_ARCH_REGISTRY.register()
+class DenseSiamSegmentor(LabelFreeSegmentor):
+    """DenseSiam whose projections are cluster logits: soft cross-entropy between views, regions, pseudo labels.
+
+    Letters as in ``DenseSiam``; K clusters take the place of D. The keys are those of MODEL.DENSESIAM (without its
+    dense heads) and of MODEL.SEM_SEG_HEAD.
+
+    Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        grid_size: int,
+        sample_features: bool,
+        region_heads: RegionSim,
+        pixel_weight: float = 1.0,
+        region_weight: float = 0.1,
+        region_start: float = 0.0,
+        **kwargs,
+    ):
+        """Store modules and loss weights.
+
+        Args:
+            grid_size: S, points per side sampled in the overlap.
+            sample_features: sample decoder features before the classifiers, instead of the classifiers' outputs.
+            region_heads: of RegionSim.
+            pixel_weight, region_weight: loss weights >= 0.
+            region_start: share of training from which on the region loss counts.
+            kwargs: of :class:`LabelFreeSegmentor`; the head is a ``PseudoLabelSemSegHead``.
+        """
+        super().__init__(**kwargs)
+        self.grid_size = grid_size
+        self.sample_features = sample_features
+        self.region = region_heads
+        self.pixel_weight = pixel_weight
+        self.region_weight = region_weight
+        self.region_start = region_start
+
+    @classmethod
+    def problems(cls, cfg: CfgNode) -> list[str]:
+        name = cfg.MODEL.SEM_SEG_HEAD.NAME
+        if name == "PseudoLabelSemSegHead":
+            return []
+        return [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; {cls.__name__} needs 'PseudoLabelSemSegHead'"]
+
+    @classmethod
+    def from_config(cls, cfg):
+        keys = cfg.MODEL.DENSESIAM
+        return {
+            **super().from_config(cfg),
+            "grid_size": keys.GRID_SIZE,
+            "sample_features": keys.GRID_POSITION == "feature",
+            "region_heads": RegionSim.of(cfg, cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM),
+            "pixel_weight": keys.PIXEL.LOSS_WEIGHT,
+            "region_weight": keys.REGION.LOSS_WEIGHT,
+            "region_start": keys.REGION.START,
+        }
+
+    def forward(self, batched_inputs):
+        """Compare two views in training; segment whole images otherwise.
+
+        Args:
+            batched_inputs: as in ``DenseSiam``.
+
+        Returns:
+            In training, "loss_pixel", "loss_pixel_aux" (with an auxiliary classifier), "loss_sem_seg" and
+            "loss_region", weighted; otherwise see :meth:`inference`.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
+        f1, f2 = self.encode(x1), self.encode(x2)  # (N, C, h, w)
+        view1, view2, valid = encoded_views(f1, f2, boxes1, boxes2, self.grid_size)
+
+        head = self.sem_seg_head
+        main_weight, aux_weight = head.similarity_weights()
+        losses = {}
+        if head.aux_classifier is not None:
+            losses["loss_pixel_aux"] = self.similarity(view1, view2, valid, head.aux_classifier)[0] * aux_weight
+        loss_pixel, z1, z2 = self.similarity(view1, view2, valid, head.classifier)  # z (N, K, S, S)
+        losses["loss_pixel"] = loss_pixel * main_weight
+        pseudo_label = partial(pseudo_label_loss, rebalance=head.rebalance, valid=valid)
+        losses["loss_sem_seg"] = (pseudo_label(z1) + pseudo_label(z2)) / 2 * head.loss_weight
+        loss_region = self.region(view1.s, view2.s, z1, z2, valid)
+        losses["loss_region"] = loss_region * self.weight_from(self.region_start, self.region_weight)
+
+        if self.metrics_due():
+            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
+        return losses
+
+    def similarity(
+        self, view1: EncodedView, view2: EncodedView, valid: torch.Tensor, classifier
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the weighted soft cross-entropy of both views, and the logits z1, z2 (N, K, S, S) of a classifier."""
+        z1, p1 = project_points(classifier, view1, sample_features=self.sample_features)
+        z2, p2 = project_points(classifier, view2, sample_features=self.sample_features)
+        loss = (soft_cross_entropy(p1, z2, valid) + soft_cross_entropy(p2, z1, valid)) / 2
+        return loss * self.pixel_weight, z1, z2

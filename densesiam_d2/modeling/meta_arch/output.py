@@ -1,0 +1,32 @@
+"""What a config's model is trained on and what it predicts, as its class says."""
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSegmentor
+
+from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
+
+__all__ = ["model_output", "trains_on_views"]
+
+
+def trains_on_views(cfg: CfgNode) -> bool:
+    """Tell whether MODEL.META_ARCHITECTURE is trained on two views of unlabelled images; False for unknown names."""
+    return _is_subclass(cfg, SiameseMetaArch)
+
+
+def model_output(cfg: CfgNode) -> str | None:
+    """Return what MODEL.META_ARCHITECTURE gives in evaluation.
+
+    Returns:
+        "features", "semantic" (a class or cluster for each pixel), "instances" (boxes, masks), or None for a model that
+        is not known. Models of this project say it in their class attribute ``output``.
+    """
+    if trains_on_views(cfg):
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).output
+    if _is_subclass(cfg, SemanticSegmentor):
+        return "semantic"
+    return "instances" if _is_subclass(cfg, GeneralizedRCNN) else None
+
+
+def _is_subclass(cfg: CfgNode, base: type) -> bool:
+    name = cfg.MODEL.META_ARCHITECTURE
+    return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), base)

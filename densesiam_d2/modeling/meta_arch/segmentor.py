@@ -1,0 +1,75 @@
+"""The base of methods that segment images without labels.
+
+Shape shorthand: N images, C decoder channels, K clusters, h,w cells at the finest stride, H,W pixels.
+"""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling.meta_arch import build_sem_seg_head
+from torch import nn
+
+from densesiam_d2.layers import resize_logits, resized_labels
+from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
+
+__all__ = ["LabelFreeSegmentor"]
+
+
+class LabelFreeSegmentor(SiameseMetaArch):
+    """A two-view method whose features are a decoder's map, and whose evaluation returns clusters of pixels.
+
+    The head is one of SEM_SEG_HEADS_REGISTRY with ``decode(features)`` -> (N, C, h, w), ``layers(features)`` -> cluster
+    logits (N, K, h, w), ``num_classes`` and ``common_stride``, such as ``PseudoLabelSemSegHead``.
+    """
+
+    output = "semantic"
+
+    @configurable
+    def __init__(self, *, sem_seg_head: nn.Module, predict_labels: bool = False, **kwargs):
+        """Store the head.
+
+        Args:
+            sem_seg_head: see the class.
+            predict_labels: return labels instead of logits.
+            kwargs: of :class:`SiameseMetaArch`.
+        """
+        super().__init__(**kwargs)
+        self.sem_seg_head = sem_seg_head
+        self.predict_labels = predict_labels
+
+    @classmethod
+    def from_config(cls, cfg):
+        ret = super().from_config(cfg)
+        return {
+            **ret,
+            "sem_seg_head": build_sem_seg_head(cfg, ret["backbone"].output_shape()),
+            "predict_labels": cfg.TEST.SEM_SEG_OUTPUT == "labels",
+        }
+
+    def encode(self, x: torch.Tensor, backbone: nn.Module | None = None) -> torch.Tensor:
+        """Return the decoder's map (N, C, h, w) of a view (N, 3, H, W)."""
+        return self.sem_seg_head.decode((self.backbone if backbone is None else backbone)(x))
+
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Segment whole images.
+
+        Args:
+            batched_inputs: dicts with "image", (3, H, W), and optionally "height" and "width" of the result.
+
+        Returns:
+            Per image "sem_seg" (K, H, W) logits of the clusters, or with ``predict_labels`` "sem_seg_labels" (H, W) and
+            "num_classes".
+        """
+        head, results = self.sem_seg_head, []
+        for x in batched_inputs:
+            height, width = x["image"].shape[-2:]
+            size = (x.get("height", height), x.get("width", width))
+            features = self.backbone(self.preprocess_image(x["image"]))
+            if self.predict_labels:
+                z = head.layers(features)[0]  # (K, h, w)
+                padded = (z.shape[1] * head.common_stride, z.shape[2] * head.common_stride)
+                labels = resized_labels(z, padded, (height, width), size)
+                results.append({"sem_seg_labels": labels, "num_classes": head.num_classes})
+            else:
+                logits = head(features)[0][0, :, :height, :width]  # without the padding
+                results.append({"sem_seg": resize_logits(logits, *size)})
+        return results
