@@ -22,12 +22,17 @@ from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
-from densesiam_d2.engine import Trainer, argument_parser, claim_folder, dry_run, launch, prepare, setup
+from densesiam_d2.engine import Trainer, argument_parser, checked_config, claim_folder, dry_run, launch, setup
 
 
-def main(args):
-    """Run one process of a training or evaluation."""
-    cfg = setup(args)
+def main(cfg, args):
+    """Run one process of a training or evaluation.
+
+    Args:
+        cfg: the checked config.
+        args: the parsed command line.
+    """
+    cfg = setup(cfg, args)
     if args.dry_run:
         return dry_run(cfg)
     if args.eval_only:
@@ -48,12 +53,12 @@ def run(main=main, words=None):
     """Do what a command line says, with ``main`` in each process."""
     args = argument_parser().parse_args(words)
     try:
-        cfg = prepare(args)
+        cfg = checked_config(args)
         lock = claim_folder(cfg, args)  # noqa: F841 held until this function ends
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"train_net.py: {error}", file=sys.stderr)
         sys.exit(2)
-    launch(main, args, device=cfg.MODEL.DEVICE, timeout=cfg.RUN.DIST_TIMEOUT_SECONDS)
+    launch(main, cfg, args)
 
 
 if __name__ == "__main__":

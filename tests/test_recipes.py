@@ -12,7 +12,7 @@ from detectron2.data.datasets import builtin
 import train_net
 from densesiam_d2.data import load_image_folder, register_all_datasets
 from densesiam_d2.data.scenes import register_scenes
-from densesiam_d2.engine import argument_parser, load_config, prepare
+from densesiam_d2.engine import argument_parser, checked_config, load_config
 from tests.data_trees import draw_trees
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -90,12 +90,12 @@ def tiny_options(cfg) -> list[str]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS).with_suffix("")))
 def test_recipe(path, drawn, tmp_path):
-    cfg = load_config(str(path))
-    words = ["--config-file", str(path), *tiny_options(cfg), "OUTPUT_DIR", str(tmp_path / "run")]
+    recipe = load_config(str(path))
+    words = ["--config-file", str(path), *tiny_options(recipe), "OUTPUT_DIR", str(tmp_path / "run")]
     args = argument_parser().parse_args(words)
-    prepare(args)
+    cfg = checked_config(args)
     try:
-        train_net.main(args)
+        train_net.main(cfg, args)
         rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
         losses = {row["iteration"]: row["total_loss"] for row in rows if "total_loss" in row}
         assert max(losses) == 1 and math.isfinite(losses[1])

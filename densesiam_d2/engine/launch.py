@@ -1,5 +1,6 @@
 """Start the processes of a run, and let them end together: one, several, several machines, or those of torchrun."""
 
+import argparse
 import contextlib
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import sys
 from datetime import timedelta
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import launch as launch_d2
 from detectron2.utils import comm
 from torch import distributed as dist
@@ -26,27 +28,27 @@ def under_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(main, args, *, device: str, timeout: float = 1800) -> None:
-    """Call ``main(args)`` in every process of the run.
+def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Call ``main(cfg, args)`` in every process of the run.
 
     Under torchrun the processes exist already, and ``--num-gpus``, ``--num-machines`` and ``--dist-url`` are its
     business. Otherwise detectron2 starts ``--num-gpus`` processes here; without a GPU these are CPU processes (gloo).
 
     Args:
         main: a function of a module, so that child processes can import it.
+        cfg: the config, checked; MODEL.DEVICE and RUN.DIST_TIMEOUT_SECONDS are read here.
         args: the parsed command line.
-        device: ``MODEL.DEVICE``.
-        timeout: seconds that processes wait for each other in one operation.
 
     Raises:
         SystemExit: with code 2, labels cannot be used, or weights or checkpoint do not fit the config; 75, the run has
             saved and wants to be started again; 1, any other failure of another process than this one.
     """
+    device, timeout = cfg.MODEL.DEVICE, timedelta(seconds=cfg.RUN.DIST_TIMEOUT_SECONDS)
     if under_torchrun():
         end_with_parent()
-        _join_torchrun(device, timedelta(seconds=timeout))
+        _join_torchrun(device, timeout)
         try:
-            _run(main, args)
+            _run(main, cfg, args)
         finally:
             _leave_group()
         return
@@ -61,8 +63,8 @@ def launch(main, args, *, device: str, timeout: float = 1800) -> None:
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
-                args=(main, args),
-                timeout=timedelta(seconds=timeout),
+                args=(main, cfg, args),
+                timeout=timeout,
             )
     except ProcessExitedException as error:
         rank = args.machine_rank * args.num_gpus + error.error_index
@@ -81,10 +83,10 @@ def _pass_on(number: int) -> None:
         os.kill(child.pid, number)
 
 
-def _run_child(main, args) -> None:
+def _run_child(main, cfg, args) -> None:
     end_with_parent()  # torch asks for SIGINT, which processes that a script started in the background ignore
     try:
-        _run(main, args)
+        _run(main, cfg, args)
     except SystemExit as error:
         if error.code != 2:
             raise
@@ -95,10 +97,10 @@ def _run_child(main, args) -> None:
     _leave_group()
 
 
-def _run(main, args) -> None:
+def _run(main, cfg, args) -> None:
     try:
         with handle_stop_signals(lambda _: sys.exit(PREEMPTED)):  # until training has something to save
-            main(args)
+            main(cfg, args)
     except (WeightsError, LabelsError) as error:
         if comm.is_main_process():
             print(f"train_net.py: {error}", file=sys.stderr)

@@ -28,7 +28,7 @@ from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.launch import under_torchrun
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 
-__all__ = ["argument_parser", "load_config", "prepare", "replace_sync_bn", "setup"]
+__all__ = ["argument_parser", "checked_config", "load_config", "replace_sync_bn", "setup"]
 
 
 RESUME_MODES = ("must", "auto", "never")
@@ -178,8 +178,8 @@ def replace_sync_bn(cfg: CfgNode) -> None:
         logging.getLogger("densesiam_d2").info("CPU: %s instead of SyncBN for %s", substitute, ", ".join(replaced))
 
 
-def prepare(args: argparse.Namespace) -> CfgNode:
-    """Check a run before its processes are started, and settle how many there are.
+def checked_config(args: argparse.Namespace) -> CfgNode:
+    """Return the config of a run, checked before its processes are started, and settle how many there are.
 
     Args:
         args: the parsed command line; without a GPU ``num_gpus`` becomes 1, unless the CPU was asked for by name.
@@ -200,10 +200,11 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         world_size = args.num_gpus * args.num_machines
     check_config(cfg, world_size=world_size, eval_only=args.eval_only)
     _check_weights(cfg, args)
+    used = cfg.clone()
     if args.eval_only:
-        cfg.DATASETS.TRAIN = ()
-    check_datasets(cfg)
-    ensure_cityscapes_api([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        used.DATASETS.TRAIN = ()
+    check_datasets(used)
+    ensure_cityscapes_api([*used.DATASETS.TRAIN, *used.DATASETS.TEST])
     return cfg
 
 
@@ -241,9 +242,20 @@ def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
         args.num_gpus = 1
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Return the frozen config of a run that :func:`prepare` has checked, and start logging; for each process."""
-    cfg = load_config(args.config_file, args.opts)
+def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """Start logging and fit the config to this run's processes and labels; to be called in each process.
+
+    Args:
+        cfg: of :func:`checked_config`; it is not changed.
+        args: the parsed command line.
+
+    Returns:
+        The frozen config.
+
+    Raises:
+        LabelsError: labels cannot be used.
+    """
+    cfg = cfg.clone()
     if args.dry_run:
         cfg.OUTPUT_DIR = tempfile.mkdtemp(prefix="dry_run_")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="densesiam_d2")

@@ -16,7 +16,6 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from fvcore.common.history_buffer import HistoryBuffer
 from torch.nn.parallel import DistributedDataParallel
 
-from densesiam_d2.check_config import check_config
 from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
 from densesiam_d2.data.datasets import check_records
@@ -45,13 +44,12 @@ class Trainer(DefaultTrainer):
     """detectron2's default trainer with this project's loaders, optimizer, checkpointer, evaluators and hooks."""
 
     def __init__(self, cfg):
-        """Build everything from a config.
+        """Build everything from a config, which :func:`densesiam_d2.check_config` can check beforehand.
 
         ``DefaultTrainer.__init__`` is not called: it pins every process to a GPU and checks no weights.
         """
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        check_config(cfg, world_size=comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)

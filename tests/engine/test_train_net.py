@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog
 import train_net
 from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.data.scenes import register_scenes
-from densesiam_d2.engine import argument_parser, launch, prepare
+from densesiam_d2.engine import argument_parser, checked_config, launch, load_config
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN, UNSUP_SEG, MASK_RCNN, FCN = (
@@ -38,8 +38,7 @@ def scenes(tmp_path_factory) -> str:
 def run(config: str, *options: str, flags: tuple[str, ...] = ()):
     """Do what ``python train_net.py --config-file config flags options`` does, in this process."""
     args = argument_parser().parse_args([*flags, "--config-file", str(ROOT / "configs" / config), *map(str, options)])
-    prepare(args)
-    return train_net.main(args)
+    return train_net.main(checked_config(args), args)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +175,9 @@ def test_cpu_processes_do_not_see_gpus(monkeypatch):
     module = sys.modules["densesiam_d2.engine.launch"]  # the package exports a function of that name
     monkeypatch.setattr(module, "launch_d2", lambda *_, **__: seen.append(os.environ.copy()))
     args = argument_parser().parse_args(["--num-gpus", "2"])
-    launch(train_net.main, args, device="cuda")
-    launch(train_net.main, args, device="cpu")
+    cfg = load_config(str(ROOT / "configs" / PRETRAIN))
+    for cfg.MODEL.DEVICE in ("cuda", "cpu"):
+        launch(train_net.main, cfg, args)
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["0,1", ""]
 
 
@@ -185,7 +185,8 @@ def test_reference_world_size_scales(scenes, tmp_path):
     """4 images, 41 iterations and rate 0.05 on 2 GPUs are 2 images, 82 iterations and 0.025 on one process."""
     args = ["SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.MAX_ITER", 41, "DATASETS.TRAIN", f"('{scenes}',)"]
     command = ["--config-file", ROOT / f"configs/{PRETRAIN}", *CPU, *args, "OUTPUT_DIR", tmp_path]
-    trainer = train_net.Trainer(train_net.setup(argument_parser().parse_args([str(word) for word in command])))
+    arguments = argument_parser().parse_args([str(word) for word in command])
+    trainer = train_net.Trainer(train_net.setup(checked_config(arguments), arguments))
     assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH, trainer.cfg.SOLVER.BASE_LR) == (82, 2, 0.025)
 
 
@@ -209,21 +210,21 @@ def test_mistakes_stop_at_start_up(options, message, tmp_path):
     command = ["--config-file", str(ROOT / "configs" / PRETRAIN), "OUTPUT_DIR", str(tmp_path), *options.split()]
     args = argument_parser().parse_args(command)
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
-        prepare(args)
+        checked_config(args)
 
 
 def test_a_folder_with_checkpoints_is_not_trained_over(pretrained):
     command = ["--config-file", str(ROOT / "configs" / PRETRAIN), "OUTPUT_DIR", str(pretrained)]
     with pytest.raises(ValueError, match=r"OUTPUT_DIR .* holds an earlier run \(model_final\.pth\).*--resume"):
-        prepare(argument_parser().parse_args(command))
-    prepare(argument_parser().parse_args(["--resume", *command]))
+        checked_config(argument_parser().parse_args(command))
+    checked_config(argument_parser().parse_args(["--resume", *command]))
 
 
 def test_evaluating_random_weights_must_be_asked_for():
     command = ["--eval-only", "--config-file", str(ROOT / "configs" / FCN)]
     with pytest.raises(ValueError, match="--eval-only needs MODEL"):
-        prepare(argument_parser().parse_args(command))
-    prepare(argument_parser().parse_args([*command, "MODEL.WEIGHTS", ""]))
+        checked_config(argument_parser().parse_args(command))
+    checked_config(argument_parser().parse_args([*command, "MODEL.WEIGHTS", ""]))
 
 
 def _command(*words, **environment) -> subprocess.CompletedProcess:

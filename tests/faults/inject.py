@@ -80,12 +80,12 @@ class FaultHook(HookBase):
         handle = model.register_forward_hook(spoil)
 
 
-def main(args):
+def main(cfg, args):
     """Train with the faults in this process."""
     faults = os.environ[VARIABLE].split(",")
     build_hooks = train_net.Trainer.build_hooks
     train_net.Trainer.build_hooks = lambda self: [*(FaultHook(*f.split(":")) for f in faults), *build_hooks(self)]
-    return train_net.main(args)
+    return train_net.main(cfg, args)
 
 
 if __name__ == "__main__":
