@@ -28,7 +28,7 @@ from .datasets import check_records
 from .image_files import ImageFiles
 from .image_folders import index_if_large, open_index
 from .image_io import UnreadableImageError
-from .order import EndlessBatches, mixed_seeds, seeded
+from .order import EndlessBatches, SampleKey, mixed_seeds, seeded
 from .path_datasets import FOLDER_PREFIX, register_path_datasets
 from .quarantine import Quarantine
 from .two_view_mapper import TwoViewDatasetMapper, collate_views
@@ -42,10 +42,11 @@ logger = logging.getLogger(__name__)
 
 
 class SeededSamples(Dataset):
-    """What a mapper makes of the records, each under its own seed.
+    """A dataset whose item is the mapper's result for one record, drawn under a given seed.
 
-    An item is asked for by (record, seed) and is the mapper's result with a list of (file, reason) of what was
-    unreadable on the way to it.
+    The key of an item is a :class:`SampleKey`. The item is a pair: the mapper's result, and a list of (file, reason) of
+    the unreadable files that were replaced by it. If the result is a dict, "position" is added to it: the key's
+    position, also for a replaced file.
     """
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], Any], *, substitute: bool):
@@ -64,14 +65,15 @@ class SeededSamples(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[tuple[str, str]]]:
-        index, seed = key
+    def __getitem__(self, key: SampleKey) -> tuple[Any, list[tuple[str, str]]]:
+        index, seed, position = key
         unreadable = []
         while True:
             record = self.records[index]
             try:
                 with seeded(seed):
-                    return self._mapper(record), unreadable
+                    sample = self._mapper(record)
+                return _add_position(sample, position), unreadable
             except (UnreadableImageError, FileNotFoundError) as error:
                 if not self._substitute:
                     raise
@@ -85,6 +87,14 @@ class SeededSamples(Dataset):
                     raise
                 raise RuntimeError(f"{record['file_name']}: {type(error).__name__}: {error}") from error
             index = int(mixed_seeds(seed, len(unreadable))[0] % np.uint64(len(self.records)))
+
+
+def _add_position(sample: Any, position: int) -> Any:
+    if not isinstance(sample, dict):
+        return sample
+    if "position" in sample:
+        raise ValueError('the mapper returned the key "position", which the loader fills in: use another name')
+    return {**sample, "position": position}
 
 
 class TrainLoader:
@@ -180,7 +190,10 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
         mapper: instead of :class:`TwoViewDatasetMapper`.
 
     Returns:
-        A loader of dicts as :func:`collate_views` makes them, SOLVER.IMS_PER_BATCH / number of processes images each.
+        A loader of the dicts of :func:`collate_views`, each with N = SOLVER.IMS_PER_BATCH / number of processes images.
+        They hold what the mapper returns, and "position": (N,) int64, the places of the samples in the endless sequence
+        of epochs; position ``p`` belongs to epoch ``p // number of images``. With the same seed, a position always has
+        the same image and the same views.
 
     Raises:
         ValueError: there is no dataset or no image, or a sampler is configured that needs annotations.

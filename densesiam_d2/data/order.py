@@ -4,12 +4,13 @@ import contextlib
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler, get_worker_info
 
-__all__ = ["EndlessBatches", "mixed_seeds", "seeded", "shuffled"]
+__all__ = ["EndlessBatches", "SampleKey", "mixed_seeds", "seeded", "shuffled"]
 
 ROUNDS = 6
 MIN_BITS = 3  # of half a number: fewer leave too few different permutations of a handful of items
@@ -67,8 +68,22 @@ def shuffled(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
+class SampleKey(NamedTuple):
+    """What a loader asks its dataset for.
+
+    Attributes:
+        index: number of the image in the list of images.
+        seed: of the sample's random draws, in [0, 2**32).
+        position: place of the sample in the endless sequence of epochs (see :func:`shuffled`), which identifies it.
+    """
+
+    index: int
+    seed: int
+    position: int
+
+
 class EndlessBatches(Sampler):
-    """Batches of (index, seed) without end: batch ``i`` is the same whatever the number of processes and workers.
+    """Endless batches of :class:`SampleKey`: batch ``i`` is the same for any number of processes and workers.
 
     Batch ``i`` of all processes together holds the positions ``i * total`` to ``(i + 1) * total - 1`` of
     :func:`shuffled`, so no image comes twice in an epoch, even if the number of processes changes in between. With
@@ -114,13 +129,13 @@ class EndlessBatches(Sampler):
         self._freeze = freeze
         self._rank, self._world_size = rank, world_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         for batches in self._plain() if self._groups is None else self._grouped():
             share = batches[:, self._rank :: self._world_size]
             indices = shuffled(share.ravel(), self._size, self.seed).reshape(share.shape)
             seeds = mixed_seeds(self.seed, indices if self._freeze else share) >> np.uint64(32)  # NumPy takes 32 bits
-            for row in zip(indices.tolist(), seeds.tolist(), strict=True):
-                yield list(zip(*row, strict=True))
+            for row in zip(indices.tolist(), seeds.tolist(), share.tolist(), strict=True):
+                yield list(map(SampleKey, *row))
 
     def _plain(self) -> Iterator[np.ndarray]:
         """Yield the positions of several batches at a time, (batches, total)."""

@@ -1,6 +1,7 @@
 """From one image file to two views that know where they came from."""
 
 import logging
+from numbers import Number
 
 import cv2
 import numpy as np
@@ -188,21 +189,51 @@ def _overlap(box1: list[float], box2: list[float]) -> float:
 
 
 def collate_views(batch: list[dict]) -> dict:
-    """Stack what the mapper returned for several images; runs in the worker, so that few large tensors travel.
+    """Turn the samples of a batch into one dict; runs in the worker, so that few large tensors travel.
 
     Args:
-        batch: N dicts of :class:`TwoViewDatasetMapper`.
+        batch: N dicts with the same keys: :class:`TwoViewDatasetMapper`'s, or those of a mapper with further keys.
 
     Returns:
-        "views": (N, 2, 3, S, S) uint8, "view_boxes": (N, 2, 4) float32, "file_name": list of N.
+        For each key the N values: tensors, NumPy arrays and numbers stacked along a new first axis, everything else as
+        a list. So "views": (N, 2, 3, S, S) uint8, "view_boxes": (N, 2, 4) float32, "file_name": list of N.
+
+    Raises:
+        ValueError: the dicts have different keys, or values cannot be stacked; the message names the key.
     """
-    # Stacked in memory order, or every byte would have to move; in a worker, straight into shared memory.
-    views = default_collate([x["views"].permute(0, 2, 3, 1) for x in batch])  # (N, 2, S, S, 3)
-    return {
-        "views": views.permute(0, 1, 4, 2, 3),
-        "view_boxes": default_collate([x["view_boxes"] for x in batch]),
-        "file_name": [x["file_name"] for x in batch],
-    }
+    keys = batch[0].keys()
+    if any(sample.keys() != keys for sample in batch):
+        different = set().union(*(sample.keys() ^ keys for sample in batch))
+        raise ValueError(f"the mapper did not return these keys for all images of a batch: {sorted(different)}")
+    collated = {}
+    for key in keys:
+        try:
+            collated[key] = _stack([sample[key] for sample in batch])
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the mapper's values under {key!r} cannot be stacked: {error}") from error
+    return collated
+
+
+def _stack(values: list) -> torch.Tensor | list:
+    """Stack N values of one key if they are tensors, arrays or numbers; tensors keep their memory order."""
+    if isinstance(values[0], np.ndarray):
+        values = [torch.from_numpy(value) for value in values]
+    if isinstance(values[0], torch.Tensor):
+        return _stack_in_memory_order(values)
+    return default_collate(values) if isinstance(values[0], Number | np.bool_) else values
+
+
+def _stack_in_memory_order(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return ``torch.stack`` of N tensors, in the memory order of the first; in a worker in shared memory.
+
+    Stacking channels-last images without the permutation would copy them byte by byte.
+    """
+    axes = range(tensors[0].ndim)
+    outer_first = sorted(axes, key=tensors[0].stride, reverse=True)
+    if outer_first == list(axes):
+        return default_collate(tensors)
+    stacked = default_collate([tensor.permute(outer_first) for tensor in tensors])
+    return stacked.permute(0, *(1 + outer_first.index(axis) for axis in axes))
 
 
 def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:

@@ -173,11 +173,55 @@ def test_output_and_determinism():
     assert single["views"].shape == (2, 3, 224, 224) and single["view_boxes"].shape == (2, 4)
 
 
-def test_collate_keeps_pixels():
+def test_collate_keeps_pixels_and_memory_order():
     views = [torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8).permute(0, 3, 1, 2) for _ in range(3)]
     batch = collate_views([{"views": v, "view_boxes": torch.zeros(2, 4), "file_name": "x"} for v in views])
     assert torch.equal(batch["views"], torch.stack(views))
-    assert batch["views"].stride()[2] == 1  # channels-last in memory
+    assert batch["views"].stride() == (120, 60, 1, 12, 3)  # channels-last: of 2 x 5 x 4 pixels x 3 channels
+    assert batch["view_boxes"].is_contiguous()
+
+
+def test_collate_stacks_whatever_a_mapper_returns():
+    """Keys that :class:`TwoViewDatasetMapper` does not have, such as the nine patches of a jigsaw puzzle."""
+    rng = np.random.default_rng(0)
+    patches = [torch.from_numpy(rng.integers(0, 256, (9, 6, 6, 3), dtype=np.uint8)).permute(0, 3, 1, 2)] * 2
+    orders = [rng.permutation(9), rng.permutation(9)]
+    samples = [
+        {
+            "patches": patches[i],
+            "order": orders[i],
+            "number": i,
+            "score": 0.5 * i,
+            "numpy_number": np.float32(i),
+            "flipped": np.bool_(i),
+            "file_name": f"{i}.jpg",
+            "boxes": [[0, 1]] * i,  # of another number in each image
+        }
+        for i in range(2)
+    ]
+    batch = collate_views(samples)
+    assert set(batch) == set(samples[0])
+    assert torch.equal(batch["patches"], torch.stack(patches)) and batch["patches"].stride()[2] == 1
+    assert torch.equal(batch["order"], torch.from_numpy(np.stack(orders)))
+    assert batch["number"].dtype == torch.int64 and batch["number"].tolist() == [0, 1]
+    assert batch["score"].tolist() == [0, 0.5]
+    assert batch["numpy_number"].dtype == torch.float32 and batch["numpy_number"].tolist() == [0, 1]
+    assert batch["flipped"].dtype == torch.bool and batch["flipped"].tolist() == [False, True]
+    assert batch["file_name"] == ["0.jpg", "1.jpg"] and batch["boxes"] == [[], [[0, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        ({"mask": torch.zeros(3)}, "under 'mask' cannot be stacked"),
+        ({"mask": None}, "under 'mask' cannot be stacked"),
+        ({}, r"these keys for all images of a batch: \['mask'\]"),
+        ({"mask": torch.zeros(2), "label": 3}, r"these keys for all images of a batch: \['label'\]"),
+    ],
+)
+def test_collate_names_the_key_that_cannot_be_stacked(second, text):
+    with pytest.raises(ValueError, match=text):
+        collate_views([{"mask": torch.zeros(2)}, second])
 
 
 def test_per_view_probabilities():
