@@ -67,6 +67,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: len(v) == 4 and min(v) >= 0 and max(v[:3]) <= 1 and v[3] <= 0.5,
         "four numbers in [0, 1], the last <= 0.5",
     ),
+    "INPUT.SSL.JITTER_BRIGHTNESS": _one_of("multiply", "add"),
     "INPUT.SSL.JITTER_PROB": _PROBABILITY,
     "INPUT.SSL.GRAYSCALE_PROB": _PROBABILITY,
     "INPUT.SSL.BLUR_PROB": _PROBABILITY_PAIR,

@@ -89,6 +89,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     ssl.FLIP_PROB = 0.5
     # Strengths of brightness, contrast, saturation (factor in [1-s, 1+s]) and hue (shift in [-s, s] turns).
     ssl.JITTER = [0.4, 0.4, 0.4, 0.1]
+    # How brightness changes: "multiply" (by the factor above) or "add" (a shift in [-s, s] of an image in [0, 1], then
+    # clipping, as in BYOL).
+    ssl.JITTER_BRIGHTNESS = "multiply"
     # Probability of the colour jitter.
     ssl.JITTER_PROB = 0.8
     # False: one draw decides for all four operations. True: one draw per operation (the released segmentation recipe).

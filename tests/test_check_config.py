@@ -191,3 +191,8 @@ def test_keys_misspelt_in_python_are_found():
     with pytest.raises(ValueError, match=r"no key SOLVER\.BASE_LRR; did you mean SOLVER\.BASE_LR\?") as raised:
         check_config(cfg)
     assert "MY_OWN_HEAD" not in str(raised.value)
+
+
+def test_unknown_kind_of_brightness_is_named():
+    with pytest.raises(ValueError, match=r"JITTER_BRIGHTNESS is 'subtract'; it must be one of multiply, add"):
+        check_config(_cfg("INPUT.SSL.JITTER_BRIGHTNESS", "subtract"))

@@ -21,6 +21,7 @@ __all__ = [
     "adjust_hue",
     "adjust_saturation",
     "gaussian_blur",
+    "shift_brightness",
     "solarize",
     "to_grayscale",
 ]
@@ -32,6 +33,12 @@ _IDENTITY = np.eye(3)
 def adjust_brightness(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
     """Multiply an (H, W, 3) uint8 image by a factor >= 0."""
     return cv2.convertScaleAbs(image, dst, alpha=factor)
+
+
+def shift_brightness(image: np.ndarray, shift: float, dst: np.ndarray | None = None) -> np.ndarray:
+    """Add ``shift`` times 255, in whole grey levels, to an (H, W, 3) uint8 image, and clip to [0, 255]."""
+    levels = round(255 * shift)
+    return cv2.add(image, (levels, levels, levels, 0), dst)
 
 
 def adjust_contrast(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
@@ -89,7 +96,8 @@ class ColorSteps(T.ColorTransform):
 class ColorJitter(T.Augmentation):
     """Change brightness, contrast, saturation and hue by random amounts, in random order or in this one.
 
-    Source: torchvision ``ColorJitter``; the draw per operation is the released DenseSiam's (``densesiam/datasets``).
+    Source: torchvision ``ColorJitter``; the draw per operation is the released DenseSiam's (``densesiam/datasets``);
+    additive brightness is BYOL's (google-deepmind/deepmind-research, ``byol/utils/augmentations.py``).
     """
 
     def __init__(
@@ -98,6 +106,7 @@ class ColorJitter(T.Augmentation):
         prob: float = 0.8,
         independent: bool = False,
         random_order: bool = True,
+        brightness: str = "multiply",
     ):
         """Check and store the amounts.
 
@@ -107,13 +116,17 @@ class ColorJitter(T.Augmentation):
             prob: probability of the change.
             independent: draw once per operation instead of once for all four.
             random_order: draw the order of the operations.
+            brightness: "multiply" the image by the factor of brightness; or "add" a shift drawn from [-s, s], of an
+                image in [0, 1].
 
         Raises:
-            ValueError: a strength is out of range.
+            ValueError: a strength is out of range, or the kind of brightness is unknown.
         """
         super().__init__()
         if len(strengths) != 4 or min(strengths) < 0 or max(strengths[:3]) > 1 or strengths[3] > 0.5:
             raise ValueError(f"INPUT.SSL.JITTER {tuple(strengths)} needs three strengths in [0, 1] and one in [0, 0.5]")
+        if brightness not in ("multiply", "add"):
+            raise ValueError(f"INPUT.SSL.JITTER_BRIGHTNESS {brightness!r} is neither 'multiply' nor 'add'")
         _check_prob("INPUT.SSL.JITTER_PROB", prob)
         self._init(locals())
 
@@ -121,7 +134,8 @@ class ColorJitter(T.Augmentation):
         if not self.independent and np.random.rand() >= self.prob:
             return ColorSteps()
         # Each with the amount that changes nothing.
-        operations = ((adjust_brightness, 1.0), (adjust_contrast, 1.0), (adjust_saturation, 1.0), (adjust_hue, 0.0))
+        brightness = (adjust_brightness, 1.0) if self.brightness == "multiply" else (shift_brightness, 0.0)
+        operations = (brightness, (adjust_contrast, 1.0), (adjust_saturation, 1.0), (adjust_hue, 0.0))
         places, amounts, chances = np.random.rand(3, 4).tolist()
         steps = []
         for i in sorted(range(4), key=places.__getitem__) if self.random_order else range(4):

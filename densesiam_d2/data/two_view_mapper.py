@@ -262,7 +262,13 @@ def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:
 def _build_photometric(ssl, index: int) -> list[T.Augmentation]:
     """Build the colour augmentations of view ``index`` from INPUT.SSL, in the order of SimSiam and BYOL."""
     return [
-        ColorJitter(ssl.JITTER, ssl.JITTER_PROB, ssl.JITTER_INDEPENDENT, ssl.JITTER_RANDOM_ORDER),
+        ColorJitter(
+            ssl.JITTER,
+            ssl.JITTER_PROB,
+            ssl.JITTER_INDEPENDENT,
+            ssl.JITTER_RANDOM_ORDER,
+            ssl.JITTER_BRIGHTNESS,
+        ),
         RandomGrayscale(ssl.GRAYSCALE_PROB),
         RandomGaussianBlur(ssl.BLUR_SIGMA, ssl.BLUR_PROB[index]),
         RandomSolarize(ssl.SOLARIZE_PROB[index]),

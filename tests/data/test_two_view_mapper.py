@@ -231,6 +231,19 @@ def test_per_view_probabilities():
     assert torch.all(views[0] == 200) and torch.all(views[1] == 55)
 
 
+def test_brightness_of_the_config_reaches_the_views():
+    # Of a black image a factor leaves nothing but black; a shift makes every second view grey, up to 0.4 * 255 = 102.
+    values = {}
+    for kind in ("multiply", "add"):
+        options = ("JITTER", [0.4, 0.0, 0.0, 0.0], "JITTER_PROB", 1.0, "JITTER_BRIGHTNESS", kind)
+        mapper = TwoViewDatasetMapper(make_cfg(*GEOMETRY_ONLY, *options))
+        np.random.seed(0)
+        views = [mapper.make_views(np.zeros((40, 40, 3), np.uint8))["views"] for _ in range(20)]
+        values[kind] = torch.cat(views).flatten(1).unique(dim=1)
+    assert (values["multiply"] == 0).all()
+    assert 90 < values["add"].max() <= 102 and 10 < (values["add"] > 0).sum() < 30
+
+
 def test_user_augmentations_and_rotation():
     class Rotate(T.Augmentation):
         def get_transform(self, image):
