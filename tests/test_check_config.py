@@ -196,3 +196,25 @@ def test_keys_misspelt_in_python_are_found():
 def test_unknown_kind_of_brightness_is_named():
     with pytest.raises(ValueError, match=r"JITTER_BRIGHTNESS is 'subtract'; it must be one of multiply, add"):
         check_config(_cfg("INPUT.SSL.JITTER_BRIGHTNESS", "subtract"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("INPUT.SSL.BLUR_SIGMA", [-1.0, 0.0], "high > 0"),
+        ("INPUT.SSL.CROP_ASPECT", [0.0, 1.0], "0 < low"),
+        ("INPUT.SSL.SOLARIZE_PROB", [0.0], "two numbers"),
+        ("INPUT.WHITE_LEVEL", 0, "[1, 65535]"),
+    ],
+)
+def test_bad_value_of_the_input_is_named(key, value, text):
+    with pytest.raises(ValueError) as error:
+        check_config(_cfg(key, value))
+    assert f"{key} is {value!r}; it must be" in str(error.value) and text in str(error.value)
+
+
+def test_pretraining_has_one_sampler():
+    sampler = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    check_config(_cfg(*sampler))  # of a labelled training
+    with pytest.raises(ValueError, match=r"SAMPLER_TRAIN is 'RepeatFactorTrainingSampler', which needs annotations"):
+        check_config(_cfg("MODEL.META_ARCHITECTURE", "DenseSiam", *sampler))

@@ -116,17 +116,15 @@ class RandomResizedCrop(T.Augmentation):
             antialias: whether shrinking weighs all pixels of the crop.
 
         Raises:
-            ValueError: a range is not within its bounds or ordered, or a name is unknown.
+            ValueError: a range is not within its bounds or not ordered, or ``scale_of`` is unknown.
         """
         super().__init__()
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"INPUT.SSL.CROP_SCALE {tuple(scale)} is not a range within (0, 1]")
+            raise ValueError(f"scale {tuple(scale)} is not a range within (0, 1]")
         if not 0 < aspect[0] <= aspect[1]:
-            raise ValueError(f"INPUT.SSL.CROP_ASPECT {tuple(aspect)} is not a range of positive numbers")
+            raise ValueError(f"aspect {tuple(aspect)} is not a range of positive numbers")
         if scale_of not in ("area", "side"):
-            raise ValueError(f"INPUT.SSL.CROP_SCALE_OF {scale_of!r} is neither 'area' nor 'side'")
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"INPUT.SSL.INTERPOLATION {interpolation!r} is not one of {sorted(INTERPOLATIONS)}")
+            raise ValueError(f"scale_of {scale_of!r} is neither 'area' nor 'side'")
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:

@@ -124,10 +124,10 @@ class ColorJitter(T.Augmentation):
         """
         super().__init__()
         if len(strengths) != 4 or min(strengths) < 0 or max(strengths[:3]) > 1 or strengths[3] > 0.5:
-            raise ValueError(f"INPUT.SSL.JITTER {tuple(strengths)} needs three strengths in [0, 1] and one in [0, 0.5]")
+            raise ValueError(f"strengths {tuple(strengths)} must be three numbers in [0, 1] and one in [0, 0.5]")
         if brightness not in ("multiply", "add"):
-            raise ValueError(f"INPUT.SSL.JITTER_BRIGHTNESS {brightness!r} is neither 'multiply' nor 'add'")
-        _check_prob("INPUT.SSL.JITTER_PROB", prob)
+            raise ValueError(f"brightness {brightness!r} is neither 'multiply' nor 'add'")
+        _check_prob(prob)
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -151,7 +151,7 @@ class RandomGrayscale(T.Augmentation):
     def __init__(self, prob: float = 0.2):
         """Store the probability."""
         super().__init__()
-        _check_prob("INPUT.SSL.GRAYSCALE_PROB", prob)
+        _check_prob(prob)
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -167,9 +167,7 @@ class RandomGaussianBlur(T.Augmentation):
     def __init__(self, sigma: tuple[float, float] = (0.1, 2.0), prob: float = 0.5):
         """Check and store the range and the probability."""
         super().__init__()
-        if not (sigma[0] <= sigma[1] and sigma[1] > 0):
-            raise ValueError(f"INPUT.SSL.BLUR_SIGMA {tuple(sigma)} is not a range that ends above 0")
-        _check_prob("INPUT.SSL.BLUR_PROB", prob)
+        _check_prob(prob)
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -186,13 +184,13 @@ class RandomSolarize(T.Augmentation):
     def __init__(self, prob: float = 0.2, threshold: int = 128):
         """Store the probability and the first inverted value."""
         super().__init__()
-        _check_prob("INPUT.SSL.SOLARIZE_PROB", prob)
+        _check_prob(prob)
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return ColorSteps((solarize, self.threshold)) if np.random.rand() < self.prob else ColorSteps()
 
 
-def _check_prob(key: str, prob: float) -> None:
+def _check_prob(prob: float) -> None:
     if not 0 <= prob <= 1:
-        raise ValueError(f"{key} {prob} is not a probability in [0, 1]")
+        raise ValueError(f"prob {prob} is not a probability in [0, 1]")

@@ -196,22 +196,15 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
         the same image and the same views.
 
     Raises:
-        ValueError: there is no dataset or no image, or a sampler is configured that needs annotations.
+        ValueError: there is no image.
         FileNotFoundError: a path dataset does not exist.
     """
     names = cfg.DATASETS.TRAIN
-    if not names:
-        raise ValueError("DATASETS.TRAIN is empty: name a dataset, folder:/path or list:/path.txt")
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise ValueError(
-            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN!r} needs annotations; pretraining has "
-            "'TrainingSampler' only"
-        )
     register_path_datasets(names)
     parts = [_load_files(name, cfg) for name in names]
-    files = parts[0] if len(parts) == 1 else ConcatDataset(parts)
-    if not len(files):
+    if not any(map(len, parts)):
         raise ValueError(f"DATASETS.TRAIN {tuple(names)} has no images")
+    files = parts[0] if len(parts) == 1 else ConcatDataset(parts)
     total = cfg.SOLVER.IMS_PER_BATCH
     epochs = cfg.SOLVER.MAX_ITER * total / len(files)
     logger.info("Pretraining on %d images of %s, %.1f epochs", len(files), ", ".join(names), epochs)

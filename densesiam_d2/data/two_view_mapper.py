@@ -74,7 +74,7 @@ class TwoViewDatasetMapper:
         if len(geometric) != 2 or len(photometric) != 2:
             raise ValueError(f"two views need two lists each, got {len(geometric)} and {len(photometric)}")
         if not 0 <= min_overlap <= 1:
-            raise ValueError(f"INPUT.SSL.MIN_OVERLAP {min_overlap} is not a fraction in [0, 1]")
+            raise ValueError(f"min_overlap {min_overlap} is not a fraction in [0, 1]")
         self.pre_crop = T.AugmentationList(pre_crop).augs
         self.geometric = [T.AugmentationList(augs).augs for augs in geometric]
         self.photometric = [T.AugmentationList(augs).augs for augs in photometric]
@@ -89,14 +89,6 @@ class TwoViewDatasetMapper:
     @classmethod
     def from_config(cls, cfg):
         ssl = cfg.INPUT.SSL
-        if cfg.INPUT.FORMAT != "RGB":
-            raise ValueError(
-                f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, but the views are RGB: set it to RGB, with PIXEL_MEAN and "
-                "PIXEL_STD in that order"
-            )
-        for key in ("VIEWS", "BLUR_PROB", "SOLARIZE_PROB"):
-            if len(ssl[key]) != 2:
-                raise ValueError(f"INPUT.SSL.{key} {list(ssl[key])} needs one entry for each of the two views")
         pre_crop = []
         if ssl.PRE_CROP > 0:  # only where colours change at that size does anything depend on it
             pre_crop = [ResizeCenterCrop(ssl.PRE_CROP) if ssl.COLOR_FIRST else CenterSquare()]
@@ -238,14 +230,8 @@ def _stack_in_memory_order(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:
     """Build the geometric augmentations of one view from INPUT.SSL."""
-    if ssl.VIEW_SIZE <= 0:
-        raise ValueError(f"INPUT.SSL.VIEW_SIZE {ssl.VIEW_SIZE} is not a size in pixels")
-    if ssl.INTERPOLATION not in INTERPOLATIONS:
-        raise ValueError(f"INPUT.SSL.INTERPOLATION {ssl.INTERPOLATION!r} is not one of {sorted(INTERPOLATIONS)}")
     if kind == "full":
         return [AntialiasedResize(ssl.VIEW_SIZE, INTERPOLATIONS[ssl.INTERPOLATION])]
-    if kind != "crop":
-        raise ValueError(f"INPUT.SSL.VIEWS has {kind!r}, which is neither 'crop' nor 'full'")
     return [
         RandomResizedCrop(
             ssl.VIEW_SIZE,

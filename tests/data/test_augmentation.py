@@ -116,17 +116,16 @@ def test_flip_is_a_flip_and_contiguous():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("name", "value"),
     [
-        {"scale": (0.0, 1.0)},
-        {"scale": (0.5, 0.2)},
-        {"scale": (0.5, 1.2)},
-        {"aspect": (0.0, 1.0)},
-        {"aspect": (2.0, 1.0)},
-        {"scale_of": "volume"},
-        {"interpolation": "nearest"},
+        ("scale", (0.0, 1.0)),
+        ("scale", (0.5, 0.2)),
+        ("scale", (0.5, 1.2)),
+        ("aspect", (0.0, 1.0)),
+        ("aspect", (2.0, 1.0)),
+        ("scale_of", "volume"),
     ],
 )
-def test_bad_ranges_name_their_key(arguments):
-    with pytest.raises(ValueError, match=r"INPUT\.SSL\."):
-        RandomResizedCrop(32, **arguments)
+def test_bad_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=f"^{name} "):
+        RandomResizedCrop(32, **{name: value})

@@ -235,18 +235,23 @@ def test_probabilities(kind, prob):
     assert abs(np.mean(done) - prob) < 0.05
 
 
-def test_bad_arguments_name_their_key():
-    for make in (
-        lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.6)),
-        lambda: color.ColorJitter((0.4, 0.4, 0.4)),
-        lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.1), 1.5),
-        lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.1), brightness="subtract"),
-        lambda: color.RandomGaussianBlur((-1.0, 0.0)),
-        lambda: color.RandomGaussianBlur((2.0, 1.0)),
-        lambda: color.RandomSolarize(-0.1),
-    ):
-        with pytest.raises(ValueError, match=r"INPUT\.SSL\."):
-            make()
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.6)), "strengths"),
+        (lambda: color.ColorJitter((0.4, 0.4, 1.4, 0.1)), "strengths"),
+        (lambda: color.ColorJitter((-0.4, 0.4, 0.4, 0.1)), "strengths"),
+        (lambda: color.ColorJitter((0.4, 0.4, 0.4)), "strengths"),
+        (lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.1), brightness="subtract"), "brightness"),
+        (lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.1), 1.5), "prob"),
+        (lambda: color.RandomGrayscale(1.5), "prob"),
+        (lambda: color.RandomGaussianBlur(prob=50), "prob"),
+        (lambda: color.RandomSolarize(-0.1), "prob"),
+    ],
+)
+def test_bad_arguments_are_named(make, name):
+    with pytest.raises(ValueError, match=f"^{name} "):
+        make()
 
 
 def test_blur_is_cut_at_three_sigma():

@@ -267,26 +267,17 @@ def test_grey_and_tiny_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "key"),
+    ("arguments", "text"),
     [
-        (("VIEWS", ["crop"]), "VIEWS"),
-        (("VIEWS", ["crop", "half"]), "VIEWS"),
-        (("BLUR_PROB", [0.5]), "BLUR_PROB"),
-        (("MIN_OVERLAP", 2.0), "MIN_OVERLAP"),
-        (("INTERPOLATION", "nearest", "VIEWS", ["full", "full"]), "INTERPOLATION"),
-        (("VIEW_SIZE", 0), "VIEW_SIZE"),
+        ({"geometric": [[]]}, "two views need two lists each, got 1 and 2"),
+        ({"photometric": [[], [], []]}, "two views need two lists each, got 2 and 3"),
+        ({"min_overlap": 2.0}, "min_overlap 2.0 is not a fraction"),
     ],
 )
-def test_bad_options_name_their_key(options, key):
-    with pytest.raises(ValueError, match=rf"INPUT\.SSL\.{key}"):
-        TwoViewDatasetMapper(make_cfg(*options))
-
-
-def test_bgr_is_refused():
-    cfg = make_cfg()
-    cfg.INPUT.FORMAT = "BGR"
-    with pytest.raises(ValueError, match=r"INPUT\.FORMAT"):
-        TwoViewDatasetMapper(cfg)
+def test_bad_arguments_are_named(arguments, text):
+    arguments = {"pre_crop": [], "geometric": [[], []], "photometric": [[], []], **arguments}
+    with pytest.raises(ValueError, match=text):
+        TwoViewDatasetMapper(**arguments)
 
 
 def test_augmentations_are_logged(caplog):
