@@ -55,7 +55,7 @@ def test_hue_turns_like_the_definition():
 
 @pytest.fixture(params=[True, False], ids=["IPP", "OpenCV's own code"])
 def conversion(request):
-    """Choose whose conversions of colours are in use: a processor may have either."""
+    """Switch between two implementations of colour conversion; the processor decides which of them can be used."""
     before = cv2.ipp.useIPP()
     cv2.ipp.setUseIPP(request.param)
     yield
@@ -63,8 +63,8 @@ def conversion(request):
 
 
 def test_hue_is_near_an_exact_turn_and_pillow_on_photos(conversion):
-    # Hue and shift have 256 steps, so each may be off by half a step, 6 * 255 / 256 / 2 levels; saturation and value
-    # are rounded too. Pillow cuts the shift off instead of rounding it, which is up to a step.
+    # Hue and shift have 256 steps, so each may be wrong by half a step, 6 * 255 / 256 / 2 levels; saturation and value
+    # are rounded too. Pillow rounds the shift down, which is an error of up to one step.
     for file in find_photos(20):
         photo = np.asarray(Image.open(file).convert("RGB"))
         for shift in (-0.1, 0.07, 0.3):
@@ -100,7 +100,7 @@ def test_blur_of_a_point_is_a_gaussian():
 def test_blur_keeps_a_flat_border():
     image = np.full((9, 9, 3), 77, np.uint8)
     assert np.all(color.gaussian_blur(image, 2.0) == 77)
-    image[:, 0] = 200  # only a repeated border keeps the first column nearest to its own value
+    image[:, 0] = 200  # with a border of zeros or a mirrored border, the first column would be darker
     assert color.gaussian_blur(image, 1.0)[4, 0, 0] > 150
 
 
@@ -168,7 +168,7 @@ def slow_brightness_and_contrast(image, steps):
     return np.array(values)
 
 
-# The mean of contrast is rounded to a grey level; a factor of brightness up to 1.5 can make two of it.
+# Contrast rounds the mean to a grey level; brightness with a factor up to 1.5 can turn this into two levels.
 @pytest.mark.parametrize(
     ("kind", "first", "limit"), [("multiply", color.adjust_brightness, 2), ("add", color.shift_brightness, 1)]
 )
@@ -206,7 +206,7 @@ def test_of_negative_blurs_the_magnitude_counts():
     assert min(sigmas) > 0 and 1.75 < max(sigmas) <= 1.8
     assert abs(np.mean(sigmas) - 0.855) < 0.04
     image = smooth_image(20, 20)
-    np.testing.assert_array_equal(color.gaussian_blur(image, 1e-9), image)  # as good as none, and no error
+    np.testing.assert_array_equal(color.gaussian_blur(image, 1e-9), image)  # no visible blur, and no error
 
 
 def test_color_transforms_leave_coordinates_and_labels_alone():
@@ -222,7 +222,7 @@ def test_color_transforms_leave_coordinates_and_labels_alone():
         assert isinstance(transform, T.ColorTransform)
         np.testing.assert_array_equal(transform.apply_coords(np.array([[1.5, 2.5]])), [[1.5, 2.5]])
         np.testing.assert_array_equal(transform.apply_segmentation(image[..., 0]), image[..., 0])
-        # What is drawn is fixed: applied again, the transform does the same.
+        # The transform is fixed after the draw: applied again, it gives the same result.
         np.testing.assert_array_equal(transform.apply_image(image.copy()), transform.apply_image(image.copy()))
 
 

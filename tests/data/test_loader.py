@@ -130,12 +130,12 @@ def test_frozen_views_come_again_in_every_epoch(cfg):
 def test_two_workers_draw_differently(cfg, tmp_path):
     for i in range(1, 6):
         (tmp_path / f"{i}.png").unlink()
-    cfg.DATALOADER.NUM_WORKERS = 2  # one image only: batches of the two workers differ by their draws alone
+    cfg.DATALOADER.NUM_WORKERS = 2  # there is one image, so batches of the two workers differ only by their draws
     one, other = batches(cfg, 2)
     assert one["file_name"] == other["file_name"]
     boxes = torch.cat([one["view_boxes"], other["view_boxes"]]).flatten(1)
     assert len({tuple(box.tolist()) for box in boxes}) == 6
-    assert one["views"].stride()[2] == 1  # channels-last survives the way from the worker
+    assert one["views"].stride()[2] == 1  # batches from workers are still channels-last in memory
 
 
 def test_annotations_are_dropped_and_nothing_is_filtered(cfg, tmp_path):
@@ -186,7 +186,7 @@ def test_image_files_hold_any_name():
 
 @pytest.mark.usefixtures("catalog")
 def test_labelled_records_without_anything_to_learn_from(tmp_path):
-    """What a script that does not look at its labels first is told."""
+    """Errors for scripts that do not check their labels first."""
     cfg = make_cfg("VIEW_SIZE", 16)
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON, cfg.DATASETS.TRAIN = "GeneralizedRCNN", True, ("mine",)
     annotation = {"bbox": [1, 1, 5, 5], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}

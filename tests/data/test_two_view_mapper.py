@@ -32,7 +32,7 @@ def make_cfg(*ssl_options):
 
 
 def paint_coordinates(height, width):
-    """Red is x, green is y of the pixel, in steps of LEVELS; no more than 85 pixels fit into a byte."""
+    """Red is x, green is y of the pixel, times LEVELS; a side has at most 85 pixels, because values end at 255."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, :, 0] = np.arange(width) * LEVELS
     image[:, :, 1] = np.arange(height)[:, None] * LEVELS
@@ -65,7 +65,7 @@ def test_both_views_show_the_same_points(options):
         boxes1, boxes2 = out["view_boxes"][:1], out["view_boxes"][1:]
         flips += int((out["view_boxes"][:, 0] > out["view_boxes"][:, 2]).sum())
         grid1, grid2, valid = overlap_grids(boxes1, boxes2, 7)
-        # Near its border a view is not a linear image of the painted ramp: filters are cut off there.
+        # Near the border of a view the resize filters are cut off, so values are not linear in the coordinates there.
         inside = (grid1[0].abs().amax(-1) < 0.85) & (grid2[0].abs().amax(-1) < 0.85) & valid
         overlap, _ = overlap_boxes(boxes1, boxes2)
         if boxes1[0, 0] > boxes1[0, 2]:
@@ -112,7 +112,7 @@ def test_color_first_changes_colors_before_the_views():
 
 
 def test_augmentations_of_the_users_own_kind():
-    """Lists, and augmentations that override ``__call__``, go detectron2's own way; the image stays as it was."""
+    """detectron2 itself applies lists and augmentations that override ``__call__``; the given image is not changed."""
     swap = T.ColorTransform(lambda image: image[:, :, ::-1])
     mapper = TwoViewDatasetMapper(
         pre_crop=[],
@@ -140,8 +140,8 @@ def test_min_overlap_redraws_the_second_view():
     drawn = overlaps(200, MIN_OVERLAP=0.01)
     share = (free < 0.01).float().mean()
     assert share > 0.4  # crops of 5-10 % of the area mostly miss each other
-    # Were all first views alike, ten draws would miss together with probability 0.62 ** 10 = 0.8 %; first views in a
-    # corner are harder to meet.
+    # If all first views had the same chance, ten draws would all miss with probability 0.62 ** 10 = 0.8 %. Views that
+    # overlap a first view in a corner are rarer.
     assert (drawn < 0.01).float().mean() < 0.1
 
 
@@ -232,7 +232,7 @@ def test_per_view_probabilities():
 
 
 def test_brightness_of_the_config_reaches_the_views():
-    # Of a black image a factor leaves nothing but black; a shift makes every second view grey, up to 0.4 * 255 = 102.
+    # A black image times a factor is black. A shift, if it is positive, makes it grey, up to 0.4 * 255 = 102.
     values = {}
     for kind in ("multiply", "add"):
         options = ("JITTER", [0.4, 0.0, 0.0, 0.0], "JITTER_PROB", 1.0, "JITTER_BRIGHTNESS", kind)
@@ -269,8 +269,8 @@ def test_grey_and_tiny_files(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"geometric": [[]]}, "two views need two lists each, got 1 and 2"),
-        ({"photometric": [[], [], []]}, "two views need two lists each, got 2 and 3"),
+        ({"geometric": [[]]}, "one list for each of the two views, got 1 and 2"),
+        ({"photometric": [[], [], []]}, "one list for each of the two views, got 2 and 3"),
         ({"min_overlap": 2.0}, "min_overlap 2.0 is not a fraction"),
     ],
 )
