@@ -23,13 +23,13 @@ tracemalloc.start()
 begin = time.perf_counter()
 files = ImageFiles.open(sys.argv[1])
 batches = iter(EndlessBatches(len(files), 256, seed=0))
-first = [files[index]["file_name"] for index, _ in next(batches)]
+first = [files[index]["file_name"] for index, *_ in next(batches)]
 start_up = time.perf_counter() - begin
 heap = tracemalloc.get_traced_memory()[1]
 tracemalloc.stop()
 begin = time.perf_counter()
 for _, batch in zip(range(40), batches):
-    for index, _ in batch:
+    for index, *_ in batch:
         files[index]
 record = (time.perf_counter() - begin) / 40 / 256
 other = EndlessBatches(len(files), 256, seed=0, rank=3, world_size=8)

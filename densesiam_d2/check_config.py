@@ -43,6 +43,7 @@ RULES: dict[str, Rule] = {
         lambda v: len(v) == 4 and min(v) >= 0 and max(v[:3]) <= 1 and v[3] <= 0.5,
         "four numbers in [0, 1], the last <= 0.5",
     ),
+    "INPUT.SSL.JITTER_BRIGHTNESS": one_of("multiply", "add"),
     "INPUT.SSL.JITTER_PROB": PROBABILITY,
     "INPUT.SSL.GRAYSCALE_PROB": PROBABILITY,
     "INPUT.SSL.BLUR_PROB": PROBABILITY_PAIR,
@@ -166,6 +167,10 @@ def _combinations(cfg: CfgNode) -> list[str]:
             problems.append(
                 f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, which needs annotations; pretraining "
                 "has 'TrainingSampler' only"
+            )
+        if cfg.INPUT.FORMAT != "RGB":
+            problems.append(
+                f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; views are RGB: set 'RGB', also in PIXEL_MEAN and PIXEL_STD"
             )
         if not cfg.MODEL.SSL.NORM:
             problems.append("MODEL.SSL.NORM is ''; the heads need a norm, such as 'SyncBN'")

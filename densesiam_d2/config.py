@@ -56,40 +56,43 @@ def _add_dataset_keys(cfg: CfgNode) -> None:
 def _add_input_keys(cfg: CfgNode) -> None:
     # Photometric distortion in supervised segmentation (ColorAugSSDTransform of detectron2.projects.point_rend).
     cfg.INPUT.COLOR_AUG_SSD = False
-    # Value of a 16-bit pixel that becomes 255, as higher ones do; 4095 for pictures of 12 bits in 16-bit files.
+    # Value of 16-bit images that becomes 255 (white); higher values become 255 too. 4095 for 12-bit images in 16-bit
+    # files.
     cfg.INPUT.WHITE_LEVEL = 65535
-    # A folder: of more images than this is listed once, into an index in OUTPUT_DIR that all processes share and
-    # --resume keeps.
+    # Folders with more images are indexed once in OUTPUT_DIR, shared by all processes and kept for --resume.
     cfg.DATALOADER.INDEX_ABOVE = 1_000_000
 
     ssl = cfg.INPUT.SSL = CfgNode()
     # Side of each square view, in pixels.
     ssl.VIEW_SIZE = 224
-    # Above 0, views are taken from the central square only; COLOR_FIRST resizes it to this side, in pixels, first. The
-    # segmentation recipe: 640.
+    # 0: views are taken from the whole image. Above 0: from its central square only, which COLOR_FIRST first resizes to
+    # this side in pixels. 640 in the segmentation recipe.
     ssl.PRE_CROP = 0
-    # What each view shows: "crop" (a random resized crop) or "full" (the whole image, never flipped).
+    # Content of each view: "crop" (a random resized crop) or "full" (the whole image, never flipped).
     ssl.VIEWS = ["crop", "crop"]
-    # Range from which the size of a crop is drawn uniformly, as a fraction of the image's area or side.
+    # Range from which the size of a crop is drawn uniformly, as a fraction of the image (see CROP_SCALE_OF).
     ssl.CROP_SCALE = [0.2, 1.0]
-    # What CROP_SCALE measures: "area" (random resized crop) or "side" (the released segmentation recipe).
+    # CROP_SCALE is a fraction of the image's "area" (random resized crop) or of its short "side" (the released
+    # segmentation recipe).
     ssl.CROP_SCALE_OF = "area"
     # Range of width/height of a crop, drawn log-uniformly.
     ssl.CROP_ASPECT = [0.75, 4.0 / 3.0]
-    # The second view is redrawn up to 10 times until this fraction of its area lies inside the first; 0 = off. Inferred
-    # (the rule is SlotCon's, data/transforms.py there).
+    # The second view is drawn again, up to 10 times, until this fraction of its area lies inside the first; 0 = off.
+    # Inferred (SlotCon has this rule in its data/transforms.py).
     ssl.MIN_OVERLAP = 0.01
-    # Change colours of the whole (pre-cropped) image before any crop, as released for segmentation, instead of after it
-    # at the size of the view, as everywhere else.
+    # True: change the colours of the whole (pre-cropped) image before the crop (the released segmentation code). False:
+    # change the colours of the view after the crop (all other recipes).
     ssl.COLOR_FIRST = False
-    # Resampling of views: "bilinear" or "bicubic", both antialiased; CROP_ANTIALIAS False leaves that out of "crop"
-    # views, as the released segmentation code does, which crops on the GPU.
+    # Interpolation when views are resized: "bilinear" or "bicubic". CROP_ANTIALIAS False turns antialiasing off for
+    # "crop" views (the released segmentation code, which crops on the GPU).
     ssl.INTERPOLATION = "bilinear"
     ssl.CROP_ANTIALIAS = True
     # Probability of a horizontal flip of a "crop" view.
     ssl.FLIP_PROB = 0.5
     # Strengths of brightness, contrast, saturation (factor in [1-s, 1+s]) and hue (shift in [-s, s] turns).
     ssl.JITTER = [0.4, 0.4, 0.4, 0.1]
+    # How brightness changes: "multiply" (by the factor above) or "add" (a shift in [-s, s] of pixels in [0, 1]; BYOL).
+    ssl.JITTER_BRIGHTNESS = "multiply"
     # Probability of the colour jitter.
     ssl.JITTER_PROB = 0.8
     # False: one draw decides for all four operations. True: one draw per operation (the released segmentation recipe).
@@ -98,13 +101,13 @@ def _add_input_keys(cfg: CfgNode) -> None:
     ssl.JITTER_RANDOM_ORDER = True
     # Probability of turning a view grey.
     ssl.GRAYSCALE_PROB = 0.2
-    # Per-view probability of a Gaussian blur, and the range of its sigma in pixels; of negative numbers the magnitude
-    # counts.
+    # Probability of a Gaussian blur per view, and the range from which its sigma is drawn, in pixels. If the drawn one
+    # is negative, its absolute value is used.
     ssl.BLUR_PROB = [0.5, 0.5]
     ssl.BLUR_SIGMA = [0.1, 2.0]
     # Per-view probability of solarisation (threshold 128).
     ssl.SOLARIZE_PROB = [0.0, 0.0]
-    # Every epoch shows the same two views of an image (the released segmentation code).
+    # True: an image has the same two views in every epoch (the released segmentation code).
     ssl.FREEZE_VIEWS = False
 
 

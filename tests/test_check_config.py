@@ -11,6 +11,7 @@ def _cfg(*opts):
     cfg = get_cfg()
     add_densesiam_config(cfg)
     cfg.DATASETS.TRAIN = ("some_train",)
+    cfg.INPUT.FORMAT = "RGB"
     cfg.merge_from_list(list(opts))
     return cfg
 
@@ -120,6 +121,7 @@ COMBINATIONS = [
     (["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 770], "TEST.SLIDE_STRIDE is 770"),
     (["SOLVER.BASE_LR", 0.1, "SOLVER.BASE_LR_END", 0.2], "SOLVER.BASE_LR_END is 0.2"),
     (["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu"], "SOLVER.AMP.PRECISION is 'fp16'"),
+    (["MODEL.META_ARCHITECTURE", "DenseSiam", "INPUT.FORMAT", "BGR"], "INPUT.FORMAT is 'BGR'"),
     (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
 ]
 
@@ -190,3 +192,30 @@ def test_keys_misspelt_in_python_are_found():
     with pytest.raises(ValueError, match=r"no key SOLVER\.BASE_LRR; did you mean SOLVER\.BASE_LR\?") as raised:
         check_config(cfg)
     assert "MY_OWN_HEAD" not in str(raised.value)
+
+
+def test_unknown_kind_of_brightness_is_named():
+    with pytest.raises(ValueError, match=r"JITTER_BRIGHTNESS is 'subtract'; it must be one of multiply, add"):
+        check_config(_cfg("INPUT.SSL.JITTER_BRIGHTNESS", "subtract"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("INPUT.SSL.BLUR_SIGMA", [-1.0, 0.0], "high > 0"),
+        ("INPUT.SSL.CROP_ASPECT", [0.0, 1.0], "0 < low"),
+        ("INPUT.SSL.SOLARIZE_PROB", [0.0], "two numbers"),
+        ("INPUT.WHITE_LEVEL", 0, "[1, 65535]"),
+    ],
+)
+def test_bad_value_of_the_input_is_named(key, value, text):
+    with pytest.raises(ValueError) as error:
+        check_config(_cfg(key, value))
+    assert f"{key} is {value!r}; it must be" in str(error.value) and text in str(error.value)
+
+
+def test_pretraining_has_one_sampler():
+    sampler = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    check_config(_cfg(*sampler))  # of a labelled training
+    with pytest.raises(ValueError, match=r"SAMPLER_TRAIN is 'RepeatFactorTrainingSampler', which needs annotations"):
+        check_config(_cfg("MODEL.META_ARCHITECTURE", "DenseSiam", *sampler))

@@ -1,4 +1,7 @@
-"""The geometric augmentations of self-supervised learning: each draws, and returns a fixed transform."""
+"""The geometric augmentations of self-supervised learning: each draws random amounts and returns a fixed transform.
+
+Constructors check only what would otherwise give wrong views without an error; ``check_config`` checks all config keys.
+"""
 
 import math
 
@@ -25,16 +28,16 @@ INTERPOLATIONS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}  # value
 
 
 class AntialiasedResizeTransform(T.ResizeTransform):
-    """detectron2's resize with a faster path for uint8 RGB images; same pixels as Pillow's to within a grey level.
+    """detectron2's resize, faster for uint8 RGB images; their pixels equal Pillow's to within one grey level.
 
     Attributes:
-        antialias: of that path; False interpolates between the nearest pixels, as ``F.interpolate`` does.
+        antialias: of uint8 RGB images; False interpolates between the nearest pixels only, as ``F.interpolate`` does.
     """
 
     antialias = True
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resize an image, or anything else the way detectron2 does.
+        """Resize an image; other types than uint8 RGB are resized by detectron2's own code.
 
         Args:
             img: (h, w) or (h, w, C).
@@ -48,7 +51,7 @@ class AntialiasedResizeTransform(T.ResizeTransform):
         if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3 or interp not in modes:
             return super().apply_image(img, interp)
         assert img.shape[:2] == (self.h, self.w), (img.shape, self.h, self.w)
-        # The batch axis comes first: only then does the tensor look channels-last, for which there is a fast kernel.
+        # The batch axis is added before permute: only a 4-d tensor counts as channels-last, which has a fast kernel.
         x = torch.from_numpy(np.ascontiguousarray(img) if min(img.strides) < 0 else img)[None].permute(0, 3, 1, 2)
         size = (self.new_h, self.new_w)
         x = F.interpolate(x, size, mode=modes[interp], antialias=self.antialias)  # (1, 3, new_h, new_w)
@@ -56,7 +59,7 @@ class AntialiasedResizeTransform(T.ResizeTransform):
 
 
 class CropResizeTransform(AntialiasedResizeTransform):
-    """Cut out a rectangle and resize it: as ``CropTransform`` and then ``AntialiasedResizeTransform``, in one."""
+    """Cut out a rectangle and resize it: ``CropTransform`` and ``AntialiasedResizeTransform`` in one step."""
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class CropResizeTransform(AntialiasedResizeTransform):
         return (coords - (self.x0, self.y0)) * (self.new_w / self.w, self.new_h / self.h)
 
     def inverse(self) -> T.Transform:
-        """Refuse: the rest of the image is gone.
+        """Raise an error, because the pixels outside the crop are lost.
 
         Raises:
             NotImplementedError: always.
@@ -89,9 +92,9 @@ class CropResizeTransform(AntialiasedResizeTransform):
 
 
 class RandomResizedCrop(T.Augmentation):
-    """Crop a rectangle of random size, shape and place, and resize it to a square.
+    """Crop a rectangle of random size, shape and place, and resize it to a square; coordinates are mapped as well.
 
-    Coordinates follow. detectron2's ``RandomExtent`` would not do: it shrinks without antialiasing.
+    detectron2's ``RandomExtent`` is no substitute, because it shrinks images without antialiasing.
 
     Source: torchvision ``RandomResizedCrop`` for the draw.
     """
@@ -111,22 +114,20 @@ class RandomResizedCrop(T.Augmentation):
             size: side of the result, in pixels.
             scale: range of the crop's size, drawn uniformly.
             aspect: range of its width / height, drawn log-uniformly.
-            scale_of: what ``scale`` is a fraction of: "area" of the image, or its short "side".
+            scale_of: "area": ``scale`` is a fraction of the image's area; "side": of its short side.
             interpolation: "bilinear" or "bicubic".
-            antialias: whether shrinking weighs all pixels of the crop.
+            antialias: average over all pixels of the crop when shrinking.
 
         Raises:
-            ValueError: a range is not within its bounds or ordered, or a name is unknown.
+            ValueError: a range is not within its bounds or not ordered, or ``scale_of`` is unknown.
         """
         super().__init__()
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"INPUT.SSL.CROP_SCALE {tuple(scale)} is not a range within (0, 1]")
+            raise ValueError(f"scale {tuple(scale)} is not a range within (0, 1]")
         if not 0 < aspect[0] <= aspect[1]:
-            raise ValueError(f"INPUT.SSL.CROP_ASPECT {tuple(aspect)} is not a range of positive numbers")
+            raise ValueError(f"aspect {tuple(aspect)} is not a range of positive numbers")
         if scale_of not in ("area", "side"):
-            raise ValueError(f"INPUT.SSL.CROP_SCALE_OF {scale_of!r} is neither 'area' nor 'side'")
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"INPUT.SSL.INTERPOLATION {interpolation!r} is not one of {sorted(INTERPOLATIONS)}")
+            raise ValueError(f"scale_of {scale_of!r} is neither 'area' nor 'side'")
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -143,7 +144,7 @@ class RandomResizedCrop(T.Augmentation):
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
                 return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
-        # The image is longer than any drawn shape: take the largest centred crop that has an allowed shape.
+        # No drawn crop fits, because the image is too long: take the largest central crop of an allowed shape.
         w = max(1, min(width, round(height * self.aspect[1])))
         h = max(1, min(height, round(width / self.aspect[0])))
         return (width - w) // 2, (height - h) // 2, w, h
@@ -157,7 +158,7 @@ class AntialiasedResize(T.Resize):
 
 
 class CenterSquare(T.Augmentation):
-    """Cut out the largest central square; no randomness."""
+    """Cut out the largest central square; nothing is random."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         h, w = image.shape[:2]
@@ -166,7 +167,7 @@ class CenterSquare(T.Augmentation):
 
 
 class ResizeCenterCrop(T.Augmentation):
-    """Resize the short side to a length and cut out the central square of that side; no randomness.
+    """Resize the short side to a length and cut out the central square of that side; nothing is random.
 
     Source: torchvision ``Resize`` and ``CenterCrop`` for the rounding.
     """
@@ -185,7 +186,7 @@ class ResizeCenterCrop(T.Augmentation):
 
 
 class _FastHFlipTransform(HFlipTransform):
-    """A flip that copies at once: the negative strides of a numpy flip cost forty times as much further on."""
+    """A flip that copies the image: NumPy's flip only negates strides, which makes later operations 40 times slower."""
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         return cv2.flip(img, 1)
@@ -195,5 +196,5 @@ class RandomHorizontalFlip(T.RandomFlip):
     """detectron2's horizontal ``RandomFlip`` with a faster copy."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        # Drawn in a tenth of the time of Augmentation._rand_range.
+        # np.random.rand takes a tenth of the time of Augmentation._rand_range.
         return _FastHFlipTransform(image.shape[1]) if np.random.rand() < self.prob else NoOpTransform()

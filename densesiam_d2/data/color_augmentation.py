@@ -1,7 +1,9 @@
-"""The colour augmentations of self-supervised learning: each draws, and returns a fixed transform.
+"""The colour augmentations of self-supervised learning: each draws random amounts and returns a fixed transform.
 
-Images are (H, W, 3) uint8 in RGB order. The operations follow Pillow's definitions to within a grey level (hue: a few)
-at a fifth to a tenth of its time. Each takes ``dst``, an image to write the result to, which may be the image itself.
+Images are (H, W, 3) uint8 in RGB order. The operations equal Pillow's to within two grey levels (hue: a few more) and
+take a fifth to a tenth of its time. ``dst`` of an operation is an image to write the result to; it may be the input.
+
+Constructors check only what would otherwise give wrong views without an error; ``check_config`` checks all config keys.
 """
 
 import math
@@ -21,6 +23,7 @@ __all__ = [
     "adjust_hue",
     "adjust_saturation",
     "gaussian_blur",
+    "shift_brightness",
     "solarize",
     "to_grayscale",
 ]
@@ -32,6 +35,12 @@ _IDENTITY = np.eye(3)
 def adjust_brightness(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
     """Multiply an (H, W, 3) uint8 image by a factor >= 0."""
     return cv2.convertScaleAbs(image, dst, alpha=factor)
+
+
+def shift_brightness(image: np.ndarray, shift: float, dst: np.ndarray | None = None) -> np.ndarray:
+    """Add ``shift`` times 255, in whole grey levels, to an (H, W, 3) uint8 image, and clip to [0, 255]."""
+    levels = round(255 * shift)
+    return cv2.add(image, (levels, levels, levels, 0), dst)
 
 
 def adjust_contrast(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
@@ -46,9 +55,9 @@ def adjust_saturation(image: np.ndarray, factor: float, dst: np.ndarray | None =
 
 
 def adjust_hue(image: np.ndarray, shift: float, dst: np.ndarray | None = None) -> np.ndarray:
-    """Turn the hue of an (H, W, 3) uint8 RGB image by ``shift`` turns, in [-0.5, 0.5]."""
+    """Rotate the hue of an (H, W, 3) uint8 RGB image by ``shift`` turns, in [-0.5, 0.5]."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL, dst)
-    hsv[:, :, 0] += np.uint8(round(shift * 256) % 256)  # a full turn is 256, so that uint8 wraps around
+    hsv[:, :, 0] += np.uint8(round(shift * 256) % 256)  # a full turn is 256, so uint8 wraps around as the hue does
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=hsv)
 
 
@@ -58,7 +67,7 @@ def to_grayscale(image: np.ndarray, dst: np.ndarray | None = None) -> np.ndarray
 
 
 def gaussian_blur(image: np.ndarray, sigma: float, dst: np.ndarray | None = None) -> np.ndarray:
-    """Blur an (H, W, 3) uint8 image with a Gaussian of ``sigma`` pixels, cut off at three of them."""
+    """Blur an (H, W, 3) uint8 image with a Gaussian of ``sigma`` pixels, cut off at three sigma."""
     kernel = cv2.getGaussianKernel(2 * math.ceil(3 * sigma) + 1, sigma)
     return cv2.sepFilter2D(image, -1, kernel, kernel, dst, borderType=cv2.BORDER_REPLICATE)
 
@@ -70,10 +79,10 @@ def solarize(image: np.ndarray, threshold: int = 128, dst: np.ndarray | None = N
 
 
 class ColorSteps(T.ColorTransform):
-    """Some of the operations above, one after the other; or none."""
+    """A sequence of the operations above; without steps, no change."""
 
     def __init__(self, *steps: tuple):
-        """Store the steps: an operation and what it takes between image and ``dst``."""
+        """Store the steps: each an operation, followed by its arguments between image and ``dst``."""
         self.steps = steps
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
@@ -87,9 +96,10 @@ class ColorSteps(T.ColorTransform):
 
 
 class ColorJitter(T.Augmentation):
-    """Change brightness, contrast, saturation and hue by random amounts, in random order or in this one.
+    """Change brightness, contrast, saturation and hue by random amounts, in random order or in this order.
 
-    Source: torchvision ``ColorJitter``; the draw per operation is the released DenseSiam's (``densesiam/datasets``).
+    Source: torchvision ``ColorJitter``; the draw per operation is the released DenseSiam's (``densesiam/datasets``);
+    additive brightness is BYOL's (google-deepmind/deepmind-research, ``byol/utils/augmentations.py``).
     """
 
     def __init__(
@@ -98,30 +108,36 @@ class ColorJitter(T.Augmentation):
         prob: float = 0.8,
         independent: bool = False,
         random_order: bool = True,
+        brightness: str = "multiply",
     ):
         """Check and store the amounts.
 
         Args:
-            strengths: of brightness, contrast and saturation (factor drawn from [1 - s, 1 + s]) and of hue (shift drawn
-                from [-s, s] turns). 0 leaves an operation out.
+            strengths: one number ``s`` each for brightness, contrast, saturation and hue. The factor of the first three
+                is drawn from [1 - s, 1 + s], the shift of hue from [-s, s] turns. 0 leaves an operation out.
             prob: probability of the change.
-            independent: draw once per operation instead of once for all four.
+            independent: decide for each operation by its own draw, instead of once for all four.
             random_order: draw the order of the operations.
+            brightness: "multiply" the image by the factor, or "add" a shift drawn from [-s, s] to the image, whose
+                values count as [0, 1].
 
         Raises:
-            ValueError: a strength is out of range.
+            ValueError: a strength or ``prob`` is out of range, or ``brightness`` is unknown.
         """
         super().__init__()
         if len(strengths) != 4 or min(strengths) < 0 or max(strengths[:3]) > 1 or strengths[3] > 0.5:
-            raise ValueError(f"INPUT.SSL.JITTER {tuple(strengths)} needs three strengths in [0, 1] and one in [0, 0.5]")
-        _check_prob("INPUT.SSL.JITTER_PROB", prob)
+            raise ValueError(f"strengths {tuple(strengths)} must be three numbers in [0, 1] and one in [0, 0.5]")
+        if brightness not in ("multiply", "add"):
+            raise ValueError(f"brightness {brightness!r} is neither 'multiply' nor 'add'")
+        _check_prob(prob)
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         if not self.independent and np.random.rand() >= self.prob:
             return ColorSteps()
-        # Each with the amount that changes nothing.
-        operations = ((adjust_brightness, 1.0), (adjust_contrast, 1.0), (adjust_saturation, 1.0), (adjust_hue, 0.0))
+        # Each operation with the amount that leaves the image as it is.
+        brightness = (adjust_brightness, 1.0) if self.brightness == "multiply" else (shift_brightness, 0.0)
+        operations = (brightness, (adjust_contrast, 1.0), (adjust_saturation, 1.0), (adjust_hue, 0.0))
         places, amounts, chances = np.random.rand(3, 4).tolist()
         steps = []
         for i in sorted(range(4), key=places.__getitem__) if self.random_order else range(4):
@@ -137,7 +153,7 @@ class RandomGrayscale(T.Augmentation):
     def __init__(self, prob: float = 0.2):
         """Store the probability."""
         super().__init__()
-        _check_prob("INPUT.SSL.GRAYSCALE_PROB", prob)
+        _check_prob(prob)
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -147,15 +163,14 @@ class RandomGrayscale(T.Augmentation):
 class RandomGaussianBlur(T.Augmentation):
     """Blur an image with probability ``prob`` by a sigma drawn uniformly from a range, in pixels.
 
-    Of a negative draw the magnitude counts, as in Pillow: the released segmentation recipe draws from -1.8 to 0.1.
+    If the drawn sigma is negative, its absolute value is used, as in Pillow. The released segmentation recipe draws it
+    from [-1.8, 0.1].
     """
 
     def __init__(self, sigma: tuple[float, float] = (0.1, 2.0), prob: float = 0.5):
-        """Check and store the range and the probability."""
+        """Store the range and the probability."""
         super().__init__()
-        if not (sigma[0] <= sigma[1] and sigma[1] > 0):
-            raise ValueError(f"INPUT.SSL.BLUR_SIGMA {tuple(sigma)} is not a range that ends above 0")
-        _check_prob("INPUT.SSL.BLUR_PROB", prob)
+        _check_prob(prob)
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -172,13 +187,13 @@ class RandomSolarize(T.Augmentation):
     def __init__(self, prob: float = 0.2, threshold: int = 128):
         """Store the probability and the first inverted value."""
         super().__init__()
-        _check_prob("INPUT.SSL.SOLARIZE_PROB", prob)
+        _check_prob(prob)
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return ColorSteps((solarize, self.threshold)) if np.random.rand() < self.prob else ColorSteps()
 
 
-def _check_prob(key: str, prob: float) -> None:
+def _check_prob(prob: float) -> None:
     if not 0 <= prob <= 1:
-        raise ValueError(f"{key} {prob} is not a probability in [0, 1]")
+        raise ValueError(f"prob {prob} is not a probability in [0, 1]")

@@ -1,4 +1,4 @@
-"""Loaders of training: batches that depend on the seed and their number only, and that survive unreadable images."""
+"""Training loaders: batch ``i`` depends on the seed and ``i`` only; unreadable images are replaced in pretraining."""
 
 import faulthandler
 import functools
@@ -28,7 +28,7 @@ from .datasets import check_records
 from .image_files import ImageFiles
 from .image_folders import index_if_large, open_index
 from .image_io import UnreadableImageError
-from .order import EndlessBatches, mixed_seeds, seeded
+from .order import EndlessBatches, SampleKey, mixed_seeds, seeded
 from .path_datasets import FOLDER_PREFIX, register_path_datasets
 from .quarantine import Quarantine
 from .two_view_mapper import TwoViewDatasetMapper, collate_views
@@ -36,16 +36,17 @@ from .white_level import warn_of_dark_images
 
 __all__ = ["TrainLoader", "build_labelled_train_loader", "build_two_view_train_loader"]
 
-MAX_SUBSTITUTES = 20  # for one image; so many unreadable ones in a row are a broken disk
+MAX_SUBSTITUTES = 20  # for one image; so many unreadable images in a row mean that the disk is broken
 
 logger = logging.getLogger(__name__)
 
 
 class SeededSamples(Dataset):
-    """What a mapper makes of the records, each under its own seed.
+    """A dataset whose item is the mapper's result for one record, drawn under a given seed.
 
-    An item is asked for by (record, seed) and is the mapper's result with a list of (file, reason) of what was
-    unreadable on the way to it.
+    The key of an item is a :class:`SampleKey`. The item is a pair: the mapper's result, and a list of (file, reason) of
+    the unreadable files for which it is the substitute. If the result is a dict, the key's position is added to it as
+    "position"; a substitute has the position of the file that it replaces.
     """
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], Any], *, substitute: bool):
@@ -53,9 +54,9 @@ class SeededSamples(Dataset):
 
         Args:
             records: detectron2's dataset dicts.
-            mapper: of one record.
-            substitute: take another image, drawn by the seed, for one that cannot be read; False raises, with the
-                file's name.
+            mapper: function of one record.
+            substitute: replace an unreadable image by another one, drawn by the seed; False raises an error that names
+                the file.
         """
         self.records = records
         self._mapper = mapper
@@ -64,14 +65,15 @@ class SeededSamples(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[tuple[str, str]]]:
-        index, seed = key
+    def __getitem__(self, key: SampleKey) -> tuple[Any, list[tuple[str, str]]]:
+        index, seed, position = key
         unreadable = []
         while True:
             record = self.records[index]
             try:
                 with seeded(seed):
-                    return self._mapper(record), unreadable
+                    sample = self._mapper(record)
+                return _add_position(sample, position), unreadable
             except (UnreadableImageError, FileNotFoundError) as error:
                 if not self._substitute:
                     raise
@@ -87,11 +89,19 @@ class SeededSamples(Dataset):
             index = int(mixed_seeds(seed, len(unreadable))[0] % np.uint64(len(self.records)))
 
 
+def _add_position(sample: Any, position: int) -> Any:
+    if not isinstance(sample, dict):
+        return sample
+    if "position" in sample:
+        raise ValueError('the mapper returned the key "position", which the loader fills in: use another name')
+    return {**sample, "position": position}
+
+
 class TrainLoader:
     """An endless loader whose batch ``i`` depends on the seed and ``i`` only.
 
     Attributes:
-        batches: the :class:`EndlessBatches`; set its ``start`` and ``seed`` to go on where a run stopped.
+        batches: the :class:`EndlessBatches`; set its ``start`` and ``seed`` to continue a stopped run.
         dataset: the :class:`SeededSamples`.
     """
 
@@ -105,15 +115,15 @@ class TrainLoader:
         pin_memory: bool = False,
         quarantine: Quarantine | None = None,
     ):
-        """Store the parts; workers are started by iterating.
+        """Store the parts; iterating starts the workers.
 
         Args:
-            dataset: where samples come from.
-            batches: which samples make a batch.
-            num_workers: loader processes; 0 loads in this one.
-            collate_fn: of the samples of a batch, in the worker.
-            pin_memory: for CUDA.
-            quarantine: told about unreadable files.
+            dataset: the samples.
+            batches: the keys of the samples of each batch.
+            num_workers: number of loader processes; 0 loads in this process.
+            collate_fn: function of the samples of a batch, which runs in the worker.
+            pin_memory: copy batches to pinned memory, for faster transfers to CUDA devices.
+            quarantine: records the unreadable files.
         """
         self.dataset, self.batches = dataset, batches
         self._quarantine = quarantine
@@ -122,7 +132,8 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Any]:
         batches = self._load()
-        Finalize(None, _end_workers, args=(weakref.ref(batches),), exitpriority=10)  # before they are waited for
+        # At exit this runs before multiprocessing waits for its child processes.
+        Finalize(None, _end_workers, args=(weakref.ref(batches),), exitpriority=10)
         return batches
 
     def _load(self) -> Iterator[Any]:
@@ -131,7 +142,7 @@ class TrainLoader:
             batch_sampler=self.batches,
             collate_fn=self._collate,
             worker_init_fn=_prepare_worker,
-            generator=torch.Generator(),  # or starting the workers would draw from the model's
+            generator=torch.Generator(),  # without it, starting the workers would draw from torch's global generator
             **self._options,
         )
         for batch, num_samples, unreadable in loader:
@@ -146,7 +157,7 @@ def _collate(collate_fn: Callable[[list], Any], items: list[tuple]) -> tuple[Any
 
 
 def _end_workers(batches: Callable[[], Generator | None]) -> None:
-    """When the process exits, close its loader and kill what is left, for workers ignore SIGTERM."""
+    """At the exit of the process, close its loader and kill the remaining workers, because they ignore SIGTERM."""
     if batches() is not None:
         batches().close()
         for child in multiprocessing.active_children():
@@ -155,11 +166,11 @@ def _end_workers(batches: Callable[[], Generator | None]) -> None:
 
 
 def _prepare_worker(worker_id: int) -> None:
-    """Let a worker end with its parent, whatever happens, and not before."""
-    cv2.setNumThreads(0)  # workers are processes already; more threads would only get in each other's way
-    faulthandler.enable(2)  # SIGABRT, from the watchdog, shows where a worker hangs
+    """Prepare a new worker: it ends when its parent ends, and ignores the signals that ask a job to stop."""
+    cv2.setNumThreads(0)  # loader workers run in parallel already; threads inside each would slow all of them down
+    faulthandler.enable(2)  # on SIGABRT, which the watchdog sends, the worker prints where it hangs
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # sent to a whole job, they ask the main process to save and leave
+        signal.signal(number, signal.SIG_IGN)  # sent to all processes of a job; only the main process must react
     end_with_parent()
 
 
@@ -170,35 +181,32 @@ def _run_seed(cfg: CfgNode) -> int:
 def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:
     """Build an endless loader of batches of two views.
 
-    All images of DATASETS.TRAIN count, with or without annotations; these are dropped. Workers stack the batches. For
-    an image that cannot be read another one is taken, and ``OUTPUT_DIR/quarantine.jsonl`` says so.
+    All images of DATASETS.TRAIN are used, with or without annotations; annotations are dropped. An unreadable image is
+    replaced by another one and recorded in ``OUTPUT_DIR/quarantine.jsonl``.
 
     Args:
-        cfg: a config; DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, RUN and INPUT are read. Names may be
-            those of registered datasets, ``folder:/path``, ``list:/path.txt`` and ``index:/path.index``. A folder of
-            more than DATALOADER.INDEX_ABOVE images is listed once, into an index in OUTPUT_DIR.
-        mapper: instead of :class:`TwoViewDatasetMapper`.
+        cfg: a config that :func:`~densesiam_d2.check_config.check_config` accepts; DATASETS.TRAIN, DATALOADER,
+            SOLVER.IMS_PER_BATCH, SEED, RUN and INPUT are read. DATASETS.TRAIN has names of registered datasets,
+            ``folder:/path``, ``list:/path.txt`` or ``index:/path.index``. A folder with more than
+            DATALOADER.INDEX_ABOVE images is indexed once, in OUTPUT_DIR.
+        mapper: instead of :class:`TwoViewDatasetMapper`; it may return a dict with other keys.
 
     Returns:
-        A loader of dicts as :func:`collate_views` makes them, SOLVER.IMS_PER_BATCH / number of processes images each.
+        A loader of dicts made by :func:`collate_views` from N = SOLVER.IMS_PER_BATCH / number of processes images each.
+        They hold all keys that the mapper returns, and "position": (N,) int64, the place of each sample in the endless
+        sequence of epochs. Position ``p`` belongs to epoch ``p // number of images``. With the same seed, a position
+        always has the same image and the same views.
 
     Raises:
-        ValueError: there is no dataset or no image, or a sampler is configured that needs annotations.
-        FileNotFoundError: a path dataset does not exist.
+        ValueError: DATASETS.TRAIN has no images.
+        FileNotFoundError: a folder, list or index does not exist.
     """
     names = cfg.DATASETS.TRAIN
-    if not names:
-        raise ValueError("DATASETS.TRAIN is empty: name a dataset, folder:/path or list:/path.txt")
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise ValueError(
-            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN!r} needs annotations; pretraining has "
-            "'TrainingSampler' only"
-        )
     register_path_datasets(names)
     parts = [_load_files(name, cfg) for name in names]
-    files = parts[0] if len(parts) == 1 else ConcatDataset(parts)
-    if not len(files):
+    if not any(map(len, parts)):
         raise ValueError(f"DATASETS.TRAIN {tuple(names)} has no images")
+    files = parts[0] if len(parts) == 1 else ConcatDataset(parts)
     total = cfg.SOLVER.IMS_PER_BATCH
     epochs = cfg.SOLVER.MAX_ITER * total / len(files)
     logger.info("Pretraining on %d images of %s, %.1f epochs", len(files), ", ".join(names), epochs)
@@ -237,9 +245,9 @@ def _load_files(name: str, cfg: CfgNode) -> ImageFiles:
 
 
 def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None, *, instances: bool = True):
-    """Build detectron2's training loader, with batches that depend on the seed and their number only.
+    """Build detectron2's training loader, but batch ``i`` depends on the seed and ``i`` only.
 
-    An image that cannot be read is an error that names it: a labelled set is no place for silent gaps.
+    An unreadable image stops the run with an error that names it, because labelled images should not be lost unnoticed.
 
     Args:
         cfg: a config; DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH, SEED and INPUT are read.
@@ -247,11 +255,11 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
         instances: whether the model learns boxes (and masks, with MODEL.MASK_ON), or label maps.
 
     Returns:
-        A :class:`TrainLoader` of lists of dicts; for samplers other than "TrainingSampler" detectron2's own loader,
-        which starts anew after a resume.
+        A :class:`TrainLoader` of lists of dicts. With another sampler than "TrainingSampler", detectron2's own loader,
+        whose order of images starts again after a resume.
 
     Raises:
-        ValueError: a category does not exist, a file name leads out of its dataset, or no annotation can be used.
+        ValueError: a category does not exist, a file name points outside its dataset, or no annotation can be used.
     """
     names = cfg.DATASETS.TRAIN
     try:
@@ -264,11 +272,11 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     check_records(names, records, cfg.MODEL.ROI_HEADS.NUM_CLASSES if instances else None)
     if instances and cfg.MODEL.MASK_ON and not any(a.get("segmentation") for r in records for a in r["annotations"]):
         raise ValueError(f"DATASETS.TRAIN {tuple(names)}: no annotation has a mask; set MODEL.MASK_ON False")
-    if not instances:  # whose mapper refuses 16-bit images
+    if not instances:  # the mapper of boxes and masks refuses 16-bit images
         warn_of_dark_images(records, cfg.INPUT.WHITE_LEVEL, cfg.DATASETS.ACCEPT)
     if type(parts["sampler"]) is not TrainingSampler:
         logger.warning(
-            "DATALOADER.SAMPLER_TRAIN %s: --resume starts the order of images anew", cfg.DATALOADER.SAMPLER_TRAIN
+            "DATALOADER.SAMPLER_TRAIN %s: the order of images starts again after --resume", cfg.DATALOADER.SAMPLER_TRAIN
         )
         return build_detection_train_loader(cfg, mapper=mapper)
     groups = None
@@ -276,7 +284,7 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
         if all("width" in record and "height" in record for record in records):
             groups = [record["width"] > record["height"] for record in records]
         else:
-            logger.info("DATALOADER.ASPECT_RATIO_GROUPING is left out: the records have no sizes")
+            logger.info("DATALOADER.ASPECT_RATIO_GROUPING has no effect: the records have no image sizes")
     sharing = {"rank": comm.get_rank(), "world_size": comm.get_world_size()}
     batches = EndlessBatches(len(records), parts["total_batch_size"], _run_seed(cfg), groups=groups, **sharing)
     return TrainLoader(

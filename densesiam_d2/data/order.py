@@ -1,27 +1,28 @@
-"""Which image comes when: a function of seed and position alone, so that a resumed run needs no stored state."""
+"""The order of images is a function of seed and position only, so a resumed run needs no stored state."""
 
 import contextlib
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler, get_worker_info
 
-__all__ = ["EndlessBatches", "mixed_seeds", "seeded", "shuffled"]
+__all__ = ["EndlessBatches", "SampleKey", "mixed_seeds", "seeded", "shuffled"]
 
 ROUNDS = 6
-MIN_BITS = 3  # of half a number: fewer leave too few different permutations of a handful of items
+MIN_BITS = 3  # of each half of a number; with fewer bits, a few items would have too few different permutations
 BLOCK = 4096  # positions that are shuffled at once, for speed
 
 
 def mixed_seeds(seed: int, *numbers) -> np.ndarray:
-    """Return seeds that look independent for different numbers.
+    """Return a pseudorandom seed for each combination of ``seed`` and ``numbers``.
 
     Args:
         seed: of the run, >= 0.
-        numbers: integers >= 0, or arrays of them of one shape.
+        numbers: integers >= 0, or arrays of them that all have the same shape.
 
     Returns:
         uint64 of the arrays' shape, at least 1-d.
@@ -30,7 +31,7 @@ def mixed_seeds(seed: int, *numbers) -> np.ndarray:
     """
     mixed = np.full(1, seed, dtype=np.uint64)
     for number in numbers:
-        number = np.atleast_1d(np.asarray(number, dtype=np.uint64))  # arrays wrap around; NumPy's scalars warn
+        number = np.atleast_1d(np.asarray(number, dtype=np.uint64))  # 1-d, because NumPy warns of overflow of scalars
         mixed = mixed + np.uint64(0x9E3779B97F4A7C15) * (number + np.uint64(1))
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -41,8 +42,8 @@ def mixed_seeds(seed: int, *numbers) -> np.ndarray:
 def shuffled(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Return the items at some positions of an endless sequence of epochs, each a permutation of all items.
 
-    No table is kept: a Feistel network permutes the numbers below a power of four, and a number that falls outside is
-    permuted again until it falls inside.
+    No table is stored: a Feistel network permutes the numbers below a power of four, and a result that is not below
+    ``size`` is permuted again until it is.
 
     Args:
         positions: (n,) integers >= 0; position ``p`` belongs to epoch ``p // size``.
@@ -67,12 +68,27 @@ def shuffled(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
+class SampleKey(NamedTuple):
+    """What a loader asks its dataset for.
+
+    Attributes:
+        index: number of the image in the list of images.
+        seed: of the sample's random draws, in [0, 2**32).
+        position: place of the sample in the endless sequence of epochs (see :func:`shuffled`), which identifies it.
+    """
+
+    index: int
+    seed: int
+    position: int
+
+
 class EndlessBatches(Sampler):
-    """Batches of (index, seed) without end: batch ``i`` is the same whatever the number of processes and workers.
+    """Endless batches of :class:`SampleKey`: batch ``i`` is the same for any number of processes and workers.
 
     Batch ``i`` of all processes together holds the positions ``i * total`` to ``(i + 1) * total - 1`` of
-    :func:`shuffled`, so no image comes twice in an epoch, even if the number of processes changes in between. With
-    ``groups`` a batch holds images of one group only, as they come up.
+    :func:`shuffled`, so no image comes twice in an epoch, even if the number of processes changes after a resume. With
+    ``groups``, all images of a batch are of one group: each group collects its images in their order until a batch is
+    full.
 
     Attributes:
         start: the first batch to yield; set it before iterating.
@@ -96,8 +112,8 @@ class EndlessBatches(Sampler):
             size: number of images.
             total_batch_size: images per batch of all processes together.
             seed: of the run, the same in all processes.
-            groups: a small integer for each image, such as its orientation.
-            freeze: let an image have the same seed in every epoch.
+            groups: the group of each image, such as 0 for portrait and 1 for landscape.
+            freeze: give an image the same seed in every epoch.
             rank: of this process.
             world_size: number of processes.
 
@@ -114,22 +130,22 @@ class EndlessBatches(Sampler):
         self._freeze = freeze
         self._rank, self._world_size = rank, world_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         for batches in self._plain() if self._groups is None else self._grouped():
             share = batches[:, self._rank :: self._world_size]
             indices = shuffled(share.ravel(), self._size, self.seed).reshape(share.shape)
             seeds = mixed_seeds(self.seed, indices if self._freeze else share) >> np.uint64(32)  # NumPy takes 32 bits
-            for row in zip(indices.tolist(), seeds.tolist(), strict=True):
-                yield list(zip(*row, strict=True))
+            for row in zip(indices.tolist(), seeds.tolist(), share.tolist(), strict=True):
+                yield list(map(SampleKey, *row))
 
     def _plain(self) -> Iterator[np.ndarray]:
-        """Yield the positions of several batches at a time, (batches, total)."""
+        """Yield the positions of several batches at once, (batches, total)."""
         together = max(1, BLOCK * self._world_size // self._total)
         for first in itertools.count(self.start, together):
             yield np.arange(first * self._total, (first + together) * self._total).reshape(together, self._total)
 
     def _grouped(self) -> Iterator[np.ndarray]:
-        """Fill one batch per group; what an earlier run took is gone through again, without reading images."""
+        """Yield the positions of each full batch, (1, total); batches before ``start`` are filled and then skipped."""
         waiting = {int(group): [] for group in np.unique(self._groups)}
         finished = 0
         for first in itertools.count(0, BLOCK):
@@ -146,12 +162,12 @@ class EndlessBatches(Sampler):
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's CPU generators; outside of loader workers, put them back afterwards.
+    """Seed Python's, NumPy's and torch's CPU generators; outside of loader workers, restore their states afterwards.
 
     Args:
         seed: in [0, 2**32).
     """
-    in_worker = get_worker_info() is not None  # where nobody else draws: keeping the states would take 100 us
+    in_worker = get_worker_info() is not None  # nothing else draws there, and saving the states would take 100 us
     states = None if in_worker else (random.getstate(), np.random.get_state(), torch.default_generator.get_state())
     random.seed(seed)
     np.random.seed(seed)

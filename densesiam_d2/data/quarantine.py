@@ -1,4 +1,4 @@
-"""What becomes of files that cannot be read: they are written down, and too many of them end the run."""
+"""Unreadable files are recorded in a file, and too many of them stop the run."""
 
 import json
 import logging
@@ -11,33 +11,33 @@ from detectron2.utils import comm
 
 __all__ = ["Quarantine"]
 
-WINDOW = 1000  # reads over which the share is taken
-MIN_READS = 100  # before it is judged
+WINDOW = 1000  # most recent reads, of which the share of unreadable files is taken
+MIN_READS = 100  # reads before the share is checked
 
 
 class Quarantine:
-    """Keep ``quarantine.jsonl``: a line for each unreadable file, with its path, the reason and who met it first.
+    """Write ``quarantine.jsonl``: one line for each unreadable file, with its path, the reason and the process's rank.
 
-    Every process writes its own finds; after a resume, files that are in it already are not written again.
+    All processes write to the same file. After a resume, files that it has already are not written again.
     """
 
     def __init__(self, path: Path, *, max_share: float):
-        """Read what an earlier part of the run has found.
+        """Read the entries of an earlier part of the run.
 
         Args:
-            path: of the file.
-            max_share: share of unreadable files among the recent reads of a process above which it stops.
+            path: of ``quarantine.jsonl``.
+            max_share: the largest allowed share of unreadable files among the recent reads of a process.
         """
         self._path, self._max_share = path, max_share
         self._known = set(_read(path))
         self._recent = deque(maxlen=WINDOW)
 
     def add(self, num_read: int, unreadable: list[tuple[str, str]]) -> None:
-        """Take in one batch.
+        """Record the unreadable files of one batch.
 
         Args:
-            num_read: images of the batch, substitutes included.
-            unreadable: (file, reason) of those that were substituted.
+            num_read: number of images of the batch, including substitutes.
+            unreadable: (file, reason) of the files that were replaced.
 
         Raises:
             RuntimeError: too many of the recent files were unreadable; the message lists some.
@@ -51,7 +51,8 @@ class Quarantine:
         if len(self._recent) >= MIN_READS and len(bad) > self._max_share * len(self._recent):
             raise RuntimeError(
                 f"{len(bad)} of the last {len(self._recent)} images cannot be read, more than the share "
-                f"RUN.MAX_UNREADABLE {self._max_share}: see {self._path}. The last ones:\n  " + "\n  ".join(bad[-5:])
+                f"RUN.MAX_UNREADABLE {self._max_share}: check the files in {self._path}. The last ones:\n  "
+                + "\n  ".join(bad[-5:])
             )
 
     def _write(self, file: str, reason: str) -> None:
@@ -63,13 +64,13 @@ class Quarantine:
             with self._path.open("a+") as out:
                 if self._ends_within_a_line(out):
                     line = "\n" + line
-                out.write(line)  # one write, so that lines of several processes do not mix
+                out.write(line)  # in one write, so lines of several processes do not mix
         except OSError as error:
             logger.warning("cannot write %s: %s", self._path, error)
 
     @staticmethod
     def _ends_within_a_line(file: TextIO) -> bool:
-        """Tell whether a killed run has left half a line."""
+        """Tell whether the file ends in an unfinished line, as a killed run may leave."""
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         return file.read(1) not in ("", "\n")
@@ -83,5 +84,5 @@ def _read(path: Path) -> list[str]:
         try:
             files.append(json.loads(line)["file_name"])
         except (ValueError, KeyError):
-            continue  # the last line of a run that was killed
+            continue  # an unfinished line of a run that was killed
     return files

@@ -1,6 +1,7 @@
-"""From one image file to two views that know where they came from."""
+"""The mapper of pretraining: from one image file to two augmented views and the boxes that they show."""
 
 import logging
+from numbers import Number
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ from .image_io import WHITE_LEVEL, read_image
 
 __all__ = ["TwoViewDatasetMapper", "collate_views"]
 
-MAX_DRAWS = 10  # of the second view, for INPUT.SSL.MIN_OVERLAP
+MAX_DRAWS = 10  # of the second view, until it has INPUT.SSL.MIN_OVERLAP
 
 
 class TwoViewDatasetMapper:
@@ -32,14 +33,16 @@ class TwoViewDatasetMapper:
 
     The callable does the following:
 
-    1. Read the image from "file_name"; annotations are not looked at
-    2. Cut out the common square, if PRE_CROP is on, after resizing, if COLOR_FIRST is
-    3. Draw a geometric transform per view; draw the second again until the views overlap enough. The last of ten draws
-       is taken as it is
-    4. Make the views, and change their colours, each by its own draw; with COLOR_FIRST the colours change before step 3
-    5. Prepare the views and their boxes as tensors
+    1. Read the image from "file_name"; annotations are ignored.
+    2. With PRE_CROP, cut out the central square, from which both views are taken; with COLOR_FIRST, after resizing.
+    3. Draw a geometric transform for each view. The second is drawn again until the views overlap enough, at most ten
+       times; the tenth is taken in any case.
+    4. Make the views and change the colours of each by its own random draw. With COLOR_FIRST this happens before step
+       3: each view is taken from its own copy of the image, whose colours have been changed.
+    5. Return the views and their boxes as tensors.
 
-    The two orders of step 4 differ in the mean that contrast takes and in how wide a blur looks.
+    COLOR_FIRST matters because contrast then uses the mean of the whole image, and because the sigma of the blur is
+    then in pixels of the image instead of pixels of the view.
 
     Source: SlotCon, ``data/transforms.py``, for step 3; DenseSiam, ``densesiam/datasets``, for PRE_CROP and "full".
     """
@@ -59,21 +62,26 @@ class TwoViewDatasetMapper:
         """Store the augmentations.
 
         Args:
-            pre_crop: what happens to the image before any view is taken.
-            geometric: for each of the two views, what leads from there to the view. Axis-aligned transforms only.
-            photometric: for each view, what happens to its colours.
-            min_overlap: least fraction of view 2 that lies within view 1.
-            redraw: whether to draw view 2 again; False where that changes nothing.
-            color_first: change the colours of the whole (pre-cropped) image, before ``geometric``, as released.
+            pre_crop: augmentations of the image before any view is taken.
+            geometric: for each of the two views, the augmentations that make the view from the pre-cropped image. Only
+                axis-aligned transforms.
+            photometric: for each view, the augmentations of its colours.
+            min_overlap: smallest fraction of view 2 that must lie within view 1.
+            redraw: draw view 2 again until ``min_overlap`` is reached; False if view 2 is not random.
+            color_first: change the colours of the whole (pre-cropped) image, before ``geometric``, as the released
+                segmentation code does.
             white_level: see :func:`densesiam_d2.data.image_io.read_image`.
 
         Raises:
             ValueError: there are not two views, or ``min_overlap`` is out of range.
         """
         if len(geometric) != 2 or len(photometric) != 2:
-            raise ValueError(f"two views need two lists each, got {len(geometric)} and {len(photometric)}")
+            raise ValueError(
+                f"geometric and photometric need one list for each of the two views, got {len(geometric)} and "
+                f"{len(photometric)} lists"
+            )
         if not 0 <= min_overlap <= 1:
-            raise ValueError(f"INPUT.SSL.MIN_OVERLAP {min_overlap} is not a fraction in [0, 1]")
+            raise ValueError(f"min_overlap {min_overlap} is not a fraction in [0, 1]")
         self.pre_crop = T.AugmentationList(pre_crop).augs
         self.geometric = [T.AugmentationList(augs).augs for augs in geometric]
         self.photometric = [T.AugmentationList(augs).augs for augs in photometric]
@@ -88,16 +96,8 @@ class TwoViewDatasetMapper:
     @classmethod
     def from_config(cls, cfg):
         ssl = cfg.INPUT.SSL
-        if cfg.INPUT.FORMAT != "RGB":
-            raise ValueError(
-                f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, but the views are RGB: set it to RGB, with PIXEL_MEAN and "
-                "PIXEL_STD in that order"
-            )
-        for key in ("VIEWS", "BLUR_PROB", "SOLARIZE_PROB"):
-            if len(ssl[key]) != 2:
-                raise ValueError(f"INPUT.SSL.{key} {list(ssl[key])} needs one entry for each of the two views")
         pre_crop = []
-        if ssl.PRE_CROP > 0:  # only where colours change at that size does anything depend on it
+        if ssl.PRE_CROP > 0:  # resizing is needed with COLOR_FIRST only: colours then change at that size
             pre_crop = [ResizeCenterCrop(ssl.PRE_CROP) if ssl.COLOR_FIRST else CenterSquare()]
         return {
             "pre_crop": pre_crop,
@@ -113,7 +113,7 @@ class TwoViewDatasetMapper:
         """Make the views of one image.
 
         Args:
-            dataset_dict: detectron2's, of which only "file_name" is read; for an image in a tar file also "file_part".
+            dataset_dict: of detectron2's form. Only "file_name" is read, and "file_part" of an image in a tar file.
 
         Returns:
             "views": (2, 3, S, S) uint8 RGB; "view_boxes": (2, 4) float32, see :mod:`densesiam_d2.geometry`;
@@ -122,8 +122,8 @@ class TwoViewDatasetMapper:
         Raises:
             ValueError: the file cannot be read.
         """
-        cv2.setNumThreads(0)  # workers are processes already; more threads would only get in each other's way
-        cv2.ipp.setUseIPP(False)  # whose hue takes half as long again, and which gives other pixels on other processors
+        cv2.setNumThreads(0)  # loader workers run in parallel already; threads inside each would slow all of them down
+        cv2.ipp.setUseIPP(False)  # IPP takes 1.5 times as long for the hue, and its pixels depend on the processor
         image = read_image(dataset_dict["file_name"], dataset_dict.get("file_part"), self.white_level)
         return {**self.make_views(image), "file_name": dataset_dict["file_name"]}
 
@@ -143,7 +143,7 @@ class TwoViewDatasetMapper:
 
         views = np.stack([first, second]) if self.color_first else self._recolor([first, second])  # (2, S, S, 3)
         boxes = torch.from_numpy(np.array([box1, box2], np.float32))
-        # The channels move by their strides only; the memory stays channels-last, as fast convolutions like it.
+        # permute changes strides only: the memory stays channels-last, the order for which convolutions are fast.
         return {"views": torch.from_numpy(views).permute(0, 3, 1, 2), "view_boxes": boxes}
 
     def _draw_view(self, index: int, image: np.ndarray, pre_crop: list, size: tuple[int, int]) -> tuple:
@@ -166,11 +166,11 @@ class TwoViewDatasetMapper:
 def _draw(augmentation: T.Augmentation, image: np.ndarray) -> T.Transform:
     if type(augmentation).__call__ is T.Augmentation.__call__:
         return augmentation.get_transform(image)
-    return augmentation(T.AugInput(image))  # a list, or something of the user's
+    return augmentation(T.AugInput(image))  # an AugmentationList, or a user's class with its own __call__
 
 
 def _augment(image: np.ndarray, augmentations: list[T.Augmentation]) -> tuple[np.ndarray, list[T.Transform]]:
-    """Draw and apply augmentations of an image alone; ``AugmentationList`` does as much in three times the time."""
+    """Draw and apply augmentations of an image without labels; ``AugmentationList`` takes three times as long."""
     transforms = []
     for augmentation in augmentations:
         transforms.append(_draw(augmentation, image))
@@ -179,7 +179,7 @@ def _augment(image: np.ndarray, augmentations: list[T.Augmentation]) -> tuple[np
 
 
 def _overlap(box1: list[float], box2: list[float]) -> float:
-    """Return the share of view 2 that lies within view 1: ``geometry.overlap_boxes`` of two boxes, in plain numbers."""
+    """Return the share of view 2 that lies within view 1, as ``geometry.overlap_boxes`` does for tensors."""
     share = 1.0
     for i in (0, 1):
         (low1, high1), (low2, high2) = sorted(box1[i::2]), sorted(box2[i::2])
@@ -188,33 +188,61 @@ def _overlap(box1: list[float], box2: list[float]) -> float:
 
 
 def collate_views(batch: list[dict]) -> dict:
-    """Stack what the mapper returned for several images; runs in the worker, so that few large tensors travel.
+    """Turn the samples of a batch into one dict.
+
+    It runs in the worker, so that a batch is sent to the main process as a few large tensors.
 
     Args:
-        batch: N dicts of :class:`TwoViewDatasetMapper`.
+        batch: N dicts with the same keys: those of :class:`TwoViewDatasetMapper`, or of a mapper with other keys.
 
     Returns:
-        "views": (N, 2, 3, S, S) uint8, "view_boxes": (N, 2, 4) float32, "file_name": list of N.
+        Under each key the N values: tensors, NumPy arrays and numbers stacked along a new first axis, everything else
+        in a list. For :class:`TwoViewDatasetMapper`: "views": (N, 2, 3, S, S) uint8, "view_boxes": (N, 2, 4) float32,
+        "file_name": list of N.
+
+    Raises:
+        ValueError: the dicts have different keys, or values cannot be stacked; the message names the key.
     """
-    # Stacked in memory order, or every byte would have to move; in a worker, straight into shared memory.
-    views = default_collate([x["views"].permute(0, 2, 3, 1) for x in batch])  # (N, 2, S, S, 3)
-    return {
-        "views": views.permute(0, 1, 4, 2, 3),
-        "view_boxes": default_collate([x["view_boxes"] for x in batch]),
-        "file_name": [x["file_name"] for x in batch],
-    }
+    keys = batch[0].keys()
+    if any(sample.keys() != keys for sample in batch):
+        different = set().union(*(sample.keys() ^ keys for sample in batch))
+        raise ValueError(f"the mapper did not return these keys for all images of a batch: {sorted(different)}")
+    collated = {}
+    for key in keys:
+        try:
+            collated[key] = _stack([sample[key] for sample in batch])
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the mapper's values under {key!r} cannot be stacked: {error}") from error
+    return collated
+
+
+def _stack(values: list) -> torch.Tensor | list:
+    """Stack N values of one key if they are tensors, arrays or numbers; tensors keep their memory order."""
+    if isinstance(values[0], np.ndarray):
+        values = [torch.from_numpy(value) for value in values]
+    if isinstance(values[0], torch.Tensor):
+        return _stack_in_memory_order(values)
+    return default_collate(values) if isinstance(values[0], Number | np.bool_) else values
+
+
+def _stack_in_memory_order(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return ``torch.stack`` of N tensors, in the memory order of the first.
+
+    The axes are permuted to memory order for the copy, because copying channels-last images in another order is slow.
+    In a worker, ``default_collate`` copies straight into shared memory.
+    """
+    axes = range(tensors[0].ndim)
+    outer_first = sorted(axes, key=tensors[0].stride, reverse=True)
+    if outer_first == list(axes):
+        return default_collate(tensors)
+    stacked = default_collate([tensor.permute(outer_first) for tensor in tensors])
+    return stacked.permute(0, *(1 + outer_first.index(axis) for axis in axes))
 
 
 def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:
     """Build the geometric augmentations of one view from INPUT.SSL."""
-    if ssl.VIEW_SIZE <= 0:
-        raise ValueError(f"INPUT.SSL.VIEW_SIZE {ssl.VIEW_SIZE} is not a size in pixels")
-    if ssl.INTERPOLATION not in INTERPOLATIONS:
-        raise ValueError(f"INPUT.SSL.INTERPOLATION {ssl.INTERPOLATION!r} is not one of {sorted(INTERPOLATIONS)}")
     if kind == "full":
         return [AntialiasedResize(ssl.VIEW_SIZE, INTERPOLATIONS[ssl.INTERPOLATION])]
-    if kind != "crop":
-        raise ValueError(f"INPUT.SSL.VIEWS has {kind!r}, which is neither 'crop' nor 'full'")
     return [
         RandomResizedCrop(
             ssl.VIEW_SIZE,
@@ -231,7 +259,13 @@ def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:
 def _build_photometric(ssl, index: int) -> list[T.Augmentation]:
     """Build the colour augmentations of view ``index`` from INPUT.SSL, in the order of SimSiam and BYOL."""
     return [
-        ColorJitter(ssl.JITTER, ssl.JITTER_PROB, ssl.JITTER_INDEPENDENT, ssl.JITTER_RANDOM_ORDER),
+        ColorJitter(
+            ssl.JITTER,
+            ssl.JITTER_PROB,
+            ssl.JITTER_INDEPENDENT,
+            ssl.JITTER_RANDOM_ORDER,
+            ssl.JITTER_BRIGHTNESS,
+        ),
         RandomGrayscale(ssl.GRAYSCALE_PROB),
         RandomGaussianBlur(ssl.BLUR_SIGMA, ssl.BLUR_PROB[index]),
         RandomSolarize(ssl.SOLARIZE_PROB[index]),

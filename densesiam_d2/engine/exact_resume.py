@@ -1,4 +1,4 @@
-"""Resuming as if the run had never stopped: nothing random is stored, for all of it follows from seed and iteration."""
+"""Exact resume. RNG state is not saved; every draw follows from seed and iteration."""
 
 import hashlib
 import importlib.metadata
@@ -24,7 +24,7 @@ __all__ = ["ExactResumeHook"]
 
 logger = logging.getLogger(__name__)
 
-# Keys that may differ without a word: they say where and how fast, not what.
+# Keys that may change on resume without a warning: paths, devices, speed.
 PLACES = (
     "DATALOADER.INDEX_ABOVE",
     "DATALOADER.NUM_WORKERS",
@@ -41,7 +41,7 @@ PLACES = (
     "VERSION",
     "VIS_PERIOD",
 )
-# Keys that make it another training. So does a change of the images.
+# Keys whose change makes it another training, as a change of the images does.
 IDENTITY = ("SEED", "MODEL", "INPUT", "SOLVER.IMS_PER_BATCH")
 # What "SyncBN" becomes, by device and number of processes (engine/setup.py).
 SYNCED_NORMS = ("SyncBN", "naiveSyncBN_N", "BN")
@@ -130,7 +130,8 @@ def compare(stored: dict, own: dict) -> tuple[list[str], list[str]]:
         if was.get(key) == now.get(key) or _is_in(key, PLACES) or (key == "SEED" and own["seed"] == stored["seed"]):
             continue
         same_norm = was.get(key) in SYNCED_NORMS and now.get(key) in SYNCED_NORMS
-        other_training = _is_in(key, IDENTITY) and not same_norm
+        both_know_it = key in was and key in now  # or the key is newer than the checkpoint, or has been removed
+        other_training = _is_in(key, IDENTITY) and not same_norm and both_know_it
         (stops if other_training else notes).append(f"{key} was {was.get(key)} and is {now.get(key)}")
     if stored["world_size"] != own["world_size"]:
         notes.append(f"there were {stored['world_size']} processes and are {own['world_size']}: weights will differ")

@@ -21,6 +21,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
+from densesiam_d2.check_config import check_config
 from densesiam_d2.data import IMAGE_SUFFIXES, TwoViewDatasetMapper, check_datasets, read_image, register_path_datasets
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids
@@ -100,6 +101,7 @@ def _draw(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.config_file} trains {cfg.MODEL.META_ARCHITECTURE} on whole images, not on views")
     seed_all_rng(arguments.seed)
     files = _find_files(cfg, arguments.input)
+    check_config(cfg)
     chosen = files[:: max(1, len(files) // arguments.num)][: arguments.num]
     mapper = TwoViewDatasetMapper(cfg)
     rows = [_draw_file(mapper, file, cfg.MODEL.DENSESIAM.GRID_SIZE) for file in chosen]

@@ -47,7 +47,7 @@ def test_shrinking_without_antialiasing_takes_the_nearest_pixels_only():
     expected = rows[:, low] * (1 - share)[:, None] + rows[:, low + 1] * share[:, None]
     assert np.abs(result - expected).max() <= 1  # rounding to whole grey levels
     smooth = CropResizeTransform(5, 8, 42, 42, 16, 16).apply_image(image)
-    assert np.abs(smooth - expected).max() > 20  # noise: an average of more pixels is something else
+    assert np.abs(smooth - expected).max() > 20  # the image is noise, so an average of more pixels is different
 
 
 def boxes_of(augmentation, height, width, number, seed=0):
@@ -84,7 +84,7 @@ def test_crop_by_side_is_uniform_in_the_side():
 
 
 def test_crop_of_a_long_image_is_central():
-    # No crop of 20 % of 10 x 1000 with aspect <= 4/3 fits; the largest one that has it is 13 x 10 at the centre.
+    # No crop of 20 % of 10 x 1000 with aspect <= 4/3 fits; the largest central crop of that aspect is 13 x 10.
     boxes = boxes_of(RandomResizedCrop(8), 10, 1000, 3)
     np.testing.assert_allclose(boxes, [[493, 0, 506, 10]] * 3, atol=1e-6)
     np.testing.assert_allclose(boxes_of(RandomResizedCrop(8), 1, 1, 2), [[0, 0, 1, 1]] * 2, atol=1e-6)
@@ -116,17 +116,16 @@ def test_flip_is_a_flip_and_contiguous():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("name", "value"),
     [
-        {"scale": (0.0, 1.0)},
-        {"scale": (0.5, 0.2)},
-        {"scale": (0.5, 1.2)},
-        {"aspect": (0.0, 1.0)},
-        {"aspect": (2.0, 1.0)},
-        {"scale_of": "volume"},
-        {"interpolation": "nearest"},
+        ("scale", (0.0, 1.0)),
+        ("scale", (0.5, 0.2)),
+        ("scale", (0.5, 1.2)),
+        ("aspect", (0.0, 1.0)),
+        ("aspect", (2.0, 1.0)),
+        ("scale_of", "volume"),
     ],
 )
-def test_bad_ranges_name_their_key(arguments):
-    with pytest.raises(ValueError, match=r"INPUT\.SSL\."):
-        RandomResizedCrop(32, **arguments)
+def test_bad_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=f"^{name} "):
+        RandomResizedCrop(32, **{name: value})

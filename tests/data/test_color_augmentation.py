@@ -6,6 +6,7 @@ import pytest
 from detectron2.data import transforms as T
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image, ImageEnhance, ImageOps
+from scipy import stats
 
 from densesiam_d2.data import color_augmentation as color
 
@@ -54,7 +55,7 @@ def test_hue_turns_like_the_definition():
 
 @pytest.fixture(params=[True, False], ids=["IPP", "OpenCV's own code"])
 def conversion(request):
-    """Choose whose conversions of colours are in use: a processor may have either."""
+    """Switch between two implementations of colour conversion; the processor decides which of them can be used."""
     before = cv2.ipp.useIPP()
     cv2.ipp.setUseIPP(request.param)
     yield
@@ -62,8 +63,8 @@ def conversion(request):
 
 
 def test_hue_is_near_an_exact_turn_and_pillow_on_photos(conversion):
-    # Hue and shift have 256 steps, so each may be off by half a step, 6 * 255 / 256 / 2 levels; saturation and value
-    # are rounded too. Pillow cuts the shift off instead of rounding it, which is up to a step.
+    # Hue and shift have 256 steps, so each may be wrong by half a step, 6 * 255 / 256 / 2 levels; saturation and value
+    # are rounded too. Pillow rounds the shift down, which is an error of up to one step.
     for file in find_photos(20):
         photo = np.asarray(Image.open(file).convert("RGB"))
         for shift in (-0.1, 0.07, 0.3):
@@ -99,7 +100,7 @@ def test_blur_of_a_point_is_a_gaussian():
 def test_blur_keeps_a_flat_border():
     image = np.full((9, 9, 3), 77, np.uint8)
     assert np.all(color.gaussian_blur(image, 2.0) == 77)
-    image[:, 0] = 200  # only a repeated border keeps the first column nearest to its own value
+    image[:, 0] = 200  # with a border of zeros or a mirrored border, the first column would be darker
     assert color.gaussian_blur(image, 1.0)[4, 0, 0] > 150
 
 
@@ -140,6 +141,63 @@ def test_jitter_in_the_released_order():
     assert released in drawn
 
 
+def test_a_shift_of_brightness_by_hand():
+    # 0.2 of 255 is 51; 0.05 is 12.75, which is rounded to 13.
+    image = np.repeat(np.array([[0, 49, 100, 204, 205, 255]], np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(color.shift_brightness(image, 0.2)[0, :, 0], [51, 100, 151, 255, 255, 255])
+    np.testing.assert_array_equal(color.shift_brightness(image, -0.2)[0, :, 2], [0, 0, 49, 153, 154, 204])
+    np.testing.assert_array_equal(color.shift_brightness(image, 0.05)[0, :, 1], [13, 62, 113, 217, 218, 255])
+    np.testing.assert_array_equal(color.shift_brightness(image, 0.0), image)
+
+
+def slow_brightness_and_contrast(image, steps):
+    """Apply two operations of the jitter pixel by pixel, rounded to whole grey levels after each."""
+    values = image.astype(int).tolist()
+    for operation, amount in steps:
+        pixels = [pixel for row in values for pixel in row]
+        mean = sum(0.299 * r + 0.587 * g + 0.114 * b for r, g, b in pixels) / len(pixels)
+        for row in values:
+            for pixel in row:
+                for channel, value in enumerate(pixel):
+                    changed = {
+                        color.adjust_brightness: amount * value,
+                        color.shift_brightness: 255 * amount + value,
+                        color.adjust_contrast: amount * value + (1 - amount) * mean,
+                    }[operation]
+                    pixel[channel] = min(max(round(changed), 0), 255)
+    return np.array(values)
+
+
+# Contrast rounds the mean to a grey level; brightness with a factor up to 1.5 can turn this into two levels.
+@pytest.mark.parametrize(
+    ("kind", "first", "limit"), [("multiply", color.adjust_brightness, 2), ("add", color.shift_brightness, 1)]
+)
+@pytest.mark.parametrize("random_order", [False, True])
+def test_both_kinds_of_brightness_against_a_slow_version(kind, first, limit, random_order):
+    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    np.random.seed(0)
+    jitter = color.ColorJitter((0.5, 0.4, 0.0, 0.0), 1.0, random_order=random_order, brightness=kind)
+    orders = set()
+    for _ in range(40):
+        transform = jitter.get_transform(image)
+        orders.add(tuple(operation for operation, _ in transform.steps))
+        expected = slow_brightness_and_contrast(image, transform.steps)
+        assert difference(transform.apply_image(image), expected).max() <= limit
+    in_order = (first, color.adjust_contrast)
+    assert orders == ({in_order, in_order[::-1]} if random_order else {in_order})
+
+
+def test_the_shift_of_brightness_is_uniform_and_follows_the_seed():
+    jitter = color.ColorJitter((0.4, 0.0, 0.0, 0.0), 1.0, brightness="add")
+
+    def shifts(seed):
+        np.random.seed(seed)
+        return [jitter.get_transform(None).steps[0][1] for _ in range(1000)]
+
+    assert stats.kstest(shifts(0), stats.uniform(-0.4, 0.8).cdf).pvalue > 0.001
+    assert shifts(0) == shifts(0) != shifts(1)
+
+
 def test_of_negative_blurs_the_magnitude_counts():
     # Uniform in [-1.8, 0.1]: the mean magnitude is (1.8^2 + 0.1^2) / (2 * 1.9) = 0.855; deviation of the mean 0.01.
     np.random.seed(0)
@@ -148,7 +206,7 @@ def test_of_negative_blurs_the_magnitude_counts():
     assert min(sigmas) > 0 and 1.75 < max(sigmas) <= 1.8
     assert abs(np.mean(sigmas) - 0.855) < 0.04
     image = smooth_image(20, 20)
-    np.testing.assert_array_equal(color.gaussian_blur(image, 1e-9), image)  # as good as none, and no error
+    np.testing.assert_array_equal(color.gaussian_blur(image, 1e-9), image)  # no visible blur, and no error
 
 
 def test_color_transforms_leave_coordinates_and_labels_alone():
@@ -164,7 +222,7 @@ def test_color_transforms_leave_coordinates_and_labels_alone():
         assert isinstance(transform, T.ColorTransform)
         np.testing.assert_array_equal(transform.apply_coords(np.array([[1.5, 2.5]])), [[1.5, 2.5]])
         np.testing.assert_array_equal(transform.apply_segmentation(image[..., 0]), image[..., 0])
-        # What is drawn is fixed: applied again, the transform does the same.
+        # The transform is fixed after the draw: applied again, it gives the same result.
         np.testing.assert_array_equal(transform.apply_image(image.copy()), transform.apply_image(image.copy()))
 
 
@@ -177,17 +235,23 @@ def test_probabilities(kind, prob):
     assert abs(np.mean(done) - prob) < 0.05
 
 
-def test_bad_arguments_name_their_key():
-    for make in (
-        lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.6)),
-        lambda: color.ColorJitter((0.4, 0.4, 0.4)),
-        lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.1), 1.5),
-        lambda: color.RandomGaussianBlur((-1.0, 0.0)),
-        lambda: color.RandomGaussianBlur((2.0, 1.0)),
-        lambda: color.RandomSolarize(-0.1),
-    ):
-        with pytest.raises(ValueError, match=r"INPUT\.SSL\."):
-            make()
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.6)), "strengths"),
+        (lambda: color.ColorJitter((0.4, 0.4, 1.4, 0.1)), "strengths"),
+        (lambda: color.ColorJitter((-0.4, 0.4, 0.4, 0.1)), "strengths"),
+        (lambda: color.ColorJitter((0.4, 0.4, 0.4)), "strengths"),
+        (lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.1), brightness="subtract"), "brightness"),
+        (lambda: color.ColorJitter((0.4, 0.4, 0.4, 0.1), 1.5), "prob"),
+        (lambda: color.RandomGrayscale(1.5), "prob"),
+        (lambda: color.RandomGaussianBlur(prob=50), "prob"),
+        (lambda: color.RandomSolarize(-0.1), "prob"),
+    ],
+)
+def test_bad_arguments_are_named(make, name):
+    with pytest.raises(ValueError, match=f"^{name} "):
+        make()
 
 
 def test_blur_is_cut_at_three_sigma():

@@ -11,7 +11,14 @@ from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
 from densesiam_d2.data.image_files import ImageFiles
-from densesiam_d2.data.loader import build_labelled_train_loader, build_two_view_train_loader
+from densesiam_d2.data.loader import (
+    SeededSamples,
+    TrainLoader,
+    build_labelled_train_loader,
+    build_two_view_train_loader,
+)
+from densesiam_d2.data.order import EndlessBatches, SampleKey, shuffled
+from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper, collate_views
 
 from .photos import smooth_image
 from .test_two_view_mapper import make_cfg
@@ -48,6 +55,66 @@ def test_batches_cover_every_image_and_repeat_under_a_seed(cfg):
     assert not torch.equal(batches(cfg, 1, seed=6)[0]["views"], first[0]["views"])
 
 
+def test_positions_identify_the_samples(cfg, tmp_path):
+    """A position has the same image and views with workers, after a resume, and when the dataset is asked directly."""
+    cfg.SEED = 4
+    alone = batches(cfg, 5)
+    assert alone[0]["position"].dtype == torch.int64
+    assert torch.cat([batch["position"] for batch in alone]).tolist() == list(range(15))
+    names = [name for batch in alone for name in batch["file_name"]]
+    order = shuffled(np.arange(15), 6, seed=4)  # 2.5 epochs of six images
+    assert names == [str(tmp_path / f"{index}.png") for index in order]
+
+    cfg.DATALOADER.NUM_WORKERS = 2
+    resumed = build_two_view_train_loader(cfg)
+    resumed.batches.start = 3
+    for before, after in zip(alone[3:], resumed, strict=False):
+        assert torch.equal(after["position"], before["position"]) and torch.equal(after["views"], before["views"])
+    for key in itertools.chain(*itertools.islice(resumed.batches, 2)):
+        sample, _ = resumed.dataset[key]
+        assert sample["position"] == key.position
+        assert torch.equal(sample["views"], alone[key.position // 3]["views"][key.position % 3])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_positions_of_two_processes(cfg, tmp_path, workers):
+    mapper = TwoViewDatasetMapper(cfg)
+    files = ImageFiles([str(tmp_path / f"{i}.png") for i in range(6)])
+
+    def load(rank, world_size):
+        order = EndlessBatches(6, 4, seed=4, rank=rank, world_size=world_size)
+        samples = SeededSamples(files, mapper, substitute=True)
+        loader = TrainLoader(samples, order, num_workers=workers, collate_fn=collate_views)
+        return list(itertools.islice(loader, 3))
+
+    for whole, *shares in zip(load(0, 1), load(0, 2), load(1, 2), strict=True):
+        assert torch.equal(torch.stack([share["position"] for share in shares], dim=1).flatten(), whole["position"])
+        assert torch.equal(torch.stack([share["views"] for share in shares], dim=1).flatten(0, 1), whole["views"])
+
+
+def test_a_substitute_has_the_position_of_the_file_it_replaces(cfg, tmp_path):
+    cfg.SEED, cfg.OUTPUT_DIR, cfg.RUN.MAX_UNREADABLE = 4, str(tmp_path / "out"), 1.0
+    bad = str(tmp_path / "2.png")
+    clean = batches(cfg, 4)
+    (tmp_path / "2.png").write_bytes(b"no image")
+    replaced = 0
+    for before, after in zip(clean, batches(cfg, 4), strict=True):
+        assert torch.equal(after["position"], before["position"])
+        replaced += sum(name == bad for name in before["file_name"])
+        assert bad not in after["file_name"]
+    assert replaced == 2  # two epochs
+
+
+def test_only_dicts_get_a_position():
+    records, key = [{"file_name": "a.png"}], SampleKey(0, seed=1, position=7)
+    given = {"views": 1}
+    assert SeededSamples(records, lambda record: given, substitute=True)[key] == ({"views": 1, "position": 7}, [])
+    assert given == {"views": 1}  # a mapper may keep what it returns
+    assert SeededSamples(records, lambda record: [1], substitute=True)[key] == ([1], [])
+    with pytest.raises(RuntimeError, match=r'a\.png.*"position", which the loader fills in: use another name'):
+        SeededSamples(records, lambda record: {"position": 1}, substitute=True)[key]
+
+
 def test_frozen_views_come_again_in_every_epoch(cfg):
     def views(number):
         last = batches(cfg, number)[-2:]  # an epoch
@@ -63,12 +130,12 @@ def test_frozen_views_come_again_in_every_epoch(cfg):
 def test_two_workers_draw_differently(cfg, tmp_path):
     for i in range(1, 6):
         (tmp_path / f"{i}.png").unlink()
-    cfg.DATALOADER.NUM_WORKERS = 2  # one image only: batches of the two workers differ by their draws alone
+    cfg.DATALOADER.NUM_WORKERS = 2  # there is one image, so batches of the two workers differ only by their draws
     one, other = batches(cfg, 2)
     assert one["file_name"] == other["file_name"]
     boxes = torch.cat([one["view_boxes"], other["view_boxes"]]).flatten(1)
     assert len({tuple(box.tolist()) for box in boxes}) == 6
-    assert one["views"].stride()[2] == 1  # channels-last survives the way from the worker
+    assert one["views"].stride()[2] == 1  # batches from workers are still channels-last in memory
 
 
 def test_annotations_are_dropped_and_nothing_is_filtered(cfg, tmp_path):
@@ -89,12 +156,8 @@ def test_mistakes(cfg, caplog):
     with caplog.at_level(logging.WARNING):
         build_two_view_train_loader(cfg)
     assert "6 images are fewer than SOLVER.IMS_PER_BATCH 8" in caplog.text
-    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
-    with pytest.raises(ValueError, match="SAMPLER_TRAIN"):
-        build_two_view_train_loader(cfg)
-    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
     cfg.DATASETS.TRAIN = ()
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN \(\) has no images"):
         build_two_view_train_loader(cfg)
 
 
@@ -123,7 +186,7 @@ def test_image_files_hold_any_name():
 
 @pytest.mark.usefixtures("catalog")
 def test_labelled_records_without_anything_to_learn_from(tmp_path):
-    """What a script that does not look at its labels first is told."""
+    """Errors for scripts that do not check their labels first."""
     cfg = make_cfg("VIEW_SIZE", 16)
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON, cfg.DATASETS.TRAIN = "GeneralizedRCNN", True, ("mine",)
     annotation = {"bbox": [1, 1, 5, 5], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}

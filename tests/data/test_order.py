@@ -73,17 +73,37 @@ def test_processes_share_the_batches_of_one(world_size, groups):
 def test_no_image_comes_twice_in_an_epoch_when_the_number_of_processes_changes():
     before = itertools.chain(*take(5))
     after = [take(7, start=5, rank=rank, world_size=2) for rank in range(2)]
-    seen = [index for index, _ in itertools.chain(before, *itertools.chain(*after))]
+    seen = [key.index for key in itertools.chain(before, *itertools.chain(*after))]
     assert len(seen) == 12 * 8
     assert len(set(seen)) == 96  # of the first epoch of 100
+
+
+@pytest.mark.parametrize("start", [0, 30])
+def test_positions_identify_epoch_and_image(start):
+    """A batch of 8 holds 8 positions in a row; 100 of them are an epoch, in which each image has one position."""
+    keys = list(itertools.chain(*take(50, start=start)))
+    positions = [key.position for key in keys]
+    assert positions == list(range(8 * start, 8 * (start + 50)))
+    assert [key.index for key in keys] == shuffled(np.array(positions), 100, seed=3).tolist()
+    assert len({(key.position // 100, key.index) for key in keys}) == 400
+    shares = [list(itertools.chain(*take(50, start=start, rank=rank, world_size=2))) for rank in range(2)]
+    assert [key.position for key in shares[0]] == positions[::2]
+    assert [key.position for key in shares[1]] == positions[1::2]
+
+
+def test_positions_of_grouped_batches():
+    keys = list(itertools.chain(*take(50, groups=[i % 3 == 0 for i in range(100)])))
+    positions = np.array([key.position for key in keys])
+    assert len(set(positions)) == 400
+    assert [key.index for key in keys] == shuffled(positions, 100, seed=3).tolist()
 
 
 def test_groups_are_not_mixed_and_nothing_is_lost():
     groups = [int(i % 5 == 0) for i in range(100)]
     batches = take(200, groups=groups)
-    assert all(len({groups[index] for index, _ in batch}) == 1 for batch in batches)
-    counts = Counter(index for batch in batches for index, _ in batch)
-    assert set(counts.values()) <= {15, 16, 17}  # 16 epochs, give or take what waits for a batch to fill
+    assert all(len({groups[key.index] for key in batch}) == 1 for batch in batches)
+    counts = Counter(key.index for batch in batches for key in batch)
+    assert set(counts.values()) <= {15, 16, 17}  # 16 epochs; some images still wait until their batch is full
     assert take(3, groups=groups, start=150) == batches[150:153]
 
 

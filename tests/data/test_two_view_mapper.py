@@ -32,7 +32,7 @@ def make_cfg(*ssl_options):
 
 
 def paint_coordinates(height, width):
-    """Red is x, green is y of the pixel, in steps of LEVELS; no more than 85 pixels fit into a byte."""
+    """Red is x, green is y of the pixel, times LEVELS; a side has at most 85 pixels, because values end at 255."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, :, 0] = np.arange(width) * LEVELS
     image[:, :, 1] = np.arange(height)[:, None] * LEVELS
@@ -65,7 +65,7 @@ def test_both_views_show_the_same_points(options):
         boxes1, boxes2 = out["view_boxes"][:1], out["view_boxes"][1:]
         flips += int((out["view_boxes"][:, 0] > out["view_boxes"][:, 2]).sum())
         grid1, grid2, valid = overlap_grids(boxes1, boxes2, 7)
-        # Near its border a view is not a linear image of the painted ramp: filters are cut off there.
+        # Near the border of a view the resize filters are cut off, so values are not linear in the coordinates there.
         inside = (grid1[0].abs().amax(-1) < 0.85) & (grid2[0].abs().amax(-1) < 0.85) & valid
         overlap, _ = overlap_boxes(boxes1, boxes2)
         if boxes1[0, 0] > boxes1[0, 2]:
@@ -112,7 +112,7 @@ def test_color_first_changes_colors_before_the_views():
 
 
 def test_augmentations_of_the_users_own_kind():
-    """Lists, and augmentations that override ``__call__``, go detectron2's own way; the image stays as it was."""
+    """detectron2 itself applies lists and augmentations that override ``__call__``; the given image is not changed."""
     swap = T.ColorTransform(lambda image: image[:, :, ::-1])
     mapper = TwoViewDatasetMapper(
         pre_crop=[],
@@ -140,8 +140,8 @@ def test_min_overlap_redraws_the_second_view():
     drawn = overlaps(200, MIN_OVERLAP=0.01)
     share = (free < 0.01).float().mean()
     assert share > 0.4  # crops of 5-10 % of the area mostly miss each other
-    # Were all first views alike, ten draws would miss together with probability 0.62 ** 10 = 0.8 %; first views in a
-    # corner are harder to meet.
+    # If all first views had the same chance, ten draws would all miss with probability 0.62 ** 10 = 0.8 %. Views that
+    # overlap a first view in a corner are rarer.
     assert (drawn < 0.01).float().mean() < 0.1
 
 
@@ -173,11 +173,55 @@ def test_output_and_determinism():
     assert single["views"].shape == (2, 3, 224, 224) and single["view_boxes"].shape == (2, 4)
 
 
-def test_collate_keeps_pixels():
+def test_collate_keeps_pixels_and_memory_order():
     views = [torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8).permute(0, 3, 1, 2) for _ in range(3)]
     batch = collate_views([{"views": v, "view_boxes": torch.zeros(2, 4), "file_name": "x"} for v in views])
     assert torch.equal(batch["views"], torch.stack(views))
-    assert batch["views"].stride()[2] == 1  # channels-last in memory
+    assert batch["views"].stride() == (120, 60, 1, 12, 3)  # channels-last: of 2 x 5 x 4 pixels x 3 channels
+    assert batch["view_boxes"].is_contiguous()
+
+
+def test_collate_stacks_whatever_a_mapper_returns():
+    """Keys that :class:`TwoViewDatasetMapper` does not have, such as the nine patches of a jigsaw puzzle."""
+    rng = np.random.default_rng(0)
+    patches = [torch.from_numpy(rng.integers(0, 256, (9, 6, 6, 3), dtype=np.uint8)).permute(0, 3, 1, 2)] * 2
+    orders = [rng.permutation(9), rng.permutation(9)]
+    samples = [
+        {
+            "patches": patches[i],
+            "order": orders[i],
+            "number": i,
+            "score": 0.5 * i,
+            "numpy_number": np.float32(i),
+            "flipped": np.bool_(i),
+            "file_name": f"{i}.jpg",
+            "boxes": [[0, 1]] * i,  # of another number in each image
+        }
+        for i in range(2)
+    ]
+    batch = collate_views(samples)
+    assert set(batch) == set(samples[0])
+    assert torch.equal(batch["patches"], torch.stack(patches)) and batch["patches"].stride()[2] == 1
+    assert torch.equal(batch["order"], torch.from_numpy(np.stack(orders)))
+    assert batch["number"].dtype == torch.int64 and batch["number"].tolist() == [0, 1]
+    assert batch["score"].tolist() == [0, 0.5]
+    assert batch["numpy_number"].dtype == torch.float32 and batch["numpy_number"].tolist() == [0, 1]
+    assert batch["flipped"].dtype == torch.bool and batch["flipped"].tolist() == [False, True]
+    assert batch["file_name"] == ["0.jpg", "1.jpg"] and batch["boxes"] == [[], [[0, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        ({"mask": torch.zeros(3)}, "under 'mask' cannot be stacked"),
+        ({"mask": None}, "under 'mask' cannot be stacked"),
+        ({}, r"these keys for all images of a batch: \['mask'\]"),
+        ({"mask": torch.zeros(2), "label": 3}, r"these keys for all images of a batch: \['label'\]"),
+    ],
+)
+def test_collate_names_the_key_that_cannot_be_stacked(second, text):
+    with pytest.raises(ValueError, match=text):
+        collate_views([{"mask": torch.zeros(2)}, second])
 
 
 def test_per_view_probabilities():
@@ -185,6 +229,19 @@ def test_per_view_probabilities():
     mapper = TwoViewDatasetMapper(make_cfg(*GEOMETRY_ONLY, "SOLARIZE_PROB", [0.0, 1.0]))
     views = mapper.make_views(np.full((40, 40, 3), 200, np.uint8))["views"]
     assert torch.all(views[0] == 200) and torch.all(views[1] == 55)
+
+
+def test_brightness_of_the_config_reaches_the_views():
+    # A black image times a factor is black. A shift, if it is positive, makes it grey, up to 0.4 * 255 = 102.
+    values = {}
+    for kind in ("multiply", "add"):
+        options = ("JITTER", [0.4, 0.0, 0.0, 0.0], "JITTER_PROB", 1.0, "JITTER_BRIGHTNESS", kind)
+        mapper = TwoViewDatasetMapper(make_cfg(*GEOMETRY_ONLY, *options))
+        np.random.seed(0)
+        views = [mapper.make_views(np.zeros((40, 40, 3), np.uint8))["views"] for _ in range(20)]
+        values[kind] = torch.cat(views).flatten(1).unique(dim=1)
+    assert (values["multiply"] == 0).all()
+    assert 90 < values["add"].max() <= 102 and 10 < (values["add"] > 0).sum() < 30
 
 
 def test_user_augmentations_and_rotation():
@@ -210,26 +267,17 @@ def test_grey_and_tiny_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "key"),
+    ("arguments", "text"),
     [
-        (("VIEWS", ["crop"]), "VIEWS"),
-        (("VIEWS", ["crop", "half"]), "VIEWS"),
-        (("BLUR_PROB", [0.5]), "BLUR_PROB"),
-        (("MIN_OVERLAP", 2.0), "MIN_OVERLAP"),
-        (("INTERPOLATION", "nearest", "VIEWS", ["full", "full"]), "INTERPOLATION"),
-        (("VIEW_SIZE", 0), "VIEW_SIZE"),
+        ({"geometric": [[]]}, "one list for each of the two views, got 1 and 2"),
+        ({"photometric": [[], [], []]}, "one list for each of the two views, got 2 and 3"),
+        ({"min_overlap": 2.0}, "min_overlap 2.0 is not a fraction"),
     ],
 )
-def test_bad_options_name_their_key(options, key):
-    with pytest.raises(ValueError, match=rf"INPUT\.SSL\.{key}"):
-        TwoViewDatasetMapper(make_cfg(*options))
-
-
-def test_bgr_is_refused():
-    cfg = make_cfg()
-    cfg.INPUT.FORMAT = "BGR"
-    with pytest.raises(ValueError, match=r"INPUT\.FORMAT"):
-        TwoViewDatasetMapper(cfg)
+def test_bad_arguments_are_named(arguments, text):
+    arguments = {"pre_crop": [], "geometric": [[], []], "photometric": [[], []], **arguments}
+    with pytest.raises(ValueError, match=text):
+        TwoViewDatasetMapper(**arguments)
 
 
 def test_augmentations_are_logged(caplog):

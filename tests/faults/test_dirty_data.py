@@ -110,7 +110,7 @@ def test_a_fault_of_the_program_is_no_bad_image():
         raise ZeroDivisionError("a slip")
 
     with pytest.raises(RuntimeError, match=r"a\.jpg: ZeroDivisionError: a slip"):
-        SeededSamples([{"file_name": "a.jpg"}], mapper, substitute=True)[0, 1]
+        SeededSamples([{"file_name": "a.jpg"}], mapper, substitute=True)[0, 1, 2]
 
 
 def test_labelled_images_are_not_substituted(tmp_path):
@@ -118,7 +118,7 @@ def test_labelled_images_are_not_substituted(tmp_path):
         raise OSError("Truncated File Read")  # Pillow's text, without the name
 
     with pytest.raises(RuntimeError, match=r"a\.jpg: OSError: Truncated File Read"):
-        SeededSamples([{"file_name": "a.jpg"}], mapper, substitute=False)[0, 1]
+        SeededSamples([{"file_name": "a.jpg"}], mapper, substitute=False)[0, 1, 2]
 
 
 def test_known_files_are_not_written_again(tmp_path, caplog):
