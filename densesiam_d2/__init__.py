@@ -27,6 +27,7 @@ _EXPORTS = {
     "build_optimizer": "solver",
     "build_two_view_train_loader": "data",
     "register_path_datasets": "data",
+    "set_epochs": "solver",
 }
 __all__ = [*_EXPORTS, "__version__"]
 

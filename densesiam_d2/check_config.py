@@ -74,20 +74,27 @@ RULES: dict[str, Rule] = {
     "RUN.MAX_DROPPED_STEPS": POSITIVE,
     "RUN.MAX_UNREADABLE": PROBABILITY,
     "RUN.WATCHDOG_SECONDS": NOT_NEGATIVE,
+    "SOLVER.ADAMW.BETAS": (all_of(lambda v: 0 <= v < 1, 2), "two numbers in [0, 1)"),
+    "SOLVER.ADAMW.EPS": POSITIVE,
     "SOLVER.AMP.PRECISION": one_of("fp16", "bf16"),
     "SOLVER.BASE_LR": (lambda v: v > 0 and math.isfinite(v), "> 0"),
     "SOLVER.BASE_LR_END": NOT_NEGATIVE,
+    "SOLVER.EPOCHS": (lambda v: v >= 0 and math.isfinite(v), ">= 0"),
     "SOLVER.IMS_PER_BATCH": POSITIVE,
+    "SOLVER.LARS.EPS": NOT_NEGATIVE,
+    "SOLVER.LARS.TRUST_COEFFICIENT": POSITIVE,
     "SOLVER.LR_SCHEDULER_NAME": one_of(
         "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupConstantLR", "WarmupPolyLR"
     ),
     "SOLVER.MAX_ITER": POSITIVE,
+    "SOLVER.OPTIMIZER": one_of("SGD", "AdamW", "LARS"),
     "SOLVER.POLY_LR_CONSTANT_ENDING": PROBABILITY,
     "SOLVER.POLY_LR_POWER": POSITIVE,
     "SOLVER.STEPS": (lambda v: list(v) == sorted(v), "in ascending order"),
     "SOLVER.CHECKPOINT_KEEP_EVERY": NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_KEEP_LAST": NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_PERIOD": POSITIVE,
+    "SOLVER.WARMUP_EPOCHS": (lambda v: v >= 0 and math.isfinite(v), ">= 0"),
     "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
     "TEST.EVAL_PERIOD": NOT_NEGATIVE,
     "TEST.SEM_SEG_MATCHING": one_of("none", "hungarian"),
@@ -179,6 +186,16 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems += META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).problems(cfg)
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
         problems.append(f"TEST.SLIDE_STRIDE is {test.SLIDE_STRIDE}; it must be 1 to SLIDE_WINDOW, {test.SLIDE_WINDOW}")
+    solver = cfg.SOLVER
+    fractions = [step for step in solver.STEPS if 0 < step < 1]
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.EPOCHS > 0 and len(fractions) < len(solver.STEPS):
+        problems.append(f"SOLVER.STEPS is {solver.STEPS}; with SOLVER.EPOCHS it must be shares of training in (0, 1)")
+    if solver.EPOCHS == 0 and fractions:
+        problems.append(f"SOLVER.STEPS is {solver.STEPS}; shares of training need SOLVER.EPOCHS")
+    if 0 < solver.EPOCHS < solver.WARMUP_EPOCHS:
+        problems.append(f"SOLVER.WARMUP_EPOCHS is {solver.WARMUP_EPOCHS}, above EPOCHS {solver.EPOCHS}")
+    if solver.NESTEROV and solver.OPTIMIZER != "SGD":
+        problems.append(f"SOLVER.NESTEROV is True; {solver.OPTIMIZER} has no such momentum")
     if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
         problems.append(f"SOLVER.BASE_LR_END is {cfg.SOLVER.BASE_LR_END}, above BASE_LR {cfg.SOLVER.BASE_LR}")
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.PRECISION != "bf16":

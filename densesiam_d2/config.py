@@ -164,8 +164,25 @@ def _add_sem_seg_keys(cfg: CfgNode) -> None:
 def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     # Autocast type under SOLVER.AMP.ENABLED: "fp16" (CUDA, with loss scaling) or "bf16" (CUDA or CPU).
     cfg.SOLVER.AMP.PRECISION = "fp16"
-    # Names of submodules (prefixes of parameter names) that keep BASE_LR throughout, such as "dense.predictor".
-    cfg.SOLVER.FIXED_LR_MODULES = []
+    # "SGD", "AdamW" or "LARS". SGD and LARS read MOMENTUM, SGD alone reads NESTEROV.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    adamw = cfg.SOLVER.ADAMW = CfgNode()
+    adamw.BETAS = [0.9, 0.999]
+    adamw.EPS = 1e-8
+    # LARS leaves parameters of one dimension (biases, norms) without weight decay and without scaling. LR_IN_MOMENTUM
+    # adds the step, with its learning rate, to the momentum, as SimCLR does; False adds the scaled gradient, as BYOL,
+    # SlotCon and PixPro do. They differ while the learning rate changes.
+    lars = cfg.SOLVER.LARS = CfgNode()
+    lars.TRUST_COEFFICIENT = 0.001
+    lars.EPS = 0.0
+    lars.LR_IN_MOMENTUM = False
+    # Keep the modules that the method names in its fixed_lr_modules, its predictors, at BASE_LR throughout (SimSiam's
+    # --fix-pred-lr).
+    cfg.SOLVER.FIX_PREDICTOR_LR = True
+    # Length of the training and of its warm-up in epochs of DATASETS.TRAIN; 0 = MAX_ITER and WARMUP_ITERS count. With
+    # EPOCHS, STEPS are fractions of the training in (0, 1). SOLVER.MAX_ITER on a command line sets EPOCHS to 0.
+    cfg.SOLVER.EPOCHS = 0.0
+    cfg.SOLVER.WARMUP_EPOCHS = 0.0
     # Of the numbered checkpoints keep the newest so many (0 = all), and for good those of every so many iterations
     # (0 = none).
     cfg.SOLVER.CHECKPOINT_KEEP_LAST = 0

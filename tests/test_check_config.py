@@ -123,6 +123,13 @@ COMBINATIONS = [
     (["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu"], "SOLVER.AMP.PRECISION is 'fp16'"),
     (["MODEL.META_ARCHITECTURE", "DenseSiam", "INPUT.FORMAT", "BGR"], "INPUT.FORMAT is 'BGR'"),
     (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
+    (["SOLVER.EPOCHS", 5.0, "SOLVER.STEPS", (0.5, 30)], r"SOLVER.STEPS is \(0.5, 30\); with SOLVER.EPOCHS"),
+    (["SOLVER.STEPS", (0.5,)], r"SOLVER.STEPS is \(0.5,\); shares of training need SOLVER.EPOCHS"),
+    (
+        ["SOLVER.EPOCHS", 5.0, "SOLVER.STEPS", (), "SOLVER.WARMUP_EPOCHS", 6.0],
+        "SOLVER.WARMUP_EPOCHS is 6.0, above EPOCHS 5",
+    ),
+    (["SOLVER.OPTIMIZER", "LARS", "SOLVER.NESTEROV", True], "SOLVER.NESTEROV is True; LARS"),
 ]
 
 

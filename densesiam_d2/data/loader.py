@@ -208,7 +208,7 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
         raise ValueError(f"DATASETS.TRAIN {tuple(names)} has no images")
     files = parts[0] if len(parts) == 1 else ConcatDataset(parts)
     total = cfg.SOLVER.IMS_PER_BATCH
-    epochs = cfg.SOLVER.MAX_ITER * total / len(files)
+    epochs = cfg.SOLVER.EPOCHS or cfg.SOLVER.MAX_ITER * total / len(files)
     logger.info("Pretraining on %d images of %s, %.1f epochs", len(files), ", ".join(names), epochs)
     if len(files) < total:
         logger.warning("%d images are fewer than SOLVER.IMS_PER_BATCH %d", len(files), total)

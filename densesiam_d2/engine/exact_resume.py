@@ -42,7 +42,7 @@ PLACES = (
     "VIS_PERIOD",
 )
 # Keys whose change makes it another training, as a change of the images does.
-IDENTITY = ("SEED", "MODEL", "INPUT", "SOLVER.IMS_PER_BATCH")
+IDENTITY = ("SEED", "MODEL", "INPUT", "SOLVER.IMS_PER_BATCH", "SOLVER.OPTIMIZER")
 # What "SyncBN" becomes, by device and number of processes (engine/setup.py).
 SYNCED_NORMS = ("SyncBN", "naiveSyncBN_N", "BN")
 

@@ -90,6 +90,8 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
     _check_bases(Path(config_file))
     try:
         cfg.merge_from_other_cfg(_with_tuples(CfgNode(CfgNode.load_yaml_with_base(config_file))))
+        if "SOLVER.MAX_ITER" in opts[::2]:
+            cfg.SOLVER.EPOCHS = 0.0  # of the yaml; the command line counts
         cfg.merge_from_list(_as_meant(cfg, opts))
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg, config_file)) from error

@@ -16,11 +16,12 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from fvcore.common.history_buffer import HistoryBuffer
 from torch.nn.parallel import DistributedDataParallel
 
+from densesiam_d2.checkpoint import atomic_write
 from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
 from densesiam_d2.data.datasets import check_records
 from densesiam_d2.data.detection_mapper import DetectionDatasetMapper
-from densesiam_d2.data.loader import build_labelled_train_loader, build_two_view_train_loader
+from densesiam_d2.data.loader import TrainLoader, build_labelled_train_loader, build_two_view_train_loader
 from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
 from densesiam_d2.engine.collapse import CollapseMonitor
 from densesiam_d2.engine.exact_resume import ExactResumeHook
@@ -33,7 +34,7 @@ from densesiam_d2.engine.writers import SafeWriter, SSLMetricPrinter
 from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.modeling import model_output, trains_on_views
-from densesiam_d2.solver import build_lr_scheduler, build_optimizer
+from densesiam_d2.solver import build_lr_scheduler, build_optimizer, set_epochs
 
 __all__ = ["Trainer"]
 
@@ -49,10 +50,11 @@ class Trainer(DefaultTrainer):
         ``DefaultTrainer.__init__`` is not called: it pins every process to a GPU and checks no weights.
         """
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        data_loader = self.build_train_loader(scaled)
+        cfg = in_iterations(cfg, data_loader) if cfg.SOLVER.EPOCHS > 0 or cfg.SOLVER.WARMUP_EPOCHS > 0 else scaled
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
         model = distribute(model)
         precision = cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32"
         guards = {"max_dropped": cfg.RUN.MAX_DROPPED_STEPS}
@@ -177,6 +179,28 @@ class Trainer(DefaultTrainer):
             write_json(path, per_dataset)
             logger.info("Results are in %s", path)
         return results
+
+
+def in_iterations(cfg, data_loader):
+    """Return a config whose epochs are iterations, scaled to this number of processes, and keep it in OUTPUT_DIR.
+
+    Raises:
+        ValueError: the loader is not one of this project, so the number of images is not known.
+    """
+    if not isinstance(data_loader, TrainLoader):
+        raise ValueError(
+            f"SOLVER.EPOCHS and WARMUP_EPOCHS need DATALOADER.SAMPLER_TRAIN TrainingSampler, not "
+            f"{cfg.DATALOADER.SAMPLER_TRAIN}: set them to 0, and SOLVER.MAX_ITER"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    set_epochs(cfg, len(data_loader.dataset))
+    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+    cfg.freeze()
+    if comm.is_main_process() and Path(cfg.OUTPUT_DIR).is_dir():
+        with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
+            file.write(cfg.dump().encode())
+    return cfg
 
 
 def distribute(model):

@@ -1,20 +1,36 @@
 """Layers: modules and tensor helpers that know no config."""
 
-from densesiam_d2.layers.distributed import mean_over_images, world_size
+from densesiam_d2.layers.distributed import (
+    gather,
+    gather_with_gradient,
+    mean_over_images,
+    shuffle,
+    unshuffle,
+    world_size,
+)
 from densesiam_d2.layers.idle import with_idle
 from densesiam_d2.layers.mlp import ProjectorPredictor, conv_mlp
+from densesiam_d2.layers.queue import FeatureQueue
 from densesiam_d2.layers.resize import resize_logits, resized_labels
 from densesiam_d2.layers.spread import embedding_spread
+from densesiam_d2.layers.teacher import MomentumTeacher, cosine_momentum
 from densesiam_d2.layers.valid import blank_invalid
 
 __all__ = [
+    "FeatureQueue",
+    "MomentumTeacher",
     "ProjectorPredictor",
     "blank_invalid",
     "conv_mlp",
+    "cosine_momentum",
     "embedding_spread",
+    "gather",
+    "gather_with_gradient",
     "mean_over_images",
     "resize_logits",
     "resized_labels",
+    "shuffle",
+    "unshuffle",
     "with_idle",
     "world_size",
 ]

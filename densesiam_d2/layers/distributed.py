@@ -1,9 +1,9 @@
-"""Means over the images of all processes, and the identity on one process."""
+"""Means, rows and permutations over the images of all processes; one process works alone."""
 
 import torch
 from torch import distributed as dist
 
-__all__ = ["world_size", "mean_over_images"]
+__all__ = ["gather", "gather_with_gradient", "mean_over_images", "shuffle", "unshuffle", "world_size"]
 
 
 def world_size() -> int:
@@ -33,3 +33,95 @@ def mean_over_images(values: torch.Tensor, valid: torch.Tensor | None = None) ->
         count = count / world_size()
     # where, not a product: a NaN of an invalid image must not survive a multiplication by 0.
     return torch.where(valid, values, values.new_zeros(())).sum() / count.clamp(min=1 / world_size())
+
+
+@torch.no_grad()
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes in the order of their ranks, without gradient.
+
+    Args:
+        x: (n, ...), with the same n in every process.
+
+    Returns:
+        (n * world size, ...); on one process ``x``, detached.
+    """
+    if world_size() == 1:
+        return x.detach()
+    x = x.contiguous()  # NCCL takes nothing else
+    rows = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(rows, x)
+    return torch.cat(rows)
+
+
+def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes in the order of their ranks; gradients of all processes flow back to them.
+
+    The gradient of a row is the sum of the gradients that the row gets in all processes, and DDP averages the gradients
+    of parameters. So parameters get the gradient of the mean of the processes' losses: that of one process with the
+    whole batch, without a factor, if each process returns the mean over its own rows (compared with all rows), or if
+    each returns the loss of the whole batch.
+
+    Args:
+        x: (n, ...), with the same n in every process.
+
+    Returns:
+        (n * world size, ...); on one process ``x``.
+
+    Source: SimCLR (google-research/simclr, objective.py) for the gradient of gathered rows.
+    """
+    return x if world_size() == 1 else _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    """:func:`gather` and its gradient. There is one in torch.distributed.nn, but it is deprecated."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[dist.get_rank()]
+
+
+@torch.no_grad()
+def shuffle(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Permute the batch of all processes, so that batch norm's statistics do not tell which images belong together.
+
+    The permutation is drawn by the default CPU generator of rank 0, which is seeded anew in every iteration
+    (engine/exact_resume.py), and is sent to all processes: no generator has to be handed down to the methods.
+
+    Args:
+        x: (n, ...), with the same n in every process.
+
+    Returns:
+        The rows of this process, (n, ...), without gradient, and the permutation, (n * world size), for
+        :func:`unshuffle`.
+
+    Source: MoCo, Sec. 3.3 (arXiv 1911.05722).
+    """
+    permutation = torch.randperm(len(x) * world_size()).to(x.device)
+    if world_size() > 1:
+        dist.broadcast(permutation, src=0)
+    return _own_rows(gather(x), permutation), permutation
+
+
+@torch.no_grad()
+def unshuffle(x: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
+    """Undo :func:`shuffle`.
+
+    Args:
+        x: (n, ...) what became of the shuffled rows of this process.
+        permutation: as returned by :func:`shuffle`.
+
+    Returns:
+        (n, ...) in the order of this process's batch, without gradient.
+    """
+    return _own_rows(gather(x), permutation.argsort())
+
+
+def _own_rows(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Return this process's share of all rows, taken in some order."""
+    return x[order.chunk(world_size())[dist.get_rank() if world_size() > 1 else 0]]

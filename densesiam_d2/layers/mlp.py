@@ -14,8 +14,9 @@ def conv_mlp(
     norm: Callable[[int], nn.Module],
     bias_last: bool,
     last_norm_affine: bool | None,
+    bias_hidden: bool = False,
 ) -> nn.Sequential:
-    """Build hidden layers (convolution without bias, norm, ReLU) and a last convolution.
+    """Build hidden layers (convolution, norm, ReLU) and a last convolution.
 
     Args:
         in_dim: input channels.
@@ -24,13 +25,14 @@ def conv_mlp(
         bias_last: whether the last convolution has a bias.
         last_norm_affine: None: nothing follows the last convolution; otherwise a norm does, with (True) or without
             (False) learned scale and shift.
+        bias_hidden: whether the convolutions of the hidden layers have a bias, as in BYOL.
 
     Returns:
         A module mapping (N, in_dim, h, w) to (N, dims[-1], h, w).
     """
     layers: list[nn.Module] = []
     for dim in dims[:-1]:
-        layers += [nn.Conv2d(in_dim, dim, 1, bias=False), norm(dim), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(in_dim, dim, 1, bias=bias_hidden), norm(dim), nn.ReLU(inplace=True)]
         in_dim = dim
     layers.append(nn.Conv2d(in_dim, dims[-1], 1, bias=bias_last))
     if last_norm_affine is not None:

@@ -1,12 +1,14 @@
-"""Optimizer and schedule: detectron2's, plus modules of fixed learning rate, constant and polynomial decay."""
+"""Optimizer and schedule: detectron2's and more, with modules of fixed learning rate."""
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.solver import build_lr_scheduler as build_d2_lr_scheduler
-from detectron2.solver import build_optimizer as build_d2_optimizer
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import LinearParamScheduler, ParamScheduler, PolynomialDecayParamScheduler
 from torch import nn
+
+from densesiam_d2.solver.lars import LARS
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "fuse"]
 
@@ -42,19 +44,17 @@ class PolyWithFloor(ParamScheduler):
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build detectron2's SGD, fused into one operation, and mark the groups of ``SOLVER.FIXED_LR_MODULES``.
+    """Build ``SOLVER.OPTIMIZER`` with detectron2's parameter groups and gradient clipping.
+
+    With ``SOLVER.FIX_PREDICTOR_LR`` the groups of the modules that the model names in ``fixed_lr_modules``, a tuple of
+    prefixes of parameter names such as "dense.predictor", have ``fix_lr`` set.
 
     Raises:
-        ValueError: a name there is no submodule with trainable parameters.
+        ValueError: there is no such optimizer.
     """
-    optimizer = build_d2_optimizer(cfg, model)
-    fixed = set()
-    for name in cfg.SOLVER.FIXED_LR_MODULES:
-        params = [p for key, p in model.named_parameters() if key.startswith(f"{name}.")]
-        if not params:
-            children = sorted({".".join(key.split(".")[:2]) for key, _ in model.named_parameters()})
-            raise ValueError(f"SOLVER.FIXED_LR_MODULES names {name!r}, which has no parameters; there are: {children}")
-        fixed.update(params)
+    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    optimizer = _optimizer(cfg.SOLVER, model)
+    fixed = _fixed_parameters(model) if cfg.SOLVER.FIX_PREDICTOR_LR else set()
     if fixed:
         optimizer.param_groups[:] = [
             {**group, "params": params, "fix_lr": fix_lr}
@@ -62,30 +62,80 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             for fix_lr in (False, True)
             if (params := [p for p in group["params"] if (p in fixed) == fix_lr])
         ]
+    optimizer.register_load_state_dict_post_hook(_match_memory_format)
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _optimizer(solver: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    params = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    if solver.OPTIMIZER == "AdamW":
+        return torch.optim.AdamW(params, betas=tuple(solver.ADAMW.BETAS), eps=solver.ADAMW.EPS, fused=True, **common)
+    common["momentum"] = solver.MOMENTUM
+    if solver.OPTIMIZER == "LARS":
+        return LARS(
+            params,
+            trust_coefficient=solver.LARS.TRUST_COEFFICIENT,
+            eps=solver.LARS.EPS,
+            lr_in_momentum=solver.LARS.LR_IN_MOMENTUM,
+            **common,
+        )
+    if solver.OPTIMIZER != "SGD":
+        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it must be one of SGD, AdamW, LARS")
+    optimizer = torch.optim.SGD(params, nesterov=solver.NESTEROV, **common)
     fuse(optimizer)
     return optimizer
 
 
-def fuse(optimizer: torch.optim.SGD) -> None:
-    """Make SGD update all parameters in one operation, which the device itself can leave out.
+def _fixed_parameters(model: nn.Module) -> set[nn.Parameter]:
+    fixed = set()
+    for name in getattr(model, "fixed_lr_modules", ()):
+        params = [p for key, p in model.named_parameters() if key.startswith(f"{name}.")]
+        assert params, f"{type(model).__name__}.fixed_lr_modules names {name!r}, which has no parameters"
+        fixed.update(params)
+    return fixed
 
-    Equal to the plain one up to rounding, in a third of its time on the CPU.
+
+def fuse(optimizer: torch.optim.SGD) -> None:
+    """Make SGD update all parameters in one operation; equal to the plain one up to rounding.
+
+    Every parameter gets its momentum, 0, at once: the fused operation fails when a parameter has its first gradient
+    later than others.
     """
     for group in optimizer.param_groups:
-        group["fused"] = True
+        group.update(fused=True, foreach=False)  # foreach would go before fused
         for p in group["params"] if group["momentum"] else ():
-            # Zero is what there was before the first step; that one, left out, would leave it uninitialised.
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    """Store loaded state in the memory order of its parameter: fused operations on the CPU do not look at strides."""
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                state[name] = torch.empty_like(p).copy_(value)
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     """Build a schedule that respects fixed groups.
 
-    ``SOLVER.LR_SCHEDULER_NAME``: "WarmupConstantLR", "WarmupPolyLR" (``POLY_LR_POWER``, ending at the
-    share ``POLY_LR_CONSTANT_ENDING`` of the base rate), or
-    any name of detectron2's.
+    ``SOLVER.LR_SCHEDULER_NAME``: "WarmupConstantLR", "WarmupPolyLR" (``POLY_LR_POWER``, ending at the share
+    ``POLY_LR_CONSTANT_ENDING`` of the base rate), or any name of detectron2's.
+
+    Raises:
+        ValueError: ``SOLVER.EPOCHS`` has not been turned into iterations, or there is no such schedule.
     """
     solver = cfg.SOLVER
+    if solver.EPOCHS > 0 or solver.WARMUP_EPOCHS > 0:
+        raise ValueError(
+            "SOLVER.EPOCHS or WARMUP_EPOCHS is still set: call densesiam_d2.set_epochs(cfg, number of images) first"
+        )
     if solver.LR_SCHEDULER_NAME == "WarmupConstantLR":
         decay = LinearParamScheduler(1.0, 1.0)  # fvcore's constant one refuses the call after the last step
     elif solver.LR_SCHEDULER_NAME == "WarmupPolyLR":

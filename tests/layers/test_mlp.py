@@ -35,6 +35,12 @@ def test_one_width_is_one_convolution():
     assert _names(conv_mlp(3, [6], norm=nn.BatchNorm2d, bias_last=True, last_norm_affine=None)) == ["Conv2d"]
 
 
+def test_hidden_layers_with_bias():
+    """BYOL's heads: a bias before the batch norm and none after it."""
+    mlp = conv_mlp(3, [4, 5, 6], norm=nn.BatchNorm2d, bias_last=False, last_norm_affine=None, bias_hidden=True)
+    assert [layer.bias is not None for layer in mlp if isinstance(layer, nn.Conv2d)] == [True, True, False]
+
+
 def test_norm_without_affine_gives_unit_variance():
     torch.manual_seed(0)
     mlp = conv_mlp(3, [8, 4], norm=nn.BatchNorm2d, bias_last=True, last_norm_affine=False)

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from detectron2.config import get_cfg
+from torch import distributed as dist
+from torch import multiprocessing as mp
 from torch import nn
 
 from densesiam_d2.config import add_densesiam_config
@@ -14,6 +16,8 @@ BASE_LR = 0.4
 
 
 class Model(nn.Module):
+    fixed_lr_modules = ("dense.predictor",)
+
     def __init__(self):
         super().__init__()
         self.backbone = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -26,6 +30,7 @@ class Model(nn.Module):
 def _cfg(**solver):
     cfg = get_cfg()
     add_densesiam_config(cfg)
+    cfg.SOLVER.FIX_PREDICTOR_LR = False  # on by default; what has no predictor is tested without
     cfg.SOLVER.BASE_LR = BASE_LR
     cfg.SOLVER.MAX_ITER = 100
     cfg.SOLVER.WARMUP_ITERS = 0
@@ -113,7 +118,7 @@ def test_unknown_schedule():
 
 @pytest.mark.parametrize("warmup", [0, 10])
 def test_fixed_modules_keep_the_base_rate_while_others_fall(warmup):
-    cfg = _cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIXED_LR_MODULES=["dense.predictor"], WARMUP_ITERS=warmup)
+    cfg = _cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIX_PREDICTOR_LR=True, WARMUP_ITERS=warmup)
     for iteration, rates in enumerate(_run(cfg)):
         if iteration < warmup:
             continue
@@ -124,26 +129,50 @@ def test_fixed_modules_keep_the_base_rate_while_others_fall(warmup):
 
 
 def test_fixed_modules_are_not_warmed_up():
-    cfg = _cfg(FIXED_LR_MODULES=["dense.predictor"], WARMUP_ITERS=10, WARMUP_FACTOR=0.1, MAX_ITER=20)
+    cfg = _cfg(FIX_PREDICTOR_LR=True, WARMUP_ITERS=10, WARMUP_FACTOR=0.1, MAX_ITER=20)
     for rates in _run(cfg):
         assert rates["dense.predictor.0.weight"] == BASE_LR
     assert _run(cfg, 0)[0]["dense.projector.weight"] == pytest.approx(0.1 * BASE_LR)
 
 
-def test_fixed_name_means_a_module_not_a_prefix():
-    rates = _run(_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIXED_LR_MODULES=["dense"]))[-1]
+def test_fixed_name_means_a_module_not_a_prefix(monkeypatch):
+    monkeypatch.setattr(Model, "fixed_lr_modules", ("dense",))
+    rates = _run(_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIX_PREDICTOR_LR=True))[-1]
     fixed = {name for name, rate in rates.items() if rate == BASE_LR}
     assert fixed == {name for name in rates if name.startswith("dense.")}
     assert "dense_other.weight" not in fixed
 
 
-def test_unknown_module_is_named_with_the_choice():
-    with pytest.raises(ValueError, match=r"FIXED_LR_MODULES.*'predictor'.*dense\.predictor"):
-        build_optimizer(_cfg(FIXED_LR_MODULES=["predictor"]), Model())
+def test_name_without_parameters_is_an_error_of_the_method(monkeypatch):
+    monkeypatch.setattr(Model, "fixed_lr_modules", ("dense.predictor", "predictor"))
+    with pytest.raises(AssertionError, match=r"Model\.fixed_lr_modules names 'predictor', which has no parameters"):
+        build_optimizer(_cfg(FIX_PREDICTOR_LR=True), Model())
+
+
+def test_predictors_are_fixed_unless_the_config_says_no():
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    assert {group.get("fix_lr") for group in build_optimizer(cfg, Model()).param_groups} == {True, False}
+    assert all("fix_lr" not in group for group in build_optimizer(cfg, nn.Linear(2, 3)).param_groups)
+    cfg.SOLVER.FIX_PREDICTOR_LR = False
+    assert all("fix_lr" not in group for group in build_optimizer(cfg, Model()).param_groups)
+
+
+def _in_a_process_group(rank, init_file):
+    dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=1)
+    model = nn.parallel.DistributedDataParallel(Model())
+    optimizer = build_optimizer(_cfg(FIX_PREDICTOR_LR=True), model)
+    rates = {p: group["fix_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[model.module.dense["predictor"][0].weight] and not rates[model.module.dense["projector"].weight]
+    dist.destroy_process_group()
+
+
+def test_model_inside_of_ddp(tmp_path):
+    mp.spawn(_in_a_process_group, args=(str(tmp_path / "init"),), nprocs=1)
 
 
 def test_grouping_keeps_weight_decay_and_loses_no_parameter():
-    cfg = _cfg(FIXED_LR_MODULES=["dense.predictor"], WEIGHT_DECAY=0.01, WEIGHT_DECAY_NORM=0.0, BIAS_LR_FACTOR=2.0)
+    cfg = _cfg(FIX_PREDICTOR_LR=True, WEIGHT_DECAY=0.01, WEIGHT_DECAY_NORM=0.0, BIAS_LR_FACTOR=2.0)
     model = Model()
     optimizer = build_optimizer(cfg, model)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -161,17 +190,13 @@ def test_grouping_keeps_weight_decay_and_loses_no_parameter():
 
 
 def test_bias_factor_of_a_fixed_module_is_kept():
-    cfg = _cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIXED_LR_MODULES=["dense.predictor"], BIAS_LR_FACTOR=2.0)
+    cfg = _cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIX_PREDICTOR_LR=True, BIAS_LR_FACTOR=2.0)
     assert _run(cfg)[-1]["dense.predictor.0.bias"] == pytest.approx(2 * BASE_LR)
-
-
-def test_no_fixed_modules_leaves_the_groups_of_detectron2():
-    assert all("fix_lr" not in g for g in build_optimizer(_cfg(), Model()).param_groups)
 
 
 @pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupPolyLR", "WarmupConstantLR"])
 def test_saved_state_continues_the_schedule(name):
-    cfg = _cfg(LR_SCHEDULER_NAME=name, FIXED_LR_MODULES=["dense.predictor"], MAX_ITER=20, WARMUP_ITERS=4)
+    cfg = _cfg(LR_SCHEDULER_NAME=name, FIX_PREDICTOR_LR=True, MAX_ITER=20, WARMUP_ITERS=4)
     whole = _run(cfg)
 
     def parts():
@@ -193,17 +218,18 @@ def test_saved_state_continues_the_schedule(name):
         scheduler.step()
 
 
-def test_gradient_clipping_survives_the_grouping():
-    cfg = _cfg(FIXED_LR_MODULES=["dense.predictor"])
+@pytest.mark.parametrize("optimizer", ["SGD", "LARS"])
+def test_gradient_clipping_survives_the_grouping(optimizer):
+    cfg = _cfg(FIX_PREDICTOR_LR=True, OPTIMIZER=optimizer)
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
     cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0, 0.0, 0.0
     model = Model()
     optimizer = build_optimizer(cfg, model)
-    before = model.dense["predictor"][0].weight.detach().clone()
+    before = model.dense["predictor"][0].bias.detach().clone()
     for p in model.parameters():
         p.grad = torch.full_like(p, 3.0)
     optimizer.step()
     # The gradient 3 is clipped to 0.5: a step of 0.4 * 0.5.
-    assert torch.allclose(before - model.dense["predictor"][0].weight, torch.full_like(before, 0.2), atol=1e-6)
+    assert torch.allclose(before - model.dense["predictor"][0].bias, torch.full_like(before, 0.2), atol=1e-6)

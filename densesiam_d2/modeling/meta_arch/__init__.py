@@ -5,10 +5,11 @@ from densesiam_d2.modeling.meta_arch.densesiam_segmentor import DenseSiamSegment
 from densesiam_d2.modeling.meta_arch.output import model_output, trains_on_views
 from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
+from densesiam_d2.modeling.meta_arch.simsiam import SimSiam
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
 
 # Every method: config.py adds its keys, check_config.py its rules, and the contract tests run it.
-METHODS = (DenseSiam, DenseSiamSegmentor)
+METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam)
 
 __all__ = [
     "METHODS",

@@ -131,6 +131,10 @@ class SiameseMetaArch(nn.Module):
         f = features.pop(self.in_feature)
         return with_idle(f, features.values()) if self.training else f
 
+    def encode_image(self, x: torch.Tensor, backbone: nn.Module | None = None) -> torch.Tensor:
+        """Return :meth:`encode` averaged over all positions, (N, C, 1, 1)."""
+        return self.encode(x, backbone).mean(dim=(2, 3), keepdim=True)
+
     def time(self) -> float:
         """Return the share of training done, in [0, 1].
 

@@ -1,0 +1,61 @@
+"""A queue of the features of recent batches: the negatives of contrastive losses."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["FeatureQueue"]
+
+
+class FeatureQueue(nn.Module):
+    """The last ``length`` features that were pushed; the oldest are overwritten first.
+
+    A push changes ``features`` in place, while autograd may still need the old values for the gradient of a loss. So a
+    loss takes ``queue.features.clone()``.
+
+    Source: MoCo, Sec. 3.2 (arXiv 1911.05722).
+    """
+
+    undoes_buffers = True  # the training step needs no copy of this module's buffers
+
+    def __init__(self, dim: int, length: int):
+        """Fill the queue with random directions of norm 1.
+
+        They are equal in all processes, because the generator has a fixed seed: DDP without ``broadcast_buffers`` does
+        not send them to the other processes.
+
+        Args:
+            dim: length of a feature.
+            length: number of features.
+        """
+        super().__init__()
+        features = torch.randn(length, dim, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("features", F.normalize(features, dim=1))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))  # the row that is overwritten next
+        self._overwritten: tuple[torch.Tensor, ...] | None = None
+
+    @torch.no_grad()
+    def push(self, keys: torch.Tensor) -> None:
+        """Write keys over the oldest rows. One push per forward: :meth:`undo` takes back the last push only.
+
+        Args:
+            keys: (n, dim) of all processes, in the same order everywhere (:func:`~densesiam_d2.layers.gather`). So
+                every process holds the same queue, and the main process's, which is the saved one, is that of all.
+                Any n; of more than ``length`` keys the last ones are kept.
+        """
+        length = len(self.features)
+        kept = keys[-length:].to(self.features)
+        first = self.pointer + (len(keys) - len(kept))
+        rows = (first + torch.arange(len(kept), device=first.device)) % length
+        self._overwritten = rows, self.features[rows], self.pointer.clone()
+        self.features[rows] = kept
+        self.pointer.copy_((self.pointer + len(keys)) % length)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Set the buffers back to what they were before the last push; a second call changes nothing."""
+        if self._overwritten:
+            rows, features, pointer = self._overwritten
+            self.features[rows] = features
+            self.pointer.copy_(pointer)
+            self._overwritten = None

@@ -1,0 +1,44 @@
+"""Length of a training in epochs instead of iterations."""
+
+import logging
+
+from detectron2.config import CfgNode
+
+__all__ = ["set_epochs"]
+
+logger = logging.getLogger(__name__)
+
+
+def set_epochs(cfg: CfgNode, num_images: int) -> None:
+    """Set the iterations that ``SOLVER.EPOCHS`` and ``SOLVER.WARMUP_EPOCHS`` stand for, then set these two to 0.
+
+    ``EPOCHS`` above 0 sets ``MAX_ITER`` and turns ``STEPS``, which are then fractions of the training in (0, 1), into
+    iterations. ``WARMUP_EPOCHS`` above 0 sets ``WARMUP_ITERS``. The result can be saved and loaded again: a second call
+    changes nothing. Call it before detectron2's ``auto_scale_workers``, which scales iterations and batch size
+    together.
+
+    Args:
+        cfg: a config that is not frozen, changed in place.
+        num_images: images of an epoch.
+
+    Raises:
+        ValueError: ``STEPS`` has a value that is not in (0, 1) though ``EPOCHS`` is above 0 and the schedule reads it.
+    """
+    solver = cfg.SOLVER
+    iterations = num_images / solver.IMS_PER_BATCH  # of one epoch
+    if solver.WARMUP_EPOCHS > 0:
+        solver.WARMUP_ITERS = max(1, round(solver.WARMUP_EPOCHS * iterations))
+        solver.WARMUP_EPOCHS = 0.0
+    if solver.EPOCHS > 0:
+        if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and not all(0 < step < 1 for step in solver.STEPS):
+            raise ValueError(
+                f"SOLVER.STEPS is {tuple(solver.STEPS)}; with SOLVER.EPOCHS it must be fractions of the training in "
+                "(0, 1), such as (0.6, 0.8)"
+            )
+        solver.MAX_ITER = max(1, round(solver.EPOCHS * iterations))
+        solver.STEPS = tuple(round(step * solver.MAX_ITER) if step < 1 else step for step in solver.STEPS)
+        logger.info(
+            f"SOLVER.EPOCHS {solver.EPOCHS:g}: {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH:,} images "
+            f"({num_images:,} images)"
+        )
+        solver.EPOCHS = 0.0
