@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "densesiam_d2"
 FLOORS = {
-    0: {"geometry", "losses", "layers", "labels", "samples", "processes"},
+    0: {"atomic", "geometry", "losses", "layers", "labels", "samples", "processes"},
     1: {"data", "modeling", "solver", "evaluation", "checkpoint"},
     2: {"config", "check_config", "engine", "probe", "reporting"},
     3: {"tools", "demo", "__init__"},

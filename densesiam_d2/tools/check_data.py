@@ -41,7 +41,7 @@ from statistics import median
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from densesiam_d2.checkpoint.files import atomic_write
+from densesiam_d2.atomic import atomic_write
 from densesiam_d2.data.image_folders import open_index, walk_images
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES
 from densesiam_d2.data.label_look import LabelledSet, look_at
