@@ -9,8 +9,8 @@ from .augmentation import (
 )
 from .color_augmentation import ColorJitter, RandomGaussianBlur, RandomGrayscale, RandomSolarize
 from .datasets import check_datasets, datasets_root, register_all_datasets, register_sem_seg_folder
-from .image_folders import load_image_folder, load_image_list
 from .image_io import IMAGE_SUFFIXES, UnreadableImageError, read_image, read_label
+from .image_listing import load_image_folder, load_image_list
 from .loader import build_two_view_train_loader
 from .path_datasets import register_path_datasets
 from .sample_sets import register_all_samples

@@ -11,7 +11,7 @@ from detectron2.utils.colormap import colormap
 from densesiam_d2.atomic import atomic_write
 
 from .image_io import read_label
-from .text_files import read_lines
+from .text_lines import read_lines
 
 __all__ = ["COCO_STUFF27_CLASSES", "coco_stuff27_label_map", "is_curated", "register_coco_stuff27"]
 

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset
 
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.loading import WeightsError
-from densesiam_d2.data.image_files import ImageFiles
+from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.loader import TrainLoader
 from densesiam_d2.data.order import mixed_seeds
 

@@ -11,7 +11,7 @@ from detectron2.data.detection_utils import check_image_size
 from detectron2.structures import polygons_to_bitmask
 
 from densesiam_d2.data.image_io import read_image
-from densesiam_d2.data.label_look import look_at
+from densesiam_d2.data.label_checks import look_at
 from densesiam_d2.evaluation.sem_seg import read_labels
 
 __all__ = ["FOREGROUND_CLASSES", "IGNORE", "LabelledImages", "foreground_of"]

@@ -42,9 +42,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from densesiam_d2.atomic import atomic_write
-from densesiam_d2.data.image_folders import open_index, walk_images
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES
-from densesiam_d2.data.label_look import LabelledSet, look_at
+from densesiam_d2.data.image_listing import open_index, walk_images
+from densesiam_d2.data.label_checks import LabelledSet, look_at
 from densesiam_d2.data.path_datasets import (
     FOLDER_PREFIX,
     INDEX_PREFIX,
@@ -52,11 +52,11 @@ from densesiam_d2.data.path_datasets import (
     UNLABELLED_PREFIXES,
     register_path_datasets,
 )
-from densesiam_d2.data.text_files import read_lines
+from densesiam_d2.data.text_lines import read_lines
 from densesiam_d2.data.white_level import DARK, dark_text, white_level_for
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.labels.findings import Finding
-from densesiam_d2.tools.check_files import CheckedFile, check_files
+from densesiam_d2.tools.reader_pool import CheckedImage, check_images
 
 __all__ = ["main"]
 
@@ -112,7 +112,7 @@ def _check(args: argparse.Namespace) -> bool:
     if args.list and any("file_part" in record for record in records.values()):
         raise ValueError("--list cannot name images in tar files; training takes others for those it cannot read")
 
-    files = check_files(records.values(), args.workers, args.timeout, with_checksums)
+    files = check_images(records.values(), args.workers, args.timeout, with_checksums)
     report, checksums = _summarize(tqdm(files, total=len(paths), unit=" images", disable=None))  # no bar in a log file
     report = {"sources": args.sources, **report, "skipped": skipped}
     if labels:
@@ -176,7 +176,7 @@ def _find_images(source: str, skipped: Counter) -> tuple[Path, Sequence[dict]]:
     return root, [{"file_name": name} for name in paths]
 
 
-def _summarize(files: Iterable[CheckedFile]) -> tuple[dict, dict[str, tuple[int, str]]]:
+def _summarize(files: Iterable[CheckedImage]) -> tuple[dict, dict[str, tuple[int, str]]]:
     """Return a report, sorted by path, and the checksums by path where they are known."""
     report = {"images": 0, "unreadable": [], "small": [], "megapixels": {}, "kinds": Counter()}
     megapixels, checksums, dark = [], {}, []

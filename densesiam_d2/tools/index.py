@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from densesiam_d2.data.image_files import ImageFiles, tar_members, write_index
-from densesiam_d2.data.image_folders import walk_images
+from densesiam_d2.data.image_index import ImageFiles, tar_members, write_index
+from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.data.path_datasets import FOLDER_PREFIX
 
 __all__ = ["main"]

@@ -28,8 +28,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from densesiam_d2.checkpoint.files import read_checkpoint
-from densesiam_d2.data.image_folders import walk_images
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
+from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.reporting.label_colors import overlay, palette
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from densesiam_d2.data import load_image_list
-from densesiam_d2.tools import check_data, check_files, index
+from densesiam_d2.tools import check_data, index, reader_pool
 
 from ..data.photos import smooth_image
 from ..faults.zoo import write_zoo
@@ -138,13 +138,13 @@ def test_files_that_kill_or_block_a_worker(photos, monkeypatch, checksums):
             raise KeyError("a fault of a decoder")
         return smooth_image(40, 60)
 
-    monkeypatch.setattr(check_files, "read_image", read)  # workers are forks of this process
+    monkeypatch.setattr(reader_pool, "read_image", read)  # workers are forks of this process
     paths = [f"good{i}" for i in range(20)]
     paths[1:1] = ["dies0", "dies1"]
     paths[9:9] = ["hangs", "fault"]
     paths.append("dies2")
     records = [{"file_name": path} for path in paths]
-    results = list(check_files.check_files(records, 2, timeout=0.5, with_checksums=checksums))
+    results = list(reader_pool.check_images(records, 2, timeout=0.5, with_checksums=checksums))
     assert sorted(result.path for result in results) == sorted(paths)
     for result in results:
         if result.path.startswith("good"):

@@ -22,11 +22,11 @@ from densesiam_d2.data.image_io import (
 )
 from densesiam_d2.processes import end_with_parent
 
-__all__ = ["CheckedFile", "check_files"]
+__all__ = ["CheckedImage", "check_images"]
 
 
 @dataclass
-class CheckedFile:
+class CheckedImage:
     """What reading a file has shown; None where unknown."""
 
     path: str
@@ -37,9 +37,9 @@ class CheckedFile:
     checksum: tuple[int, str] | None = None  # bytes, SHA-256
 
 
-def check_files(
+def check_images(
     records: Iterable[dict], workers: int, timeout: float = 60, with_checksums: bool = False
-) -> Iterator[CheckedFile]:
+) -> Iterator[CheckedImage]:
     """Read files in worker processes, and yield the results as they come.
 
     A file that kills its worker, or is not read in time, is reported like any other, and the rest goes on.
@@ -90,7 +90,7 @@ class _Worker:
         self._path, self._since = record["file_name"], time.monotonic()
         self.pipe.send(record)
 
-    def take(self, timeout: float) -> CheckedFile | None:
+    def take(self, timeout: float) -> CheckedImage | None:
         """Return the result, or None if there is none yet."""
         try:
             if self.pipe.poll():
@@ -103,7 +103,7 @@ class _Worker:
             reason = f"it takes more than {timeout:g} s"
         self.process.kill()
         self._start_process()
-        return CheckedFile(self._path, error=f"cannot read {self._path}: {reason}")
+        return CheckedImage(self._path, error=f"cannot read {self._path}: {reason}")
 
 
 def _work(pipe: Connection, with_checksums: bool) -> None:
@@ -115,9 +115,9 @@ def _work(pipe: Connection, with_checksums: bool) -> None:
         pipe.send(_check_file(pipe.recv(), with_checksums))
 
 
-def _check_file(record: dict, with_checksum: bool) -> CheckedFile:
+def _check_file(record: dict, with_checksum: bool) -> CheckedImage:
     path, part = record["file_name"], record.get("file_part")
-    result = CheckedFile(path)
+    result = CheckedImage(path)
     try:
         height, width, _ = read_image(path, part).shape
         result.size = width, height
