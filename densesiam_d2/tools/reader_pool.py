@@ -1,15 +1,17 @@
-"""Read many image files in worker processes that may die or hang without losing the rest."""
+"""Reads many image files in worker processes; a file that kills or blocks its worker does not stop the others."""
 
 import contextlib
+import functools
 import hashlib
 import io
+import itertools
 import signal
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import Pipe, Process
-from multiprocessing.connection import Connection, wait
 
 from PIL import Image
 
@@ -24,10 +26,12 @@ from densesiam_d2.processes import end_with_parent
 
 __all__ = ["CheckedImage", "check_images"]
 
+BATCH = 100  # files per worker that wait in the pool at a time
+
 
 @dataclass
 class CheckedImage:
-    """What reading a file has shown; None where unknown."""
+    """What is known of a file after reading it; None where unknown."""
 
     path: str
     error: str | None = None
@@ -40,79 +44,69 @@ class CheckedImage:
 def check_images(
     records: Iterable[dict], workers: int, timeout: float = 60, with_checksums: bool = False
 ) -> Iterator[CheckedImage]:
-    """Read files in worker processes, and yield the results as they come.
+    """Read images in worker processes, and yield the results in the order of the records.
 
-    A file that kills its worker, or is not read in time, is reported like any other, and the rest goes on.
+    A file that kills its worker, or is not read in time, is reported like any other unreadable file.
 
     Args:
         records: dicts with "file_name", and "file_part" for images in tar files.
         workers: number of processes.
         timeout: seconds for one file.
-        with_checksums: whether to find the checksums too.
+        with_checksums: whether to compute the checksums too.
     """
-    records = iter(records)
-    idle, busy = [_Worker(with_checksums) for _ in range(workers)], []
+    check = functools.partial(_check_in_time, timeout=timeout, with_checksum=with_checksums)
+    records, batch, pool = iter(records), [], _start_pool(workers)
     try:
-        while True:
-            while idle and (record := next(records, None)) is not None:
-                busy.append(idle.pop())
-                busy[-1].give(record)
-            if not busy:
-                return
-            wait([worker.pipe for worker in busy], min(timeout, 1))
-            for worker in busy.copy():
-                result = worker.take(timeout)
-                if result is not None:
-                    busy.remove(worker)
-                    idle.append(worker)
+        while batch := batch or list(itertools.islice(records, BATCH * workers)):
+            done = 0
+            try:
+                for result in pool.map(check, batch, chunksize=4):
                     yield result
+                    done += 1
+            except BrokenProcessPool:  # which file killed its worker is not known, but it is one of the next
+                suspects = batch[done : done + 4 * workers]
+                yield from _check_alone(check, suspects, timeout)
+                done += len(suspects)
+                pool = _start_pool(workers)
+            batch = batch[done:]
     finally:
-        for worker in idle + busy:
-            worker.process.kill()
+        pool.shutdown(cancel_futures=True)
 
 
-class _Worker:
-    """A process that reads one file at a time, and is replaced when it dies or takes too long."""
-
-    def __init__(self, with_checksums: bool):
-        self._with_checksums = with_checksums
-        self._start_process()
-
-    def _start_process(self) -> None:
-        self.pipe, other_end = Pipe()
-        self.process = Process(target=_work, args=(other_end, self._with_checksums), daemon=True)
-        self.process.start()
-        other_end.close()  # or the pipe would outlive the process
-
-    def give(self, record: dict) -> None:
-        if not self.process.is_alive():
-            self._start_process()
-        self._path, self._since = record["file_name"], time.monotonic()
-        self.pipe.send(record)
-
-    def take(self, timeout: float) -> CheckedImage | None:
-        """Return the result, or None if there is none yet."""
+def _check_alone(check: Callable, records: Sequence[dict], timeout: float) -> Iterator[CheckedImage]:
+    """Read one file at a time, so that the one that kills its worker is known."""
+    pool = _start_pool(1)
+    for record in records:
+        start, path = time.monotonic(), record["file_name"]
         try:
-            if self.pipe.poll():
-                return self.pipe.recv()
-        except (EOFError, OSError):
+            result = pool.submit(check, record).result()
+        except BrokenProcessPool:
             reason = "it kills the process that reads it, or memory has run out"
-        else:
-            if time.monotonic() - self._since < timeout:
-                return None
-            reason = f"it takes more than {timeout:g} s"
-        self.process.kill()
-        self._start_process()
-        return CheckedImage(self._path, error=f"cannot read {self._path}: {reason}")
+            if time.monotonic() - start >= timeout:
+                reason = f"it takes more than {timeout:g} s"
+            result = CheckedImage(path, error=f"cannot read {path}: {reason}")
+            pool = _start_pool(1)
+        yield result
+    pool.shutdown()
 
 
-def _work(pipe: Connection, with_checksums: bool) -> None:
-    """Read the files that come through a pipe, in a process of its own."""
-    warnings.simplefilter("ignore")  # Pillow's do not name the file
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+def _start_pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, initializer=_prepare_worker)
+
+
+def _prepare_worker() -> None:
+    warnings.simplefilter("ignore")  # Pillow's warnings do not name the file
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
     end_with_parent()
-    while True:
-        pipe.send(_check_file(pipe.recv(), with_checksums))
+
+
+def _check_in_time(record: dict, timeout: float, with_checksum: bool) -> CheckedImage:
+    """Check a file in a worker process; the alarm kills the process, because nothing else interrupts a decoder."""
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    try:
+        return _check_file(record, with_checksum)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _check_file(record: dict, with_checksum: bool) -> CheckedImage:
