@@ -1,16 +1,18 @@
 """AP of instances by the official COCO code, against the annotations that training reads as well."""
 
 import contextlib
-import functools
 import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from unittest import mock
+from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
+from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
 from densesiam_d2.evaluation.names import check_predicted_classes, model_order, warn_of_absent
@@ -39,22 +41,23 @@ class RepairedCOCOEvaluator(COCOEvaluator):
         Args:
             cfg: MODEL.MASK_ON, MODEL.CLASS_NAMES, DATASETS.ACCEPT, DATASETS.TRAIN and TEST.DETECTIONS_PER_IMAGE are
                 read.
-            dataset_name: a registered dataset; without "json_file" in its metadata detectron2 converts its records.
+            dataset_name: a registered dataset; without "json_file" in its metadata, its records are converted.
             output_dir: where predictions are written; None writes none.
 
         Raises:
             LabelsError: the annotations cannot be used.
-            ValueError: the classes of model and dataset differ.
+            ValueError: the classes of model and dataset differ, or records have to be converted without an output_dir.
         """
-        metadata = MetadataCatalog.get(dataset_name)
-        records_only = not hasattr(metadata, "json_file")
+        # The stock __init__ would read the file as it is, and fail where there is something to repair.
+        self._logger, self._cpu_device = logger, torch.device("cpu")
+        self._distributed, self._output_dir, self._tasks, self._kpt_oks_sigmas = True, output_dir, None, ()
+        self._use_fast_impl = coco_evaluation.COCOeval_opt is not coco_evaluation.COCOeval  # whether it is built
+        self._metadata = metadata = MetadataCatalog.get(dataset_name)
+        json_file = PathManager.get_local_path(metadata.get("json_file") or _convert_records(dataset_name, output_dir))
         subset, accept = metadata.get("subset"), cfg.DATASETS.ACCEPT
-        # detectron2 would read the file as it is, and fail where there is something to repair.
-        read = functools.partial(_read_ground_truth, masks=cfg.MODEL.MASK_ON, subset=subset, accept=accept)
-        with mock.patch.object(coco_evaluation, "COCO", read):
-            super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
-        if records_only:
-            del metadata.json_file  # the converted file is of this run only, the records may change
+        self._coco_api = _read_ground_truth(json_file, masks=cfg.MODEL.MASK_ON, subset=subset, accept=accept)
+        self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._max_dets_per_image = [1, 10, COCO_LIMIT]
         content = self._coco_api.dataset
         classes = metadata.get("thing_classes") or [category["name"] for category in content["categories"]]
         self._num_classes = len(classes)
@@ -101,6 +104,15 @@ class RepairedCOCOEvaluator(COCOEvaluator):
             for prediction in self._predictions[earlier:]:
                 for instance in prediction.get("instances", ()):
                     instance["category_id"] = self._order[instance["category_id"]]
+
+
+def _convert_records(dataset_name: str, output_dir: str | None) -> str:
+    """Write the records of a dataset as a file in COCO's format; return its name."""
+    if output_dir is None:
+        raise ValueError(f"{dataset_name} has no json_file in its metadata; an output_dir is needed to write one")
+    json_file = Path(output_dir) / f"{dataset_name}_coco_format.json"
+    convert_to_coco_json(dataset_name, str(json_file), allow_cached=False)
+    return str(json_file)
 
 
 def _read_ground_truth(
