@@ -1,4 +1,4 @@
-"""The evaluator of a dataset, from the dataset's own metadata."""
+"""Choose the evaluator of a dataset by its metadata."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from densesiam_d2.evaluation.voc import VOCEvaluator
 
 __all__ = ["build_evaluator"]
 
-# Meta-architectures that predict semantic maps: where a dataset has both kinds of labels, the model decides.
+# Meta-architectures that predict semantic maps. They decide for datasets with both kinds of labels.
 _SEMANTIC_META_ARCHITECTURES = ("SemanticSegmentor", "SlidingSemanticSegmentor", "DenseSiam")
 
 

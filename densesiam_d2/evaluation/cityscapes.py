@@ -39,8 +39,8 @@ _MODULES = (
 def ensure_cityscapes_api(dataset_names: Iterable[str] | None = None) -> None:
     """Make detectron2's Cityscapes instance loader and evaluators work, or say what is missing.
 
-    Call it once at setup, before datasets are loaded; calling it again is harmless. Processes that are started afresh
-    (not forked) need their own call.
+    Call it once at setup, before datasets are loaded; calling it again is harmless. Processes that are spawned instead
+    of forked need their own call.
 
     Args:
         dataset_names: datasets of the run; nothing is done unless one of them has Cityscapes instances. None: always.
@@ -79,7 +79,7 @@ class CityscapesInstanceEvaluator(_CityscapesInstanceEvaluator):
 
         Args:
             dataset_name: a dataset with metadata ``thing_classes`` and ``gt_dir``.
-            order: the dataset's number of each class of the model; None where both count alike.
+            order: the dataset's number of each class of the model; None if both have the same order.
         """
         ensure_cityscapes_api()
         super().__init__(dataset_name)

@@ -1,4 +1,4 @@
-"""AP of instances by the official COCO code, against the annotations that training reads as well."""
+"""AP of instances by the official COCO code, with the same repaired annotations as in training."""
 
 import contextlib
 import io
@@ -22,14 +22,14 @@ __all__ = ["RepairedCOCOEvaluator"]
 
 logger = logging.getLogger(__name__)
 
-COCO_LIMIT = 100  # detections of an image that the official scores count
+COCO_LIMIT = 100  # detections per image in the official scores
 
 
 class RepairedCOCOEvaluator(COCOEvaluator):
-    """A ``COCOEvaluator`` whose ground truth is what ``read_coco`` makes of the file: ids from 1, areas, no nonsense.
+    """A ``COCOEvaluator`` whose ground truth is read and repaired by ``read_coco``.
 
-    More than 100 detections of an image count where TEST.DETECTIONS_PER_IMAGE allows them or an image has more
-    instances; classes of another order than the model's are matched by name.
+    More than 100 detections of an image are scored if TEST.DETECTIONS_PER_IMAGE allows them or an image has more
+    instances. Classes are matched by name if their order is not the model's.
 
     Attributes:
         absent_classes: names of the classes without an instance in the ground truth.
@@ -48,7 +48,7 @@ class RepairedCOCOEvaluator(COCOEvaluator):
             LabelsError: the annotations cannot be used.
             ValueError: the classes of model and dataset differ, or records have to be converted without an output_dir.
         """
-        # The stock __init__ would read the file as it is, and fail where there is something to repair.
+        # The stock __init__ would read the file without repairs, and fail on some files.
         self._logger, self._cpu_device = logger, torch.device("cpu")
         self._distributed, self._output_dir, self._tasks, self._kpt_oks_sigmas = True, output_dir, None, ()
         self._use_fast_impl = coco_evaluation.COCOeval_opt is not coco_evaluation.COCOeval  # whether it is built
@@ -70,11 +70,11 @@ class RepairedCOCOEvaluator(COCOEvaluator):
             self._set_limit(cfg.TEST.DETECTIONS_PER_IMAGE, content["annotations"])
 
     def _set_limit(self, detections: int, annotations: list[dict]) -> None:
-        """Let as many detections of an image count as the model may give, or as there are annotations.
+        """Score as many detections per image as the model may return, or as there are annotations.
 
         Args:
-            detections: that the model gives for an image at most.
-            annotations: of all images. Crowds count for the limit, but no model has to find them.
+            detections: maximum that the model returns per image.
+            annotations: of all images. Crowds count for the limit, but not for the warning.
         """
         instances = Counter(a["image_id"] for a in annotations if not a["iscrowd"])
         crowded = [count for count in instances.values() if count > detections]
@@ -118,7 +118,7 @@ def _convert_records(dataset_name: str, output_dir: str | None) -> str:
 def _read_ground_truth(
     json_file: str, *, masks: bool, subset: tuple[int, int] | None, accept: Sequence[str] = ()
 ) -> COCO:
-    """Return the annotations as the official code takes them, without its prints.
+    """Return the repaired annotations as an object of the official code, which prints nothing here.
 
     Args:
         json_file: in COCO's format.
@@ -132,7 +132,7 @@ def _read_ground_truth(
     api = COCO()
     api.dataset, findings = read_coco(json_file, masks=masks, subset=subset)
     if any(finding.kind == "no-annotations" for finding in findings):
-        del api.dataset["annotations"]  # by this detectron2 knows test sets whose annotations are not published
+        del api.dataset["annotations"]  # detectron2 then writes predictions without scoring them
     else:
         findings.accept(accept).raise_errors()
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""AP of boxes by Pascal VOC's rules, for annotations that other tools than VOC's wrote."""
+"""AP of boxes by Pascal VOC's rules, for annotations from any tool."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ _THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]  # of the IoU
 class VOCEvaluator(PascalVOCDetectionEvaluator):
     """detectron2's evaluator, which also takes XML without ``<difficult>``, ``<truncated>`` and ``<pose>``.
 
-    The mean is over the classes that have objects; VOC's own splits have all 20. Classes of another order than the
-    model's are matched by name. Boxes may have fractions of pixels.
+    The mean is over the classes that have objects; VOC's own splits have all 20. Classes are matched by name if their
+    order is not the model's. Boxes may have fractions of pixels.
 
     Attributes:
         absent_classes: names of the classes without an object that counts.
@@ -113,19 +113,19 @@ def _average_precision(nearest: Sequence[tuple], num_objects: int, threshold: fl
     """Return VOC's average precision.
 
     Args:
-        nearest: of each prediction, the best scored first: the IoU with its nearest object, that object (any hashable
-            name) and whether it is difficult, so that finding it does not count.
+        nearest: for each prediction, by falling score: the IoU with its nearest object, the key of that object, and
+            whether it is difficult, so that finding it does not count.
         num_objects: number of objects that are not difficult.
         threshold: a prediction with a larger IoU finds its object; only the first one does.
         is_2007: precision at 11 values of recall, as in 2007, instead of the area.
     """
     right, wrong, found = np.zeros(len(nearest)), np.zeros(len(nearest)), set()
-    for i, (iou, name, difficult) in enumerate(nearest):
+    for i, (iou, key, difficult) in enumerate(nearest):
         if iou <= threshold:
             wrong[i] = 1
         elif not difficult:
-            (wrong if name in found else right)[i] = 1
-            found.add(name)
+            (wrong if key in found else right)[i] = 1
+            found.add(key)
     right, wrong = right.cumsum(), wrong.cumsum()
     precision = right / np.maximum(right + wrong, np.finfo(float).eps)
     return voc_ap(right / num_objects, precision, use_07_metric=is_2007)

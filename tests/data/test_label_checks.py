@@ -161,7 +161,7 @@ VOC_FAULTS = {
         "every object is difficult",
     ),
     "no XML": (lambda root: first_xml(root).unlink(), "xml-missing", ".xml"),
-    "damaged XML": (lambda root: first_xml(root).write_text("<annotation>"), "xml-unreadable", "no XML"),
+    "damaged XML": (lambda root: first_xml(root).write_text("<annotation>"), "xml-unreadable", "as XML"),
     "no size": (
         lambda root: replace(first_xml(root), "<width>", "<w>", "</width>", "</w>"),
         "xml-unreadable",

@@ -181,12 +181,15 @@ def test_mistakes_in_one_line(own, cfg, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("<annotation>", "no XML that can be read"),
-        ("<?xml version='1.0' encoding='unheard'?><annotation/>", "no XML that can be read: unknown encoding"),
-        (voc_xml(("a", ("one", 1, 2, 2))), "<bndbox/xmin> of <object> is 'one', no number"),
-        (voc_xml(("a", ("nan", 1, 2, 2))), "<bndbox/xmin> of <object> is 'nan', no number"),
-        (voc_xml(size=("inf", 64)), "<size/width> of <annotation> is 'inf', no number"),
-        (voc_xml(("a", (1, 1, 2, 2)), tags="<difficult>no</difficult>"), "<difficult> of <object> is 'no', no number"),
+        ("<annotation>", "cannot be read as XML"),
+        ("<?xml version='1.0' encoding='unheard'?><annotation/>", "cannot be read as XML: unknown encoding"),
+        (voc_xml(("a", ("one", 1, 2, 2))), "<bndbox/xmin> of <object> is 'one', not a number"),
+        (voc_xml(("a", ("nan", 1, 2, 2))), "<bndbox/xmin> of <object> is 'nan', not a number"),
+        (voc_xml(size=("inf", 64)), "<size/width> of <annotation> is 'inf', not a number"),
+        (
+            voc_xml(("a", (1, 1, 2, 2)), tags="<difficult>no</difficult>"),
+            "<difficult> of <object> is 'no', not a number",
+        ),
         (voc_xml((" ", (1, 1, 2, 2))), "an <object> has no <name>"),
     ],
 )
