@@ -1,4 +1,4 @@
-"""Reads many image files in worker processes; a file that kills or blocks its worker does not stop the others."""
+"""Read many image files in worker processes; a file that kills or blocks its worker does not stop the others."""
 
 import contextlib
 import functools
@@ -63,7 +63,7 @@ def check_images(
                 for result in pool.map(check, batch, chunksize=4):
                     yield result
                     done += 1
-            except BrokenProcessPool:  # which file killed its worker is not known, but it is one of the next
+            except BrokenProcessPool:  # a file killed its worker: one of the next files, but which is not known
                 suspects = batch[done : done + 4 * workers]
                 yield from _check_alone(check, suspects, timeout)
                 done += len(suspects)
@@ -74,7 +74,7 @@ def check_images(
 
 
 def _check_alone(check: Callable, records: Sequence[dict], timeout: float) -> Iterator[CheckedImage]:
-    """Read one file at a time, so that the one that kills its worker is known."""
+    """Read one file at a time, to find the one that kills its worker."""
     pool = _start_pool(1)
     for record in records:
         start, path = time.monotonic(), record["file_name"]
@@ -117,7 +117,7 @@ def _check_file(record: dict, with_checksum: bool) -> CheckedImage:
         result.size = width, height
     except (UnreadableImageError, FileNotFoundError) as error:
         result.error = str(error)
-    except Exception as error:  # training would stop at it too, but here the other files matter
+    except Exception as error:  # training would stop, but here the other files are checked too
         result.error = f"cannot read {path}: {type(error).__name__}: {error}"
     with contextlib.suppress(OSError, *DECODING_ERRORS):
         data = read_bytes(path, part)

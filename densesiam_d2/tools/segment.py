@@ -2,12 +2,12 @@
 
     python -m densesiam_d2.tools.segment --config-file F --weights W --input I --output O
 
-Writes, for every image below I (links are followed, hidden files left out) and under the same relative name,
+Writes for every image below I, under the same relative name (links are followed, hidden files are left out):
 
 - ``labels/*.png``: the id of each pixel (8 bit; 16 bit for more than 256 ids), at the image's size,
-- ``overlays/*.jpg``: the image with the ids in colour over it,
+- ``overlays/*.jpg``: the image with the colours of the ids over it,
 
-and once ``legend.png`` and ``classes.json`` (name, colour and share of each id).
+and for all images ``legend.png`` and ``classes.json`` (name, colour and share of each id).
 """
 
 import argparse
@@ -40,7 +40,7 @@ def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.
     """Draw the ids that occur, most frequent first.
 
     Args:
-        names: what to call each id.
+        names: of the ids.
         colors: (num, 3) uint8 RGB.
         shares: (num,) share of all pixels.
 
@@ -62,14 +62,14 @@ class Segmentor:
     """A trained segmentation model, applied to one image at a time."""
 
     def __init__(self, cfg: CfgNode):
-        """Build the model and fill it from ``cfg.MODEL.WEIGHTS``.
+        """Build the model and load ``cfg.MODEL.WEIGHTS``.
 
-        The short side of an image becomes ``TEST.CENTER_CROP_SIZE``, as in evaluation but without the crop, or else
-        ``INPUT.MIN_SIZE_TEST``.
+        The short side of an image is resized to ``TEST.CENTER_CROP_SIZE``, as in evaluation but without the crop; if
+        that is 0, to ``INPUT.MIN_SIZE_TEST``.
 
         Raises:
-            FileNotFoundError: there are no such weights.
-            ValueError: they do not fill the model, or it does not segment.
+            FileNotFoundError: the weight file does not exist.
+            ValueError: weights are missing or of another shape, or the model does not segment.
         """
         self.model = build_model(cfg).eval()
         head = getattr(self.model, "sem_seg_head", None)
@@ -99,7 +99,7 @@ class Segmentor:
 
 
 def _fill(model: nn.Module, weights: str) -> None:
-    """Load a training checkpoint; what it has besides (projectors, optimizer) is left out."""
+    """Load a training checkpoint; its other content (projectors, optimizer) is not used."""
     checkpoint = read_checkpoint(weights)
     state = {name: torch.as_tensor(value) for name, value in checkpoint.get("model", checkpoint).items()}
     wanted = model.state_dict()
@@ -118,7 +118,7 @@ def _fill(model: nn.Module, weights: str) -> None:
 def _images(
     folder: Path, white_level: int, skipped: Counter, unreadable: list[str]
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yield relative path and pixels of every image below a folder; count the other files, and say what fails."""
+    """Yield relative path and pixels of every image below a folder; count other files, and collect read errors."""
     for path in walk_images(folder, skipped):
         try:
             image = read_image(path, white_level=white_level)
@@ -137,7 +137,7 @@ def segment_folder(
         segmentor: the model.
         source: folder with images, searched recursively: links are followed, hidden files and folders left out.
         output: folder to write to, outside source.
-        names: what to call each id.
+        names: of the ids.
         colors: (num, 3) uint8 RGB.
         alpha: weight of the colours in the overlays.
 
@@ -187,7 +187,7 @@ def _write(path: Path, image: np.ndarray) -> None:
 
 
 def _names_and_colors(cfg: CfgNode, matching: str | None) -> tuple[list[str], np.ndarray]:
-    """Return name and RGB colour of each id: the dataset's if ids are its classes, else clusters."""
+    """Return name and RGB colour of each id: those of the dataset's classes, or numbered clusters."""
     num = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names, colors = [f"cluster {i}" for i in range(num)], palette(num)
     if matching:

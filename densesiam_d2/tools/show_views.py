@@ -1,11 +1,11 @@
-"""Draw what pretraining sees: each image with its two views, and the points at which the views are compared.
+"""Draw the input of pretraining: each image with its two views, and the points at which the views are compared.
 
 Usage::
 
     python -m densesiam_d2.tools.show_views --config-file configs/pretrain.yaml --input my_photos --output views.png
 
-Equal colours and numbers mark equal points. Look at the picture before a long run: a point must lie on the same thing
-in all three panels.
+Equal colours and numbers mark the same point. Check before a long run that each point lies on the same object in all
+three panels.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from densesiam_d2.reporting.view_drawing import draw_views
 
 __all__ = ["main"]
 
-MAX_GRID = 8  # more points than that a side hide the picture
+MAX_GRID = 8  # points per side; more would hide the picture
 
 
 def main(args: list[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--config-file", required=True, help="config of a pretraining run")
     parser.add_argument("--input", help="a folder of images; by default DATASETS.TRAIN of the config")
     parser.add_argument("--output", required=True, help="the picture to write, such as views.png")
-    parser.add_argument("--num", type=int, default=4, help="number of images, evenly taken from all (default 4)")
+    parser.add_argument("--num", type=int, default=4, help="number of images, evenly spaced among all (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the views (default 0)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="changes of the config, as KEY VALUE pairs")
     arguments = parser.parse_args(args)
