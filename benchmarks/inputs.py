@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from benchmarks.harness import Options
-from densesiam_d2.data.image_folders import load_image_folder
-from densesiam_d2.data.photos import write_photos
+from densesiam_d2.data.image_listing import load_image_folder
+from densesiam_d2.samples.photos import write_photos
 
 __all__ = ["jpeg_files"]
 

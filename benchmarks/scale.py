@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Options, Row
-from densesiam_d2.data.image_files import KIND
+from densesiam_d2.data.image_index import KIND
 
 __all__ = ["run"]
 
@@ -17,7 +17,7 @@ __all__ = ["run"]
 _CHILD = """
 import json, sys, time, tracemalloc
 import numpy as np
-from densesiam_d2.data.image_files import ImageFiles
+from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.order import EndlessBatches
 tracemalloc.start()
 begin = time.perf_counter()

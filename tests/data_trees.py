@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densesiam_d2.data.coco_format import to_annotation, write_jpeg
 from densesiam_d2.data.coco_stuff import CURATED_LIST
-from densesiam_d2.data.scenes import draw_scene
+from densesiam_d2.samples.scenes import draw_scene
+from densesiam_d2.samples.writing import to_annotation, write_jpeg
 
 # CamVid id -> Cityscapes label id and trainId.
 CAMVID_TO_LABEL_ID = {0: 23, 1: 11, 2: 17, 3: 7, 4: 8, 5: 21, 6: 20, 7: 13, 8: 26, 9: 24, 10: 25, 255: 0}

@@ -11,7 +11,7 @@ from detectron2.data.datasets import builtin
 
 import train_net
 from densesiam_d2.data import load_image_folder, register_all_datasets
-from densesiam_d2.data.scenes import register_scenes
+from densesiam_d2.data.sample_sets import register_scenes
 from densesiam_d2.engine import argument_parser, checked_config, load_config
 from tests.data_trees import draw_trees
 

@@ -9,7 +9,7 @@ from densesiam_d2.checkpoint.export import (
     save_torchvision,
     with_kind,
 )
-from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
+from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.checkpoint.layouts import recognise
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
 from densesiam_d2.checkpoint.names import check_complete, depth_of, from_torchvision, to_torchvision
@@ -17,7 +17,6 @@ from densesiam_d2.checkpoint.names import check_complete, depth_of, from_torchvi
 __all__ = [
     "TORCHVISION_METADATA",
     "CheckedCheckpointer",
-    "atomic_write",
     "backbone_metadata",
     "backbone_state",
     "check_complete",

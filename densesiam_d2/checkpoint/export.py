@@ -15,7 +15,8 @@ from detectron2.config import CfgNode
 from safetensors.numpy import save
 from torch import nn
 
-from densesiam_d2.checkpoint.files import SAFETENSORS_KEY, atomic_write
+from densesiam_d2.atomic import atomic_write
+from densesiam_d2.checkpoint.files import SAFETENSORS_KEY
 from densesiam_d2.checkpoint.kinds import ResNetKind
 from densesiam_d2.checkpoint.layouts import Found, recognise
 from densesiam_d2.checkpoint.names import to_torchvision

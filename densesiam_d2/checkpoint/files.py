@@ -1,16 +1,13 @@
-"""Reading and writing weight files: nothing read here can run code, nothing written here can be half a file."""
+"""Reading weight files without running code from them."""
 
-import contextlib
 import json
 import logging
-import os
 import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +16,7 @@ from densesiam_d2.checkpoint import arrays
 from densesiam_d2.checkpoint.tensors import tensors_in
 from densesiam_d2.checkpoint.unpickling import InertUnpickler, Placeholder, read_pickles
 
-__all__ = ["SAFETENSORS_KEY", "atomic_write", "read_checkpoint"]
+__all__ = ["SAFETENSORS_KEY", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,32 +156,3 @@ def _read_safetensors(path: Path) -> dict[str, dict]:
         if not isinstance(content["metadata"], dict):
             raise ValueError(f"{SAFETENSORS_KEY} in its header is no table of facts")
     return content
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name only when it is complete and on disk.
-
-    Args:
-        path: where the file is to appear; an existing file there is replaced.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")  # one name: what a killed run left is written over
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)  # or a power cut could undo the renaming
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,8 +13,9 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
+from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.export import expected_metadata, known_metadata
-from densesiam_d2.checkpoint.files import atomic_write, read_checkpoint
+from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import depth_of
 from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names

@@ -9,12 +9,11 @@ from .augmentation import (
 )
 from .color_augmentation import ColorJitter, RandomGaussianBlur, RandomGrayscale, RandomSolarize
 from .datasets import check_datasets, datasets_root, register_all_datasets, register_sem_seg_folder
-from .image_folders import load_image_folder, load_image_list
 from .image_io import IMAGE_SUFFIXES, UnreadableImageError, read_image, read_label
+from .image_listing import load_image_folder, load_image_list
 from .loader import build_two_view_train_loader
 from .path_datasets import register_path_datasets
-from .photos import register_all_photos
-from .scenes import register_all_scenes
+from .sample_sets import register_all_samples
 from .sem_seg_mapper import SemSegDatasetMapper
 from .two_view_mapper import TwoViewDatasetMapper, collate_views
 
@@ -46,5 +45,4 @@ __all__ = [
 ]
 
 register_all_datasets(datasets_root())
-register_all_scenes(datasets_root())
-register_all_photos(datasets_root())
+register_all_samples(datasets_root())

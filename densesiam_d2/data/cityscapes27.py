@@ -4,7 +4,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .image_folders import load_image_folder
+from .image_listing import load_image_folder
 
 __all__ = ["CITYSCAPES27_CLASSES", "cityscapes27_label_map", "register_cityscapes27"]
 

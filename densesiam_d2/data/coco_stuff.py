@@ -1,7 +1,6 @@
 """COCO-Stuff 27: the curated benchmark of unsupervised segmentation, 182 fine classes merged into 27."""
 
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,8 +8,10 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.colormap import colormap
 
+from densesiam_d2.atomic import atomic_write
+
 from .image_io import read_label
-from .text_files import read_lines
+from .text_lines import read_lines
 
 __all__ = ["COCO_STUFF27_CLASSES", "coco_stuff27_label_map", "is_curated", "register_coco_stuff27"]
 
@@ -159,11 +160,8 @@ def _find_curated(labels: Path) -> list[str]:
 
 
 def _write_list(list_file: Path, names: list[str]) -> None:
-    """Write the list in one step, so that no other process can read half of it."""
-    partial = list_file.with_name(f"{list_file.name}.{os.getpid()}")
     try:
-        list_file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("".join(f"{name}\n" for name in names))
-        partial.replace(list_file)
+        with atomic_write(list_file, many_writers=True) as file:  # all processes of a run write it
+            file.write("".join(f"{name}\n" for name in names).encode())
     except OSError as error:
         logging.getLogger(__name__).warning("The curated list could not be kept for the next time: %s", error)

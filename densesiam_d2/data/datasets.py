@@ -12,11 +12,11 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from .cityscapes27 import register_cityscapes27
 from .coco_stuff import register_coco_stuff27
-from .file_names import check_file_names
-from .image_files import ImageFiles
-from .image_folders import load_image_folder, load_image_list, walk_images
+from .image_index import ImageFiles
+from .image_listing import load_image_folder, load_image_list, walk_images
 from .label_folders import register_label_folder
 from .path_datasets import FOLDER_PREFIX, LIST_PREFIX, register_path_datasets
+from .record_paths import check_record_paths
 
 __all__ = ["check_datasets", "datasets_root", "register_all_datasets", "register_sem_seg_folder"]
 
@@ -136,8 +136,8 @@ def check_records(names: Sequence[str], records: Sequence[dict], num_classes: in
             roots = []
             break
         roots += own
-    check_file_names([{"file_name": record["file_name"]} for record in records], roots)
-    check_file_names(records)
+    check_record_paths([{"file_name": record["file_name"]} for record in records], roots)
+    check_record_paths(records)
     for record in records if num_classes is not None else ():
         for annotation in record.get("annotations", ()):
             if not 0 <= annotation["category_id"] < num_classes:

@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.labels.subset import subset_of
 
-from .image_folders import walk_images
-from .text_files import read_lines
+from .image_listing import walk_images
+from .text_lines import read_lines
 
 __all__ = ["load_label_folder", "pair_files", "read_classes", "register_label_folder"]
 

@@ -25,9 +25,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from densesiam_d2.processes import end_with_parent
 
 from .datasets import check_records
-from .image_files import ImageFiles
-from .image_folders import index_if_large, open_index
+from .image_index import ImageFiles
 from .image_io import UnreadableImageError
+from .image_listing import index_if_large, open_index
 from .order import EndlessBatches, SampleKey, mixed_seeds, seeded
 from .path_datasets import FOLDER_PREFIX, register_path_datasets
 from .quarantine import Quarantine

@@ -13,7 +13,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .coco_sets import register_coco
-from .image_folders import load_image_folder, load_image_list, open_index
+from .image_listing import load_image_folder, load_image_list, open_index
 from .label_folders import read_classes, register_label_folder
 
 __all__ = [

@@ -14,8 +14,8 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 import densesiam_d2.data  # noqa: F401  registers the data
-from densesiam_d2.demo.stages import ROOT, Stage, StageError, run_stage
 from densesiam_d2.demo.summary import write_summary
+from densesiam_d2.reporting.stages import ROOT, Stage, StageError, run_stage
 
 _TRAIN_SETS = ("scenes_train", "demo_photos")
 _TEST_SET = "scenes_val"

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densesiam_d2.demo import pictures
 from densesiam_d2.demo.baselines import assign_colours, evaluate_colour_kmeans
-from densesiam_d2.demo.report import Section, compare, write_report
-from densesiam_d2.demo.stages import ROOT, Stage
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.evaluation.json_scores import write_json
+from densesiam_d2.reporting import pictures
+from densesiam_d2.reporting.curves import draw_curves, read_metrics
+from densesiam_d2.reporting.page import Section, compare, write_report
+from densesiam_d2.reporting.stages import ROOT, Stage
 from densesiam_d2.tools.segment import Segmentor
 
 __all__ = ["write_summary"]
@@ -117,7 +118,7 @@ def _pretraining_section(run: _Run, test_set: str) -> Section:
     cfg = run.config()
     photos = [r["file_name"] for r in DatasetCatalog.get("demo_photos") if "chelsea" in r["file_name"]]
     files = [*(r["file_name"] for r in DatasetCatalog.get(test_set)[:2]), *photos]
-    metrics = pictures.read_metrics(run.output)
+    metrics = read_metrics(run.output)
     losses = {name: curve for name, curve in metrics.items() if name.startswith("loss_")}
     panels = {"losses": losses}
     if "ssl/z_std" in metrics:
@@ -133,7 +134,7 @@ def _pretraining_section(run: _Run, test_set: str) -> Section:
         "Images with their two views. Points of the same colour show the same spot; the network learns to give them "
         "the same features.",
     )
-    return section.figure(pictures.draw_curves(panels), "Losses of the pretraining, as logged.", photo=False)
+    return section.figure(draw_curves(panels), "Losses of the pretraining, as logged.", photo=False)
 
 
 def _segmentation_section(
@@ -167,11 +168,11 @@ def _segmentation_section(
         "colour k-means": lambda image: kmeans_table[assign_colours(image, centres)],
     }
     section.figure(pictures.draw_legend(names, colors), "The classes.", photo=False)
-    drawn = pictures.draw_scene_segmentations(test_set, range(6), methods)
+    drawn = pictures.draw_segmentations(test_set, range(6), methods)
     section.figure(drawn, "The first scenes of the test set; not chosen.", photo=False)
     photos = [r["file_name"] for r in DatasetCatalog.get("demo_photos") if any(p in r["file_name"] for p in _PHOTOS)]
     return section.figure(
-        pictures.draw_photo_segmentations(photos, methods["DenseSiam"], colors),
+        pictures.draw_overlays(photos, methods["DenseSiam"], colors),
         "Photographs. The colours stand for the clusters, named by the scenes' classes; photographs have other "
         "classes, so the question is only whether the same kind of surface gets the same colour.",
     )
@@ -188,12 +189,12 @@ def _detection_section(run: _Run, scratch: _Run, test_set: str) -> Section:
     columns = [(task, score) for task in ("segm", "bbox") for score in ("AP", "AP50", "AP75")]
     header = ["", *(f"{'mask' if task == 'segm' else 'box'} {score}" for task, score in columns)]
     section.table(header, [[n, *(r.results[t][s] for t, s in columns)] for n, r in runs.items()])
-    metrics = {name: pictures.read_metrics(r.output) for name, r in runs.items()}
+    metrics = {name: read_metrics(r.output) for name, r in runs.items()}
     panels = {
         title: {name: m[key] for name, m in metrics.items() if key in m}
         for title, key in (("total loss", "total_loss"), ("mask loss", "loss_mask"), ("box class loss", "loss_cls"))
     }
-    section.figure(pictures.draw_curves(panels), "Training losses, as logged.", photo=False)
+    section.figure(draw_curves(panels), "Training losses, as logged.", photo=False)
     cfgs = [r.config(r.output / "model_final.pth") for r in runs.values()]
     return section.figure(
         pictures.draw_detections(cfgs, test_set, range(4), _LEAST_SCORE),

@@ -14,9 +14,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import ConcatDataset
 
-from densesiam_d2.checkpoint import atomic_write
+from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.loading import WeightsError
-from densesiam_d2.data.image_files import ImageFiles
+from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.loader import TrainLoader
 from densesiam_d2.data.order import mixed_seeds
 

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.files import read_checkpoint
-from densesiam_d2.data.label_look import LabelledSet, adopt, look_at
+from densesiam_d2.data.label_checks import LabelledSet, adopt, look_at
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.labels.classes import class_order
 from densesiam_d2.labels.findings import Findings, LabelsError

@@ -1,4 +1,4 @@
-"""The evaluator of a dataset, from the dataset's own metadata."""
+"""Choose the evaluator of a dataset by its metadata."""
 
 from collections.abc import Callable
 

@@ -1,56 +1,46 @@
 """Cityscapes instance AP by the official scripts, on both builds of detectron2.
 
 Since December 2024 detectron2's main branch imports the scripts from ``deeplearning.projects.cityscapesApi``, a package
-that exists only inside Meta; earlier sources import ``cityscapesscripts``. Here the former name is made an alias of the
-installed ``cityscapesscripts``, so that detectron2's own loader and evaluators run unchanged on either.
+that exists only inside Meta; earlier sources import ``cityscapesscripts``. Here the installed modules are registered
+under both names, so that detectron2's own loader and evaluators run unchanged on either.
 """
 
+import copy
 import importlib
 import importlib.util
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
-from unittest import mock
 
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import CityscapesInstanceEvaluator as _CityscapesInstanceEvaluator
 from detectron2.structures import Instances
+from detectron2.utils import comm
 
 from densesiam_d2.evaluation.names import check_predicted_classes, warn_of_absent
 
 __all__ = ["CityscapesInstanceEvaluator", "ensure_cityscapes_api"]
 
-_ALIAS = "deeplearning.projects.cityscapesApi.cityscapesscripts"
-
-
-class _CityscapesAlias(MetaPathFinder, Loader):
-    """Importer under which ``deeplearning.projects.cityscapesApi.cityscapesscripts.x`` is ``cityscapesscripts.x``."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        below = name.startswith(f"{_ALIAS}.")
-        above = f"{_ALIAS}.".startswith(f"{name}.") and PathFinder.find_spec(name, path) is None  # a real one wins
-        return ModuleSpec(name, self, is_package=True) if above or below else None
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        # The parents (deeplearning, ...) stay empty packages. The alias and what is below it put the real module in
-        # their place, which the import system allows and which keeps one copy of the scripts' global settings.
-        name = module.__name__
-        if name == _ALIAS or name.startswith(f"{_ALIAS}."):
-            sys.modules[name] = importlib.import_module(f"cityscapesscripts{name.removeprefix(_ALIAS)}")
+_PARENTS = ("deeplearning", "deeplearning.projects", "deeplearning.projects.cityscapesApi")
+# What detectron2 imports, and the packages around it.
+_MODULES = (
+    "cityscapesscripts",
+    "cityscapesscripts.helpers",
+    "cityscapesscripts.helpers.labels",
+    "cityscapesscripts.evaluation",
+    "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling",
+    "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
+)
 
 
 def ensure_cityscapes_api(dataset_names: Iterable[str] | None = None) -> None:
     """Make detectron2's Cityscapes instance loader and evaluators work, or say what is missing.
 
-    Call it once at setup, before datasets are loaded; calling it again is harmless. Processes that are started afresh
-    (not forked) need their own call.
+    Call it once at setup, before datasets are loaded; calling it again is harmless. Processes that are spawned instead
+    of forked need their own call.
 
     Args:
         dataset_names: datasets of the run; nothing is done unless one of them has Cityscapes instances. None: always.
@@ -65,9 +55,13 @@ def ensure_cityscapes_api(dataset_names: Iterable[str] | None = None) -> None:
     missing = [name for name in ("cityscapesscripts", "shapely") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"Cityscapes instances need {' and '.join(missing)}: pip install 'densesiam_d2[cityscapes]'")
-    if not any(isinstance(finder, _CityscapesAlias) for finder in sys.meta_path):
-        # First: the path finder would load second copies of the scripts through the real package's __path__.
-        sys.meta_path.insert(0, _CityscapesAlias())
+    for name in _PARENTS:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            sys.modules[name] = ModuleType(name)
+    for name in _MODULES:
+        sys.modules[f"{_PARENTS[-1]}.{name}"] = importlib.import_module(name)
 
 
 class CityscapesInstanceEvaluator(_CityscapesInstanceEvaluator):
@@ -85,7 +79,7 @@ class CityscapesInstanceEvaluator(_CityscapesInstanceEvaluator):
 
         Args:
             dataset_name: a dataset with metadata ``thing_classes`` and ``gt_dir``.
-            order: the dataset's number of each class of the model; None where both count alike.
+            order: the dataset's number of each class of the model; None if both have the same order.
         """
         ensure_cityscapes_api()
         super().__init__(dataset_name)
@@ -113,24 +107,32 @@ class CityscapesInstanceEvaluator(_CityscapesInstanceEvaluator):
         return {**output, "instances": instances}
 
     def evaluate(self) -> dict | None:
-        """Return {"segm": {"AP", "AP50"}} in percent in the main process, None in the others."""
-        # Loaded here: the scripts read the environment at import.
+        """Return {"segm": {"AP", "AP50"}} in percent in the main process, None in the others.
+
+        Calls the parts of the official ``evaluateImgLists``, which itself would leave a file "matches.json" in the
+        current directory.
+
+        Raises:
+            FileNotFoundError: there is no ground truth.
+        """
+        comm.synchronize()
+        if not comm.is_main_process():
+            return None
         script = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
-        averages, compute_averages = {}, script.computeAverages
-
-        def keep_averages(*args):
-            averages.update(compute_averages(*args))
-            return averages
-
-        with (
-            # It would leave a "matches.json" that nobody reads in the current directory, or fail where that is
-            # read-only.
-            mock.patch.object(script, "writeDict2JSON"),
-            mock.patch.object(script, "computeAverages", keep_averages),
-        ):
-            results = super().evaluate()
-        if results is not None:
-            by_class = averages["classes"]
-            self.absent_classes = [name for name in by_class if math.isnan(by_class[name]["ap"])]
-            warn_of_absent(self._dataset_name, self.absent_classes, "instance")
-        return results
+        truth = [str(path) for path in Path(self._metadata.gt_dir).glob("*/*_gtFine_instanceIds.png")]
+        if not truth:
+            raise FileNotFoundError(f"{self._metadata.gt_dir} has no files */*_gtFine_instanceIds.png to evaluate with")
+        args = copy.copy(script.args)
+        args.predictionPath, args.predictionWalk = str(Path(self._temp_dir).absolute()), None
+        args.gtInstancesFile = str(Path(self._temp_dir, "gtInstances.json"))
+        args.colorized = False
+        script.setInstanceLabels(args)
+        predicted = [script.getPrediction(path, args) for path in truth]
+        matches = script.matchGtWithPreds(predicted, truth, script.getGtInstances(truth, args), args)
+        averages = script.computeAverages(script.evaluateMatches(matches, args), args)
+        script.printResults(averages, args)
+        self._working_dir.cleanup()
+        by_class = averages["classes"]
+        self.absent_classes = [name for name in by_class if math.isnan(by_class[name]["ap"])]
+        warn_of_absent(self._dataset_name, self.absent_classes, "instance")
+        return {"segm": {"AP": averages["allAp"] * 100, "AP50": averages["allAp50%"] * 100}}

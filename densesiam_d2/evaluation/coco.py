@@ -1,16 +1,18 @@
-"""AP of instances by the official COCO code, against the annotations that training reads as well."""
+"""AP of instances by the official COCO code, with the same repaired annotations as in training."""
 
 import contextlib
-import functools
 import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from unittest import mock
+from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
+from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
 from densesiam_d2.evaluation.names import check_predicted_classes, model_order, warn_of_absent
@@ -20,14 +22,14 @@ __all__ = ["RepairedCOCOEvaluator"]
 
 logger = logging.getLogger(__name__)
 
-COCO_LIMIT = 100  # detections of an image that the official scores count
+COCO_LIMIT = 100  # detections per image in the official scores
 
 
 class RepairedCOCOEvaluator(COCOEvaluator):
-    """A ``COCOEvaluator`` whose ground truth is what ``read_coco`` makes of the file: ids from 1, areas, no nonsense.
+    """A ``COCOEvaluator`` whose ground truth is read and repaired by ``read_coco``.
 
-    More than 100 detections of an image count where TEST.DETECTIONS_PER_IMAGE allows them or an image has more
-    instances; classes of another order than the model's are matched by name.
+    More than 100 detections of an image are scored if TEST.DETECTIONS_PER_IMAGE allows them or an image has more
+    instances. Classes are matched by name if their order is not the model's.
 
     Attributes:
         absent_classes: names of the classes without an instance in the ground truth.
@@ -39,22 +41,23 @@ class RepairedCOCOEvaluator(COCOEvaluator):
         Args:
             cfg: MODEL.MASK_ON, MODEL.CLASS_NAMES, DATASETS.ACCEPT, DATASETS.TRAIN and TEST.DETECTIONS_PER_IMAGE are
                 read.
-            dataset_name: a registered dataset; without "json_file" in its metadata detectron2 converts its records.
+            dataset_name: a registered dataset; without "json_file" in its metadata, its records are converted.
             output_dir: where predictions are written; None writes none.
 
         Raises:
             LabelsError: the annotations cannot be used.
-            ValueError: the classes of model and dataset differ.
+            ValueError: the classes of model and dataset differ, or records have to be converted without an output_dir.
         """
-        metadata = MetadataCatalog.get(dataset_name)
-        records_only = not hasattr(metadata, "json_file")
+        # The stock __init__ would read the file without repairs, and fail on some files.
+        self._logger, self._cpu_device = logger, torch.device("cpu")
+        self._distributed, self._output_dir, self._tasks, self._kpt_oks_sigmas = True, output_dir, None, ()
+        self._use_fast_impl = coco_evaluation.COCOeval_opt is not coco_evaluation.COCOeval  # whether it is built
+        self._metadata = metadata = MetadataCatalog.get(dataset_name)
+        json_file = PathManager.get_local_path(metadata.get("json_file") or _convert_records(dataset_name, output_dir))
         subset, accept = metadata.get("subset"), cfg.DATASETS.ACCEPT
-        # detectron2 would read the file as it is, and fail where there is something to repair.
-        read = functools.partial(_read_ground_truth, masks=cfg.MODEL.MASK_ON, subset=subset, accept=accept)
-        with mock.patch.object(coco_evaluation, "COCO", read):
-            super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
-        if records_only:
-            del metadata.json_file  # the converted file is of this run only, the records may change
+        self._coco_api = _read_ground_truth(json_file, masks=cfg.MODEL.MASK_ON, subset=subset, accept=accept)
+        self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._max_dets_per_image = [1, 10, COCO_LIMIT]
         content = self._coco_api.dataset
         classes = metadata.get("thing_classes") or [category["name"] for category in content["categories"]]
         self._num_classes = len(classes)
@@ -67,11 +70,11 @@ class RepairedCOCOEvaluator(COCOEvaluator):
             self._set_limit(cfg.TEST.DETECTIONS_PER_IMAGE, content["annotations"])
 
     def _set_limit(self, detections: int, annotations: list[dict]) -> None:
-        """Let as many detections of an image count as the model may give, or as there are annotations.
+        """Score as many detections per image as the model may return, or as there are annotations.
 
         Args:
-            detections: that the model gives for an image at most.
-            annotations: of all images. Crowds count for the limit, but no model has to find them.
+            detections: maximum that the model returns per image.
+            annotations: of all images. Crowds count for the limit, but not for the warning.
         """
         instances = Counter(a["image_id"] for a in annotations if not a["iscrowd"])
         crowded = [count for count in instances.values() if count > detections]
@@ -103,10 +106,19 @@ class RepairedCOCOEvaluator(COCOEvaluator):
                     instance["category_id"] = self._order[instance["category_id"]]
 
 
+def _convert_records(dataset_name: str, output_dir: str | None) -> str:
+    """Write the records of a dataset as a file in COCO's format; return its name."""
+    if output_dir is None:
+        raise ValueError(f"{dataset_name} has no json_file in its metadata; an output_dir is needed to write one")
+    json_file = Path(output_dir) / f"{dataset_name}_coco_format.json"
+    convert_to_coco_json(dataset_name, str(json_file), allow_cached=False)
+    return str(json_file)
+
+
 def _read_ground_truth(
     json_file: str, *, masks: bool, subset: tuple[int, int] | None, accept: Sequence[str] = ()
 ) -> COCO:
-    """Return the annotations as the official code takes them, without its prints.
+    """Return the repaired annotations as an object of the official code, which prints nothing here.
 
     Args:
         json_file: in COCO's format.
@@ -120,7 +132,7 @@ def _read_ground_truth(
     api = COCO()
     api.dataset, findings = read_coco(json_file, masks=masks, subset=subset)
     if any(finding.kind == "no-annotations" for finding in findings):
-        del api.dataset["annotations"]  # by this detectron2 knows test sets whose annotations are not published
+        del api.dataset["annotations"]  # detectron2 then writes predictions without scoring them
     else:
         findings.accept(accept).raise_errors()
     with contextlib.redirect_stdout(io.StringIO()):

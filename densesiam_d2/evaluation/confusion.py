@@ -23,12 +23,12 @@ def confusion_matrix(
     """Count the pixels of each pair of target and predicted id.
 
     Args:
-        target: (H, W) class ids in [0, K), or ignore_label. uint8 maps take a several times faster path.
+        target: (H, W) class ids in [0, K), or ignore_label. uint8 maps are counted several times faster.
         prediction: (H, W) predicted ids in [0, P).
         num_classes: K.
         num_predicted: P.
-        ignore_label: target id of the pixels that do not count. It wins over a class of the same id.
-        name: what to call the image in errors, its file name.
+        ignore_label: target id of the pixels that do not count, even if a class has the same id.
+        name: name of the image in error messages.
 
     Returns:
         (K, P) int64; rows are targets.
@@ -41,7 +41,7 @@ def confusion_matrix(
     if target.dtype == prediction.dtype == np.uint8:
         matrix = _count_uint8(target, prediction, num_classes, num_predicted)
         if matrix.sum() + np.count_nonzero(target == ignore_label) == target.size:
-            return matrix  # else an id is out of range, or ignored and a class: sorted out below
+            return matrix  # otherwise an id is out of range, or both ignored and a class; see below
     if target.dtype == np.uint8:
         ids, rows = np.arange(256), target.astype(np.int64)
     else:
@@ -87,7 +87,7 @@ def scores(matrix: np.ndarray) -> dict[str, float | np.ndarray]:
     """Return the usual scores of a confusion matrix, in percent.
 
     IoU of class c is tp / (tp + fp + fn). A class that occurs neither in the targets nor in the predictions has none
-    (nan), and mIoU is the mean over the others; a class that is only predicted has IoU 0 and counts. So do
+    (nan), and mIoU is the mean over the others; a class that is only predicted has IoU 0 and counts. The same holds in
     cityscapesscripts' evalPixelLevelSemanticLabeling (a class score is nan only where tp + fp + fn = 0; its average is
     over the scores that are not nan) and the released evaluations of PiCIE and DenseSiam. detectron2's SemSegEvaluator
     differs: it leaves out every class without targets.
@@ -116,11 +116,11 @@ def scores(matrix: np.ndarray) -> dict[str, float | np.ndarray]:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return percentages, nan where the whole is 0."""
+    """Return percentages, nan where the denominator is 0."""
     return 100 * np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean of what is not nan, or nan."""
+    """Return the mean of the values that are not nan; nan if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")

@@ -16,10 +16,10 @@ def hungarian_match(matrix: np.ndarray) -> np.ndarray:
     """Return the order of the columns that puts the most pixels on the diagonal.
 
     Args:
-        matrix: (K, P) counts, rows are classes. If P < K, empty columns are added, so every class gets one.
+        matrix: (K, P) counts, rows are classes. If P < K, empty columns are added, so every class gets a cluster.
 
     Returns:
-        (max(K, P),) permutation: entry c < K is the cluster of class c; clusters without a class follow, their
+        (max(K, P),) permutation: entry c < K is the cluster of class c; clusters without a class follow; their
         pixels are always wrong.
 
     Source: evaluation of janghyuncho/PiCIE (commons.py); one cluster per class, matched and scored on the same images.
@@ -37,15 +37,15 @@ def _padded(matrix: np.ndarray) -> np.ndarray:
 
 
 def split_scores(matrix: np.ndarray, columns: np.ndarray, groups: dict[str, list[int]]) -> dict[str, float]:
-    """Return the mIoU of each group of classes (things, stuff) in three readings.
+    """Return the mIoU of each group of classes (things, stuff) by three definitions.
 
     - ``_full``: mean of the group's IoUs among all classes. False positives on every other class count.
     - ``_block``: mIoU inside the group's block of the matrix. Pixels of other classes, and pixels of the group that are
       predicted as another group, do not count. This is what the papers describe.
     - ``_released``: the numbers the papers print. The released evaluations of PiCIE and DenseSiam move *row* c to the
       index of its cluster instead of moving the cluster's column to c. The diagonal is the same, and so are mIoU and
-      pACC. But rows are then in cluster order, and "the first 12 classes" are the first 12 clusters, whatever class
-      each of them matches. Exists only for as many clusters as classes.
+      pACC. But rows are then in cluster order, and "the first 12 classes" are the first 12 clusters, not the
+      classes that they match. Only defined for as many clusters as classes.
 
     Args:
         matrix: (K, P) counts in cluster order.
@@ -75,11 +75,11 @@ def split_scores(matrix: np.ndarray, columns: np.ndarray, groups: dict[str, list
 
 
 class HungarianSemSegEvaluator(SemSegConfusionEvaluator):
-    """The same scores for clusters, each class standing for the cluster that Hungarian matching gives it.
+    """The same scores for clusters, after Hungarian matching of clusters to classes.
 
     Additional scores: the thing/stuff split of :func:`split_scores` where the metadata has ``thing_ids`` and
-    ``stuff_ids``; "used_clusters", how many clusters any labelled pixel falls into; "largest_cluster", the share of the
-    labelled pixels that the largest one holds, in percent (near 100: the clustering has collapsed).
+    ``stuff_ids``; "used_clusters", the number of clusters with a labelled pixel; "largest_cluster", the share of the
+    labelled pixels in the largest cluster, in percent (near 100: the clustering has collapsed).
     """
 
     def _make_room(self, num_predicted: int) -> None:

@@ -1,4 +1,4 @@
-"""Scores as JSON, which has no NaN: what does not exist is null."""
+"""Write scores as JSON, with null for NaN, which JSON does not have."""
 
 import json
 import math
@@ -9,7 +9,7 @@ __all__ = ["write_json"]
 
 
 def write_json(path: Path, scores: Mapping) -> None:
-    """Write nested dicts of scores to a file, with null for NaN; folders are made."""
+    """Write nested dicts of scores to a file, with null for NaN; missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_without_nan(scores), indent=2, allow_nan=False))
 

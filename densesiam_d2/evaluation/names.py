@@ -1,4 +1,4 @@
-"""Class names of model and dataset: which number of the dataset each output of the model means."""
+"""Match the classes of model and dataset by name."""
 
 import logging
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 def model_order(cfg: CfgNode, dataset_name: str, key: str, test: Sequence[str] | None = None) -> list[int] | None:
-    """Return the number in a test set of each class of the model; None where both count alike.
+    """Return, for each class of the model, its number in a test set; None if both have the same order.
 
     Args:
-        cfg: MODEL.CLASS_NAMES are the model's classes; without any, those of the first set of DATASETS.TRAIN.
+        cfg: MODEL.CLASS_NAMES are the model's classes; if empty, those of the first dataset of DATASETS.TRAIN.
         dataset_name: the test set.
-        key: of the names in the metadata, "thing_classes" or "stuff_classes".
+        key: metadata key of the names, "thing_classes" or "stuff_classes".
         test: names of the test set; None takes those of its metadata.
 
     Raises:
-        ValueError: MODEL.CLASS_NAMES are other classes than those of the test set.
+        ValueError: MODEL.CLASS_NAMES are not the classes of the test set.
     """
     test = test or MetadataCatalog.get(dataset_name).get(key)
     if test is None:
@@ -69,7 +69,7 @@ def check_predicted_classes(dataset_name: str, instances: Instances, num_classes
 
 
 def warn_of_absent(dataset_name: str, absent: Sequence[str], what: str) -> None:
-    """Name the classes that a test set does not hold, because their scores do not exist.
+    """Warn of classes that do not occur in a test set, because they have no score.
 
     Args:
         dataset_name: the test set.

@@ -31,7 +31,7 @@ def read_labels(path: str | Path, label_map: np.ndarray | None = None) -> np.nda
 
     Args:
         path: an image whose pixels are ids, grey or with a palette.
-        label_map: (256,) new id of each raw id; None leaves them.
+        label_map: (256,) new id of each raw id; None keeps the raw ids.
 
     Returns:
         (H, W) ids: uint8 where the file or label_map allows it.
@@ -61,7 +61,7 @@ def predicted_labels(logits: torch.Tensor) -> np.ndarray:
     """Return the argmax over channels.
 
     Args:
-        logits: (P, H, W), best stored channels last: the search then runs over neighbouring memory.
+        logits: (P, H, W), fastest if stored channels last.
 
     Returns:
         (H, W) ids, uint8 if P <= 256.
@@ -73,9 +73,9 @@ def predicted_labels(logits: torch.Tensor) -> np.ndarray:
 class SemSegConfusionEvaluator(DatasetEvaluator):
     """Scores of a semantic segmentation: mIoU, mIoU_present, pACC, mACC and the IoU of each class.
 
-    Every image is counted once, in whichever process sees it; :meth:`evaluate` adds the matrices of all processes. An
-    image's labels are the input's "sem_seg_target", where the mapper provides it (labels of a crop), or else the
-    dataset's "sem_seg_file_name", through the metadata's ``label_map`` if there is one.
+    Each process counts its own images; :meth:`evaluate` adds the matrices of all processes. The labels of an image are
+    the input's "sem_seg_target" if the mapper provides it (labels of a crop), otherwise the dataset's
+    "sem_seg_file_name", mapped by the metadata's ``label_map`` if there is one.
 
     Attributes:
         absent_classes: after :meth:`evaluate`, names of the classes without a labelled pixel.
@@ -89,13 +89,13 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         order: Sequence[int] | None = None,
     ):
-        """Read what the metadata says.
+        """Read the metadata.
 
         Args:
             dataset_name: a registered dataset with ``stuff_classes`` and ``ignore_label`` in its metadata.
             distributed: add up the counts of all processes; otherwise only this one's count.
             output_dir: folder for ``sem_seg_evaluation.json`` (scores and matrix), if any.
-            order: the dataset's number of each class of the model; None where both count alike.
+            order: the dataset's number of each class of the model; None if both have the same order.
 
         Raises:
             ValueError: the metadata lacks one of the two, or two classes share a name.
@@ -109,7 +109,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self._class_names = list(metadata.stuff_classes)
         twins = sorted({name for name in self._class_names if self._class_names.count(name) > 1})
         if twins:
-            raise ValueError(f"dataset '{dataset_name}': more than one class is called {twins}; scores go by name")
+            raise ValueError(f"dataset '{dataset_name}': several classes are called {twins}, but scores go by name")
         self._dataset_name = dataset_name
         self._metadata = metadata
         self._num_classes = len(self._class_names)
@@ -168,10 +168,10 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         num_images = sum(count for _, count in parts)
         if not num_images:
             raise ValueError(f"dataset '{self._dataset_name}': no image was evaluated")
-        width = max(matrix.shape[1] for matrix, _ in parts)  # a process without images knows no clusters
+        width = max(matrix.shape[1] for matrix, _ in parts)  # a process without images has no columns for clusters
         matrix = sum(np.pad(m, ((0, 0), (0, width - m.shape[1]))) for m, _ in parts)
         if self._order is not None:
-            matrix = matrix[:, np.argsort(self._order)]  # columns in the dataset's order, as the rows are
+            matrix = matrix[:, np.argsort(self._order)]  # columns in the dataset's order, like the rows
         self.absent_classes = [self._class_names[i] for i in np.flatnonzero(matrix.sum(axis=1) == 0)]
         warn_of_absent(self._dataset_name, self.absent_classes, "pixel")
         results, details = self._score(matrix)
@@ -184,7 +184,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         return OrderedDict({"sem_seg": results})
 
     def _score(self, matrix: np.ndarray) -> tuple[dict[str, float], dict]:
-        """Return the scores of the summed matrix (K, P), and what else belongs into the file."""
+        """Return the scores of the summed matrix (K, P), and further entries for the file."""
         return self._named(scores(matrix)), {"classes": self._class_names}
 
     def _named(self, result: dict) -> dict[str, float]:

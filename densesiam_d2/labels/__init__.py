@@ -1,1 +1,1 @@
-"""What label files of strangers may say: read, repaired where their meaning is plain, refused where it is not."""
+"""Reading label files written by any tool: clear mistakes are repaired, unclear ones are errors."""

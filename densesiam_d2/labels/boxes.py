@@ -1,4 +1,4 @@
-"""Boxes of annotations that follow another convention than COCO's x, y, width, height in pixels."""
+"""Find boxes in another convention than COCO's x, y, width, height in pixels."""
 
 import numpy as np
 
@@ -7,19 +7,19 @@ from densesiam_d2.labels.masks import mask_bounds
 
 __all__ = ["judge_boxes"]
 
-MANY = 0.2  # of the boxes; corners read as sizes leave the image for about half of them
+MANY = 0.2  # share of boxes outside their image; corners read as sizes give about half
 
 
 def judge_boxes(annotations: list[dict], written: np.ndarray, tally: Tally) -> None:
-    """Note boxes in another convention: corners, or shares of the image.
+    """Note boxes in another convention: corners (x1, y1, x2, y2), or fractions of the image size.
 
-    With masks, corners are meant where the box agrees with the mask only when read so, in more than half of them.
-    Without, where a fifth of the boxes leave their images, and every box makes sense as corners.
+    With masks, the boxes are taken for corners if more than half of them agree with their mask only when read as
+    corners. Without masks, if at least a fifth of the boxes reach outside their image and all boxes are valid corners.
 
     Args:
-        annotations: checked ones.
+        annotations: annotations that passed the other checks.
         written: (N, 6), the four numbers of each box as they stand in the file, and width and height of its image.
-        tally: told about "boxes-relative", "boxes-xyxy" and "box-mask".
+        tally: receives "boxes-relative", "boxes-xyxy" and "box-mask".
     """
     if not len(written):
         return

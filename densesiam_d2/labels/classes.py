@@ -6,14 +6,14 @@ __all__ = ["class_order"]
 
 
 def class_order(model_classes: Sequence[str], test_classes: Sequence[str]) -> list[int] | None:
-    """Return the number in the test set of each class of a model; None where both count alike.
+    """Return, for each class of a model, its number in the test set; None if both have the same order.
 
     Args:
         model_classes: names in the order of the model's outputs.
         test_classes: names in the order of the test set's numbers.
 
     Raises:
-        ValueError: the names are not the same ones, or one name stands twice; the message says which.
+        ValueError: the names differ, or a name occurs twice; the message says which.
     """
     model_classes, test_classes = list(model_classes), list(test_classes)
     if model_classes == test_classes:
@@ -26,7 +26,7 @@ def class_order(model_classes: Sequence[str], test_classes: Sequence[str]) -> li
         )
     twice = sorted({name for name in test_classes if test_classes.count(name) > 1})
     if twice:
-        raise ValueError(f"another order, but more than one class is called {_listed(twice)}: classes go by name")
+        raise ValueError(f"the order differs, but classes go by name, and several are called {_listed(twice)}")
     return [test_classes.index(name) for name in model_classes]
 
 

@@ -1,6 +1,6 @@
-"""COCO's instances JSON, written by anybody: checked, and repaired where the meaning is plain.
+"""Read instances JSON in COCO's format from any tool: check it, and repair mistakes whose meaning is clear.
 
-Training and scoring read the same result, so what is left out of one is left out of the other.
+Training and evaluation use the same result, so both leave out the same annotations.
 """
 
 import json
@@ -22,23 +22,23 @@ from densesiam_d2.labels.subset import subset_of
 
 __all__ = ["read_coco"]
 
-THIN = 2  # pixels; wider polygons cover some
+THIN = 2  # pixels; wider polygons cover at least one pixel
 
 
 def read_coco(
     json_file: str | Path, *, masks: bool | None = True, subset: tuple[int, int] | None = None
 ) -> tuple[dict[str, list[dict]], Findings]:
-    """Read annotations in COCO's format, and say what is odd about them.
+    """Read annotations in COCO's format, and report problems.
 
     Args:
-        json_file: the file.
-        masks: True leaves out annotations without a usable mask, and says so; False leaves out masks, which then only
-            tell what a box means; None takes masks as they come: without a usable one an annotation keeps its box.
+        json_file: the annotations.
+        masks: True leaves out annotations without a usable mask, with a finding; False leaves out all masks, after they
+            were used to check the boxes; None keeps usable masks, and only the box of other annotations.
         subset: number of annotated images to draw, and the seed.
 
     Returns:
         "categories" and "images", sorted by id, and "annotations" as in COCO, with ids from 1 (pycocotools takes 0 for
-        "no match"), "area" and "iscrowd"; and the findings. With errors among these, the content is not complete.
+        "no match"), "area" and "iscrowd"; and the findings. If these include errors, the content is incomplete.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,7 +67,7 @@ def read_coco(
 
 
 def _load(path: Path, tally: Tally) -> dict[str, Any]:
-    """Return the content with its three lists, empty where there is none."""
+    """Return the content of the file; each of its three lists is empty if it is missing."""
     if not path.is_file():
         raise FileNotFoundError(f"the annotations {path} do not exist")
     try:
@@ -76,13 +76,13 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
         tally.note("json", f"{error}; the file begins with {path.open('rb').read(40)!r}")
         content = {key: [] for key in ("images", "annotations", "categories")}
     if not isinstance(content, dict):
-        tally.note("json", f"a {type(content).__name__} of {len(content)} where a dict belongs")
+        tally.note("json", f"a {type(content).__name__} of {len(content)} instead of a dict")
         content = {key: [] for key in ("images", "annotations", "categories")}
     for key in ("images", "categories", "annotations"):
         if not isinstance(content.get(key), list):
             only_these = key == "annotations" and key not in content and "json" not in tally
             keys = ", ".join(list(content)[:8])
-            tally.note("no-annotations" if only_these else "json", f"there is no list {key!r}; keys are {keys}")
+            tally.note("no-annotations" if only_these else "json", f"there is no list {key!r}; the keys are {keys}")
             content[key] = []
     return content
 
@@ -128,7 +128,7 @@ def _categories(entries: list, tally: Tally) -> dict[int, dict]:
 
 
 def _annotations(entries: list, images: dict, categories: dict, masks: bool | None, tally: Tally) -> list[dict]:
-    """Return the annotations that mean something, each a new dict."""
+    """Return copies of the usable annotations."""
     kept, seen = [], {}
     texts = {"image": {str(i): i for i in images}, "category": {str(i): i for i in categories}}
     progress = tqdm(entries, desc="annotations", unit="", disable=None if len(entries) > 10_000 else True, leave=False)
@@ -142,7 +142,7 @@ def _annotations(entries: list, images: dict, categories: dict, masks: bool | No
         if _is_repeated(entry, name, seen, tally):
             continue
         image = images[entry["image_id"]]
-        if not image["width"]:  # unknown, which is told
+        if not image["width"]:  # not known, which is already a finding
             continue
         annotation = {**entry, "iscrowd": _crowd(entry, name, tally)}
         if masks is not False and not _clean_mask(annotation, name, image, masks is True, tally) and masks:
@@ -169,14 +169,14 @@ def _known_ids(entry: Mapping, name: str, images: dict, categories: dict, texts:
                 example += f", the {key} has id {texts[key][str(identity)]!r}"
             elif key == "category":
                 example += f", categories have {list(ids)[:8]}"
-            if f"{key}-entry" not in tally:  # else the reason is told already
+            if f"{key}-entry" not in tally:  # otherwise the reason is already a finding
                 tally.note(f"{key}-id-type" if same_text else f"{key}-unknown", example)
             known = False
     return known
 
 
 def _is_repeated(entry: Mapping, name: str, seen: dict, tally: Tally) -> bool:
-    """Tell whether the same annotation came before; note ids that cannot tell annotations apart."""
+    """Tell whether the same annotation came before; note missing and repeated ids."""
     identity = entry.get("id")
     facts = (entry["image_id"], entry["category_id"], str(entry.get("bbox")))
     if not isinstance(identity, int | str):
@@ -202,7 +202,7 @@ def _crowd(entry: Mapping, name: str, tally: Tally) -> int:
 
 
 def _clean_mask(annotation: dict, name: str, image: dict, needed: bool, tally: Tally) -> bool:
-    """Check the mask and leave broken pieces out; return whether a mask is left."""
+    """Check the mask and remove unusable polygons; return whether any mask remains."""
     segmentation, size = annotation.pop("segmentation", None), (image["height"], image["width"])
     if not segmentation:
         if needed:
@@ -234,13 +234,13 @@ def _clean_mask(annotation: dict, name: str, image: dict, needed: bool, tally: T
 
 
 def _covers_no_pixel(polygons: list[list[float]], size: tuple[int, int]) -> bool:
-    """Tell whether nothing is left of a mask in pixels; only thin masks are drawn to find out."""
+    """Tell whether a mask covers no pixel; only masks of thin polygons are drawn for this."""
     thin = all(min(max(p[i::2]) - min(p[i::2]) for i in (0, 1)) < THIN for p in polygons)
     return thin and mask_util.area(mask_util.merge(mask_util.frPyObjects(polygons, *size))) == 0
 
 
 def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
-    """Check the box, clip it, or take that of the mask; return whether it means anything."""
+    """Check the box, clip it, or take it from the mask; return whether it is usable."""
     box, width, height = annotation.get("bbox"), image["width"], image["height"]
     if not box:
         bounds = mask_bounds(annotation.get("segmentation"), (image["height"], image["width"]))
@@ -285,7 +285,7 @@ def _area(annotation: Mapping, image: Mapping) -> float:
 
 
 def _judge(annotations: list[dict], entries: list, categories: dict, tally: Tally) -> None:
-    """Note what shows in the annotations together; drops the notes that they carry for this."""
+    """Note problems that concern all annotations; remove the temporary keys that were kept for this."""
     written = np.array([a.pop("_as_written") for a in annotations], dtype=float).reshape(-1, 6)
     counts = Counter(a["category_id"] for a in annotations)
     parents = {category.get("supercategory") for category in categories.values()}

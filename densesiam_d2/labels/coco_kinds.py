@@ -1,4 +1,4 @@
-"""The oddities of COCO files that :mod:`coco_json` knows: whether each stops a run, and how it is told."""
+"""The problems in COCO files that :mod:`coco_json` finds: whether each stops a run, and its message."""
 
 __all__ = ["COCO_KINDS"]
 
@@ -9,36 +9,39 @@ COCO_KINDS = {
     "image-entry": ("error", "images without id or file_name: {n}"),
     "image-size": (
         "error",
-        "images whose width or height is no whole number above 0 (a string is none): {n}; write them",
+        "images whose width or height is not a whole number above 0 (strings do not count): {n}; write both as numbers",
     ),
     "image-id-twice": ("error", "image ids that occur twice: {n}; give each image its own"),
-    "image-id-mixed": ("error", "image ids are numbers and strings; write all alike"),
-    "image-id-type": ("error", "annotations whose image_id is an image's id but for the type: {n}; write both alike"),
-    "image-unknown": ("repaired", "annotations of no image in the file, left out: {n}"),
+    "image-id-mixed": ("error", "some image ids are numbers, others are strings; use one type"),
+    "image-id-type": (
+        "error",
+        "annotations whose image_id is an image's id of another type: {n}; use one type",
+    ),
+    "image-unknown": ("repaired", "annotations whose image is not in the file, left out: {n}"),
     "category-entry": ("error", "categories without a whole number as id, or without a name: {n}"),
     "category-twice": ("error", "categories with the id or name of another one: {n}; give each its own"),
     "category-id-type": (
         "error",
-        "annotations whose category_id is a category's id but for the type: {n}; write both alike",
+        "annotations whose category_id is a category's id of another type: {n}; use one type",
     ),
     "category-unknown": (
         "error",
         "annotations whose category_id is not among the categories: {n}; add or correct them",
     ),
-    "category-unused": ("warning", "categories without an annotation: {n}; each is a class of its own all the same"),
-    "annotation-entry": ("error", "annotations that are no objects with keys and values: {n}"),
-    "annotation-id": ("repaired", "annotation ids that are missing or occur twice: {n}; all are numbered anew"),
+    "category-unused": ("warning", "categories without an annotation: {n}; each still counts as a class"),
+    "annotation-entry": ("error", "annotations that are not objects with keys and values: {n}"),
+    "annotation-id": ("repaired", "annotation ids that are missing or occur twice: {n}; all get new numbers"),
     "annotation-twice": ("repaired", "annotations repeated with the same id and box, read once: {n}"),
     "box-missing": ("repaired", "annotations without bbox, which is taken from the mask: {n}"),
     "box-type": ("error", "annotations whose bbox is not four numbers (x, y, width, height): {n}; correct them"),
     "boxes-xyxy": (
         "error",
-        "boxes that most likely are x1, y1, x2, y2, where COCO has x, y, width, height: {n}; convert them, or, if they "
+        "boxes that look like x1, y1, x2, y2, but COCO has x, y, width, height: {n}; convert them, or, if they "
         "are right, set DATASETS.ACCEPT \"('boxes-xyxy',)\"",
     ),
     "boxes-relative": (
         "error",
-        "boxes between 0 and 1, where COCO has pixels: all {n}; multiply them by width and height of their image",
+        "boxes between 0 and 1, but COCO has pixels: all {n}; multiply them by width and height of their image",
     ),
     "box-not-finite": ("repaired", "boxes with NaN or infinity, annotation left out: {n}"),
     "box-negative": ("repaired", "boxes of negative width or height, annotation left out: {n}"),
@@ -68,11 +71,11 @@ COCO_KINDS = {
     ),
     "rle-damaged": (
         "error",
-        "run-length masks whose runs do not add up to the pixels of their image: {n}; write them anew",
+        "run-length masks whose runs do not add up to the pixels of their image: {n}; write them again",
     ),
     "area": ("repaired", "annotations without area, taken from mask or box: {n}"),
     "iscrowd": ("repaired", "annotations without an iscrowd of 0 or 1, taken as 0: {n}"),
-    "ignore": ("repaired", "annotations that say ignore, read as crowd: {n}"),
+    "ignore": ("repaired", "annotations with ignore set, read as crowd: {n}"),
     "all-crowd": (
         "error",
         "all annotations are crowd (iscrowd 1), from which nothing can be learned: {n}; set iscrowd 0",

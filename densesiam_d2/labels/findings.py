@@ -1,4 +1,4 @@
-"""What a look at labels has found: counted by kind, with an example, as one message."""
+"""Problems found in labels: counted by kind, with examples, in one message."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -7,26 +7,26 @@ from dataclasses import asdict, dataclass, field
 
 __all__ = ["Finding", "Findings", "LabelsError", "Tally"]
 
-KEPT = 1000  # examples of a finding, for reports
+KEPT = 1000  # examples of a finding, for the JSON report
 SHOWN = 3  # of them in a message
 LEVELS = ("error", "warning", "repaired")
 
 
 class LabelsError(ValueError):
-    """Labels cannot mean anything: the message lists all problems, with counts and examples."""
+    """The labels cannot be used; the message lists all problems, with counts and examples."""
 
 
 @dataclass
 class Finding:
-    """One kind of oddity in one file or data set.
+    """One kind of problem in one file or dataset.
 
     Attributes:
-        level: "error" (stops a run), "warning", or "repaired" (read as it must have been meant, or left out).
+        level: "error" (stops a run), "warning", or "repaired" (corrected or left out).
         kind: short name, for DATASETS.ACCEPT.
-        where: the file or data set.
+        where: the file or dataset.
         text: what it is and what to do; "{n}" in it stands for the count.
         count: how many annotations, files or classes.
-        examples: the first ones, each with what tells it from the others (annotation id, file name).
+        examples: the first ones, each with its annotation id or file name.
     """
 
     level: str
@@ -54,10 +54,10 @@ class Findings(list):
             self.append(Finding(level, kind, where, text, count, list(map(str, itertools.islice(examples, KEPT)))))
 
     def accept(self, kinds: Sequence[str]) -> "Findings":
-        """Return the findings without warnings of some kinds, and with their errors as warnings."""
+        """Return the findings, with warnings of some kinds removed and errors of these kinds as warnings."""
         kept = Findings()
         for finding in self:
-            if finding.kind not in kinds or finding.level == "repaired":  # what is left out stays counted
+            if finding.kind not in kinds or finding.level == "repaired":  # repairs are always reported
                 kept.append(finding)
             elif finding.level == "error":
                 kept.append(Finding(**{**asdict(finding), "level": "warning"}))
@@ -68,7 +68,7 @@ class Findings(list):
         return [finding for finding in self if finding.level == level]
 
     def raise_errors(self) -> None:
-        """Raise one error if there is at least one; it lists the other findings as well, which may explain it.
+        """Raise one exception if there is an error; its message lists the other findings too, which may explain it.
 
         Raises:
             LabelsError: the labels cannot be used.
@@ -81,20 +81,20 @@ class Findings(list):
 
 
 class Tally:
-    """Count oddities by kind, and keep the first examples of each."""
+    """Count problems by kind, and keep the first examples of each."""
 
     def __init__(self, kinds: Mapping[str, tuple[str, str]], where: str):
-        """Store what each kind means.
+        """Store the kinds.
 
         Args:
             kinds: kind -> (level, text), as in :class:`Finding`.
-            where: the file or data set.
+            where: the file or dataset.
         """
         self._kinds, self._where = kinds, where
         self._counts, self._examples = Counter(), defaultdict(list)
 
     def note(self, kind: str, example: object) -> None:
-        """Count one oddity."""
+        """Count one problem."""
         self._counts[kind] += 1
         if len(self._examples[kind]) < KEPT:
             self._examples[kind].append(str(example))

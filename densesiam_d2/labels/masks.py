@@ -1,4 +1,4 @@
-"""Masks in annotations: polygons and run lengths, checked before C code reads them."""
+"""Check the masks of annotations, polygons and run lengths, before the C code of pycocotools reads them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ FLAT = 1e-6  # square pixels
 
 
 def clean_polygons(segmentation: Any) -> tuple[list[list[float]], list[str]]:
-    """Return the polygons that enclose an area, and the kinds of what is wrong with the others.
+    """Return the polygons that enclose an area, and the kinds of problems of the others.
 
     Args:
-        segmentation: what stands in the file: lists of x, y, x, y, ... in pixels.
+        segmentation: the value in the file: lists of x, y, x, y, ... in pixels.
 
     Returns:
         The usable polygons, and one of "polygon-short", "polygon-odd", "polygon-flat", "mask-nan" for each other one;
@@ -46,7 +46,7 @@ def clean_polygons(segmentation: Any) -> tuple[list[list[float]], list[str]]:
 
 
 def _encloses_nothing(points: np.ndarray) -> bool:
-    """Tell whether all points lie on one line: a self-crossing polygon may have signed area 0 and enclose something."""
+    """Tell whether all points lie on one line. The signed area cannot tell: it is 0 for some self-crossing polygons."""
     x, y = points[0::2] - points[0], points[1::2] - points[1]
     if abs(x[:-1] @ y[1:] - x[1:] @ y[:-1]) > FLAT:
         return False
@@ -55,10 +55,10 @@ def _encloses_nothing(points: np.ndarray) -> bool:
 
 
 def mask_bounds(segmentation: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    """Return x0, y0, x1, y1 around a mask, in pixels; None without a usable one.
+    """Return x0, y0, x1, y1 around a mask, in pixels; None if it is unusable.
 
     Args:
-        segmentation: what stands in the file.
+        segmentation: the value in the file.
         size: height and width of the image.
     """
     if isinstance(segmentation, Mapping):
@@ -81,7 +81,7 @@ def mask_bounds(segmentation: Any, size: tuple[int, int]) -> tuple[float, float,
 def rle_problem(rle: Mapping, size: tuple[int, int]) -> str | None:
     """Return what is wrong with a run-length mask: "rle-size", "rle-damaged", or None.
 
-    pycocotools does not look: runs that do not fill the image decode to whatever is in memory.
+    pycocotools does not check: runs that do not fill the image decode to uninitialised memory.
 
     Args:
         rle: "size" (height, width) and "counts": run lengths, or COCO's compressed string of them.
@@ -103,7 +103,7 @@ def rle_problem(rle: Mapping, size: tuple[int, int]) -> str | None:
 
 
 def _decompress(text: bytes) -> np.ndarray | None:
-    """Return the run lengths of a compressed string, None if it is none.
+    """Return the run lengths of a compressed string, None if it is not valid.
 
     Each number is little-endian in groups of 5 bits (6th bit: more follow), the last group's 5th bit the sign; from the
     fourth number on, the difference to the number two before. Source: rleFrString in pycocotools, maskApi.c.

@@ -13,19 +13,19 @@ def read_voc_xml(path: str | Path) -> dict:
     """Read one annotation file.
 
     Args:
-        path: an existing XML file in VOC's layout; ``<difficult>`` may be missing and is 0 then.
+        path: an existing XML file in VOC's layout; a missing ``<difficult>`` counts as 0.
 
     Returns:
-        "width", "height", and "objects": dicts of "name", "bbox" (xmin, ymin, xmax, ymax as they stand in the file,
+        "width", "height", and "objects": dicts of "name", "bbox" (xmin, ymin, xmax, ymax as in the file,
         counted from 1) and "difficult".
 
     Raises:
-        ValueError: it is no XML, or something of the above is missing or no number.
+        ValueError: the file is not XML, or a value above is missing or not a number.
     """
     try:
         root = ET.parse(path).getroot()
     except (ET.ParseError, LookupError, ValueError) as error:  # the last two: unknown encodings
-        raise ValueError(f"{path}: no XML that can be read: {error}") from None
+        raise ValueError(f"{path}: cannot be read as XML: {error}") from None
     size = {key: int(_number(root, f"size/{key}", path)) for key in ("width", "height")}
     objects = []
     for element in root.findall("object"):
@@ -45,5 +45,5 @@ def _number(element: ET.Element, tag: str, path: str | Path) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{path}: <{tag}> of <{element.tag}> is {text!r}, no number")
+        raise ValueError(f"{path}: <{tag}> of <{element.tag}> is {text!r}, not a number")
     return number

@@ -8,29 +8,29 @@ import numpy as np
 
 __all__ = ["IGNORED", "cell_modes"]
 
-IGNORED = -1  # label of a cell most of whose pixels do not count
+IGNORED = -1  # label of a cell in which ignored pixels are the most frequent
 
 
 def cell_modes(labels: np.ndarray, size: tuple[int, int], stride: int, num_classes: int) -> np.ndarray:
     """Return the most frequent label in each cell.
 
     Args:
-        labels: (H0, W0) labels of an image in their own size; what is not in [0, K) is ignored. Nearest-neighbour
-            sampling brings them to ``size``.
+        labels: (H0, W0) labels of an image in their own size; values outside [0, K) are ignored pixels. They are
+            resized to ``size`` by nearest neighbour.
         size: (H, W) of the network's input, multiples of ``stride``.
         stride: s, the side of a cell.
         num_classes: K.
 
     Returns:
-        (H / s, W / s) int64: class, or :data:`IGNORED` where ignored pixels are the most. Of equally frequent ones the
-        lowest class is taken, and any class before the ignored pixels.
+        (H / s, W / s) int64: class, or :data:`IGNORED` where ignored pixels are the most frequent. If several are
+        equally frequent, the lowest class is taken.
     """
     height, width = size
     assert height % stride == width % stride == 0, (size, stride)
     labels = cv2.resize(labels.astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     labels = np.where((labels >= 0) & (labels < num_classes), labels, num_classes).astype(np.int64)
     rows, columns = height // stride, width // stride
-    cell = np.arange(height)[:, None] // stride * columns + np.arange(width) // stride  # (H, W) number of the cell
+    cell = np.arange(height)[:, None] // stride * columns + np.arange(width) // stride  # (H, W) index of the cell
     index = cell * (num_classes + 1) + labels
     counts = np.bincount(index.reshape(-1), minlength=rows * columns * (num_classes + 1))
     modes = counts.reshape(rows, columns, num_classes + 1).argmax(axis=-1)  # the first of several maxima

@@ -1,4 +1,4 @@
-"""Frozen features of a backbone, as one map of cells.
+"""Frozen features of a backbone, resized and concatenated into one map.
 
 Shape shorthand: H,W pixels of the network's input, s the finest stride, D channels of all features together.
 """
@@ -19,10 +19,10 @@ __all__ = ["FrozenFeatures", "build_features"]
 
 
 class FrozenFeatures(nn.Module):
-    """Some outputs of a backbone in evaluation mode, brought to the finest of them bilinearly and concatenated.
+    """Some outputs of a backbone in evaluation mode, resized bilinearly to the finest and concatenated.
 
     Attributes:
-        backbone: the network; its name is that of detectors, so that their checkpoints fit.
+        backbone: the network; the attribute is named as in detectors, so that their checkpoints can be loaded.
         stride: s, of the finest output.
         channels: D.
     """
@@ -40,14 +40,14 @@ class FrozenFeatures(nn.Module):
         """Store the network.
 
         Args:
-            backbone: the network. If it is an FPN, the outputs of its ``bottom_up`` can be named as well.
+            backbone: the network. If it is an FPN, the outputs of its ``bottom_up`` can be named too.
             names: outputs, such as "res3".
             pixel_mean, pixel_std: of 0-255 values, in the order of ``image_format``.
             image_format: "RGB" or "BGR".
             size: of the short side of the network's input, in pixels; see :meth:`input_size`.
 
         Raises:
-            ValueError: there is no such output, or one is named twice, or size is not positive.
+            ValueError: an output does not exist or is named twice, or size is not positive.
         """
         super().__init__()
         self.backbone = backbone.eval()
@@ -72,14 +72,14 @@ class FrozenFeatures(nn.Module):
 
     @property
     def needs_pyramid(self) -> bool:
-        """Whether all of the backbone counts; False if the features come from below an FPN."""
+        """Whether the whole backbone is used; False if the features come from below an FPN."""
         return not self._below_pyramid
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of the network's input for an image of that height and width.
 
         The short side becomes ``size`` and the long side follows; both are then rounded to multiples of the coarsest
-        stride, so the aspect is kept up to that.
+        stride, which changes the aspect ratio slightly.
         """
         factor = self._size / min(height, width) / self._multiple
         return tuple(max(1, round(side * factor)) * self._multiple for side in (height, width))
@@ -110,14 +110,14 @@ def build_features(cfg: CfgNode, names: Sequence[str], *, weights: str, size: in
     """Build the backbone of a config and fill it.
 
     Args:
-        cfg: MODEL and INPUT.FORMAT are read. A backbone without FPN gives the named outputs whatever OUT_FEATURES says.
-        names: outputs, such as "res3"; of an FPN those of the pyramid or those below it.
-        weights: as MODEL.WEIGHTS; "" leaves the network random.
+        cfg: MODEL and INPUT.FORMAT are read. A backbone without FPN returns the named outputs; OUT_FEATURES is ignored.
+        names: outputs, such as "res3"; for an FPN, outputs of the pyramid or of the network below it.
+        weights: as MODEL.WEIGHTS; "" keeps the random initialisation.
         size: see :class:`FrozenFeatures`.
         seed: of the random network.
 
     Raises:
-        ValueError: there are no such outputs, or the weights cannot be read or do not fill the backbone.
+        ValueError: there are no such outputs, or the weights cannot be read or some are missing.
         FileNotFoundError: there is no such file.
     """
     cfg = cfg.clone()

@@ -1,4 +1,4 @@
-"""Votes of the nearest cells by cosine.
+"""Classify cells by the votes of their nearest neighbours in cosine similarity.
 
 Shape shorthand: N cells to classify, M cells in memory, D channels, K classes.
 """
@@ -28,14 +28,14 @@ def nearest_votes(
         labels: (M,) int64 classes.
         ks: numbers of neighbours, at most M.
         num_classes: K.
-        block: number of queries at a time; bounds the memory at block * M numbers.
+        block: number of queries at a time, so that block * M numbers are in memory.
 
     Returns:
         k -> (N, K) float32 shares, which sum to 1.
     """
     votes = {k: [] for k in ks}
     for part in queries.split(block):
-        similarity = part @ memory.T  # (block, M): cosine times the query's length, which changes no order
+        similarity = part @ memory.T  # (block, M): cosine times the query's length, which does not change the order
         neighbours = labels[similarity.topk(max(ks), dim=1).indices]  # (block, k), nearest first
         one_hot = F.one_hot(neighbours, num_classes).float()
         for k in ks:

@@ -1,4 +1,4 @@
-"""Ridge regression to one-hot labels, from sums over cells: memory does not grow with the number of images.
+"""Ridge regression to one-hot labels from sums over cells, so that memory does not grow with the number of images.
 
 Shape shorthand: N cells, D channels, K classes.
 """
@@ -12,7 +12,7 @@ __all__ = ["LAMBDAS", "LinearClassifier", "Moments", "fit_ridge"]
 
 LAMBDAS = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 
-# A channel whose standard deviation is a smaller share of its magnitude than rounding can tell from 0 is constant.
+# A channel counts as constant if its standard deviation, relative to its magnitude, is below the rounding error.
 _CONSTANT = 1e-6
 
 
@@ -29,7 +29,7 @@ class LinearClassifier(NamedTuple):
 
 
 class Moments:
-    """The sums over labelled cells from which mean, standard deviation and ridge regression follow, in float64."""
+    """Sums over labelled cells, in float64, for mean, standard deviation and ridge regression."""
 
     def __init__(self, *, num_channels: int, num_classes: int):
         """Start with no cell.
@@ -65,15 +65,14 @@ class Moments:
         """Return how to standardise channels.
 
         Returns:
-            (D,) mean, and (D,) one over the standard deviation; 0 for channels that are constant, which then say
-            nothing.
+            (D,) mean, and (D,) one over the standard deviation, or 0 for constant channels, which are not used.
 
         Raises:
             ValueError: there is no cell.
         """
         count = self.counts.sum()
         if not count:
-            raise ValueError("no cell of the training images has a label: all are mostly ignored pixels")
+            raise ValueError("no cell of the training images has a label: in all cells most pixels are ignored")
         mean = self.sums.sum(axis=1) / count
         square = np.diagonal(self.gram) / count
         std = np.sqrt(np.maximum(square - mean**2, 0))
@@ -93,7 +92,7 @@ def fit_ridge(moments: Moments, penalty: float) -> LinearClassifier:
         penalty: lambda, above 0.
 
     Returns:
-        The classifier of features that are not standardised: mean and scale are part of it.
+        The classifier; it takes features that are not standardised, because it contains mean and scale.
 
     Source: Hoerl and Kennard, "Ridge Regression", Technometrics 1970.
     """

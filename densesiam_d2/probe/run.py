@@ -23,7 +23,7 @@ from densesiam_d2.probe.truth import IGNORE
 
 __all__ = ["held_out_images", "probe"]
 
-_QUERIES = 1024  # cells of a block in the search for neighbours
+_QUERIES = 1024  # cells per block in the search for neighbours
 
 Images = Sequence[tuple[np.ndarray, np.ndarray]]  # (H, W, 3) uint8 RGB, and labels (H, W) uint8
 Classify = Callable[[torch.Tensor], dict]  # (N, D) features -> (N, K) scores of each classifier by its name
@@ -31,11 +31,11 @@ Classify = Callable[[torch.Tensor], dict]  # (N, D) features -> (N, K) scores of
 
 @dataclass
 class _Sums:
-    """What one pass over the training images leaves.
+    """Results of one pass over the training images.
 
     Attributes:
-        fit, held_out: sums over the cells of the images to fit, and of those to choose lambda by.
-        memory: (M, D) float32 features of a sample of all these cells, not standardised.
+        fit, held_out: sums over the cells of the images for fitting, and of those for choosing lambda.
+        memory: (M, D) float32 features of a sample of these cells, not standardised.
         memory_labels: (M,) int64.
     """
 
@@ -57,8 +57,8 @@ def probe(
 ) -> dict:
     """Score frozen features by ridge regression and by nearest neighbours.
 
-    Lambda is the one of ``LAMBDAS`` with the best mIoU on :func:`held_out_images` after a fit on the others (the lowest
-    of equals); what is scored is fitted on all. No number of neighbours is chosen: each is scored.
+    Lambda is the one of ``LAMBDAS`` with the best mIoU on :func:`held_out_images` after a fit on the others (if
+    equal, the lowest); the scored classifier is then fitted on all. Each number of neighbours is scored.
 
     Args:
         features: the network.
@@ -66,9 +66,9 @@ def probe(
         test: at least one image.
         classes: names of the K classes.
         ks: numbers of neighbours; empty leaves them out.
-        knn_cells: how many training cells can be neighbours, at most. Each image gives the same number of its labelled
-            cells, drawn at random whatever their classes.
-        seed: of the held-out images and of that draw.
+        knn_cells: maximum number of training cells that can be neighbours. Each image gives the same number of its
+            labelled cells, drawn at random.
+        seed: of the choice of held-out images and cells.
 
     Returns:
         "ridge": scores in percent ("mIoU", "pACC", "IoU" of each class), "lambda", and "held_out" (mIoU there of each
@@ -105,15 +105,13 @@ def probe(
 
 
 def held_out_images(count: int, seed: int) -> list[int]:
-    """Draw the training images that choose lambda, sorted: a tenth of them, but at least five or half.
-
-    One image or two would choose by chance.
+    """Draw the training images for choosing lambda, sorted: a tenth of them, but at least five (or half, if fewer).
 
     Raises:
         ValueError: there are fewer than two images.
     """
     if count < 2:
-        raise ValueError(f"--train: {count} image is too few; one is held out to choose lambda")
+        raise ValueError(f"--train: {count} image is too few; one more is needed to choose lambda")
     number = max(round(count / 10), min(5, count // 2))
     return sorted(np.random.default_rng(seed).permutation(count)[:number].tolist())
 
@@ -124,7 +122,7 @@ def _sum_up(
     """Pass over the training images once."""
     fit, held_out = (Moments(num_channels=features.channels, num_classes=num_classes) for _ in range(2))
     share = -(-knn_cells // len(train))  # cells of each image, rounded up
-    # Allocated once: small arrays kept between large ones would keep the heap from reusing the space of the large ones.
+    # Allocated once: small arrays between large ones would prevent the heap from reusing the memory of the large ones.
     memory = torch.empty(share * len(train), features.channels)
     memory_labels = torch.empty(len(memory), dtype=torch.int64)
     filled = 0
@@ -138,7 +136,7 @@ def _sum_up(
         drawn = np.sort(np.random.default_rng([seed, index]).permutation(len(cells))[:share])
         rows = slice(filled, filled := filled + len(drawn))
         memory[rows], memory_labels[rows] = torch.from_numpy(cells[drawn]), torch.from_numpy(labels[drawn])
-    kept = np.sort(np.random.default_rng(seed).permutation(filled)[:knn_cells])  # what rounding up added goes
+    kept = np.sort(np.random.default_rng(seed).permutation(filled)[:knn_cells])  # removes the surplus from rounding up
     return _Sums(fit, held_out, memory[kept], memory_labels[kept])
 
 
@@ -148,7 +146,7 @@ def _linear_scores(classifiers: Mapping[object, LinearClassifier], cells: torch.
 
 
 def _neighbours(moments: Moments, sums: _Sums, ks: Sequence[int], num_classes: int) -> Classify:
-    """Return a classifier by votes of the memory, whose names are the numbers of neighbours."""
+    """Return a classifier by nearest neighbours; its results are named by the number of neighbours."""
     if not ks:
         return lambda cells: {}
     mean, scale = (torch.from_numpy(values).float() for values in moments.mean_and_scale())
@@ -169,7 +167,7 @@ def _count(
     num_classes: int,
     task: str,
 ) -> dict:
-    """Return the confusion matrix (K, K) of each classifier, over all pixels of some images in their own size."""
+    """Return the confusion matrix (K, K) of each classifier over all labelled pixels of some images."""
     matrices = {}
     for index in _bar(indices, task):
         image, truth = images[index]

@@ -1,4 +1,4 @@
-"""Images with what is true of their pixels: label maps, or instances read as foreground."""
+"""Images with label maps, or with instances turned into label maps of foreground."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from detectron2.data.detection_utils import check_image_size
 from detectron2.structures import polygons_to_bitmask
 
 from densesiam_d2.data.image_io import read_image
-from densesiam_d2.data.label_look import look_at
+from densesiam_d2.data.label_checks import look_at
 from densesiam_d2.evaluation.sem_seg import read_labels
 
 __all__ = ["FOREGROUND_CLASSES", "IGNORE", "LabelledImages", "foreground_of"]
@@ -25,9 +25,9 @@ _SEMANTIC = ("sem_seg", "cityscapes_sem_seg", "scenes")
 
 
 class LabelledImages(Sequence):
-    """The images and labels of a registered dataset, read when asked for.
+    """The images and labels of a registered dataset, read on access.
 
-    Sets with label maps keep their classes; sets of instances have two, background and foreground.
+    Datasets with label maps keep their classes; datasets of instances have two, background and foreground.
 
     Attributes:
         name: of the dataset.
@@ -35,7 +35,7 @@ class LabelledImages(Sequence):
     """
 
     def __init__(self, name: str, *, white_level: int):
-        """Look at the labels of a dataset, log what is odd about them, and load its records.
+        """Check the labels of a dataset, log the findings, and load its records.
 
         Args:
             name: of a registered dataset.
@@ -43,7 +43,7 @@ class LabelledImages(Sequence):
 
         Raises:
             LabelsError: the labels cannot be used.
-            ValueError: nobody names the classes, or there are too many.
+            ValueError: the class names are unknown, or there are too many classes.
         """
         metadata = MetadataCatalog.get(name)
         self.name = name
@@ -70,7 +70,7 @@ class LabelledImages(Sequence):
         """Return an image (H, W, 3), uint8 RGB, and its labels (H, W), uint8: classes or :data:`IGNORE`.
 
         Raises:
-            ValueError: a file cannot be read, image and labels differ in size, or a label is no class.
+            ValueError: a file cannot be read, image and labels differ in size, or a label is not a class.
         """
         record = dict(self._records[index])
         image = read_image(record["file_name"], white_level=self._white_level)
@@ -92,14 +92,14 @@ class LabelledImages(Sequence):
 
 
 def foreground_of(annotations: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
-    """Return which pixels belong to instances.
+    """Return a label map of the pixels that belong to instances.
 
     Args:
-        annotations: detectron2's, with polygons or run lengths as "segmentation".
+        annotations: in detectron2's format, with polygons or run lengths as "segmentation".
         height, width: of the image, in pixels.
 
     Returns:
-        (H, W) uint8: 1 in any instance, :data:`IGNORE` in crowds and in no instance, else 0.
+        (H, W) uint8: 1 in any instance, :data:`IGNORE` in crowds outside all instances, else 0.
     """
     labels = np.zeros((height, width), np.uint8)
     for crowd in (True, False):

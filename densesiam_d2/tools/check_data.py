@@ -1,30 +1,30 @@
-"""Read every image once, before a long run does, and say which cannot be read and why.
+"""Read every image once before a long run, and report which cannot be read and why.
 
     python -m densesiam_d2.tools.check_data /data/photos --report report.json --list good.txt
 
-A source is a folder (also as folder:/path), list:/path.txt or index:/path.index, as in DATASETS.TRAIN; by an index
-images in tar files are read too. To train on the readable images only, set DATASETS.TRAIN "('list:good.txt',)".
+A source is a folder (also as folder:/path), list:/path.txt or index:/path.index, as in DATASETS.TRAIN; an index
+can contain images in tar files. To train on the readable images only, set DATASETS.TRAIN "('list:good.txt',)".
 
 A source with labels is coco:FILE.json[,images=DIR], masks:IMAGES,labels=DIR[,classes=FILE], or the name of any other
-dataset, such as voc_2007_trainval. Its labels are looked at as a run looks at them before it starts, but all label maps
-and image headers instead of a sample of 1,000. Findings are errors (a run would stop), warnings, or repaired ones.
+dataset, such as voc_2007_trainval. Its labels are checked as at the start of a run, but all label maps and
+image headers instead of a sample of 1,000. Findings are errors (a run would stop), warnings, or repairs.
 
     python -m densesiam_d2.tools.check_data coco:/data/train.json,images=/data/train --report report.json
 
-That an image can be read does not prove that it is intact: most damage within a file gives wrong pixels, not an error.
-Checksums do prove it: write a manifest where the data are good, and compare with it wherever they were copied to.
+An image that can be read may still be damaged: most damage within a file gives wrong pixels, not an error. Checksums
+find it: write a manifest where the data are intact, and compare every copy with it.
 
     python -m densesiam_d2.tools.check_data /data/photos --write-manifest photos.jsonl
     python -m densesiam_d2.tools.check_data /copy/of/photos --manifest photos.jsonl
 
 The report is JSON: "sources", "images" (count), "unreadable" (path, reason), "small" (paths), "megapixels" (min,
-median, max), "kinds" (count of each format), "skipped" (count of other files by ending); where 16-bit images use 12
-bits or fewer "dark" ("images", their "highest" value, "WHITE_LEVEL" to set in INPUT); with labels "labels", for each
-set "name", "classes", "images", "annotations" (counts) and "findings" (level, kind, where, text, count, examples: up to
-1,000); with checksums "duplicates" and "manifest" (missing, changed, new).
+median, max), "kinds" (count of each format), "skipped" (count of other files by ending); if 16-bit images use 12
+bits or fewer, "dark" ("images", their "highest" value, "WHITE_LEVEL" to set in INPUT); with labels "labels", for each
+dataset "name", "classes", "images", "annotations" (counts) and "findings" (level, kind, where, text, count, up to 1,000
+examples); with checksums "duplicates" and "manifest" (missing, changed, new).
 
-Exit status: 0 if all is well; 1 if an image is unreadable, missing or changed by the manifest, or labels hold an error;
-2 for wrong usage.
+Exit status: 0 if all is well; 1 if an image is unreadable, missing or changed (by the manifest), or labels have an
+error; 2 for wrong usage.
 """
 
 import argparse
@@ -41,10 +41,10 @@ from statistics import median
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from densesiam_d2.checkpoint.files import atomic_write
-from densesiam_d2.data.image_folders import open_index, walk_images
+from densesiam_d2.atomic import atomic_write
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES
-from densesiam_d2.data.label_look import LabelledSet, look_at
+from densesiam_d2.data.image_listing import open_index, walk_images
+from densesiam_d2.data.label_checks import LabelledSet, look_at
 from densesiam_d2.data.path_datasets import (
     FOLDER_PREFIX,
     INDEX_PREFIX,
@@ -52,16 +52,16 @@ from densesiam_d2.data.path_datasets import (
     UNLABELLED_PREFIXES,
     register_path_datasets,
 )
-from densesiam_d2.data.text_files import read_lines
+from densesiam_d2.data.text_lines import read_lines
 from densesiam_d2.data.white_level import DARK, dark_text, white_level_for
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.labels.findings import Finding
-from densesiam_d2.tools.check_files import CheckedFile, check_files
+from densesiam_d2.tools.reader_pool import CheckedImage, check_images
 
 __all__ = ["main"]
 
-SMALL = 32  # pixels; an image with a shorter side has little to learn from
-EXAMPLES = 10  # of each finding are printed; the report has them all
+SMALL = 32  # pixels; images with a shorter side are reported
+EXAMPLES = 10  # of each finding are printed; the report has all
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> bool:
-    """Do what the command line asks for, and tell whether all is well."""
+    """Run all checks, write the files, and tell whether nothing is wrong."""
     if args.workers < 1 or args.timeout <= 0:
         raise ValueError(f"--workers {args.workers} and --timeout {args.timeout} must be positive")
     for path in filter(None, (args.report, args.list, args.write_manifest)):
@@ -110,9 +110,9 @@ def _check(args: argparse.Namespace) -> bool:
         records.update((record["file_name"], record) for record in found)
     paths = list(records)
     if args.list and any("file_part" in record for record in records.values()):
-        raise ValueError("--list cannot name images in tar files; training takes others for those it cannot read")
+        raise ValueError("--list cannot name images in tar files; training replaces unreadable images by itself")
 
-    files = check_files(records.values(), args.workers, args.timeout, with_checksums)
+    files = check_images(records.values(), args.workers, args.timeout, with_checksums)
     report, checksums = _summarize(tqdm(files, total=len(paths), unit=" images", disable=None))  # no bar in a log file
     report = {"sources": args.sources, **report, "skipped": skipped}
     if labels:
@@ -140,7 +140,7 @@ def _check(args: argparse.Namespace) -> bool:
 
 
 def _look_at_labels(name: str, args: argparse.Namespace) -> LabelledSet:
-    """Look at all labels of a dataset."""
+    """Check all labels of a dataset."""
     semantic = MetadataCatalog.get(name).get("evaluator_type") in ("sem_seg", "cityscapes_sem_seg")
     ensure_cityscapes_api([name])
     labelled = look_at(name, semantic=semantic, masks=not args.boxes, sample=None)
@@ -164,7 +164,7 @@ def _find_images(source: str, skipped: Counter) -> tuple[Path, Sequence[dict]]:
         files = open_index(Path(source.removeprefix(INDEX_PREFIX)).expanduser())
         return Path(files.root), files
     path = Path(source.removeprefix(LIST_PREFIX).removeprefix(FOLDER_PREFIX)).expanduser().absolute()
-    if source.startswith(LIST_PREFIX):  # by the rules of load_image_list, except that files may be missing
+    if source.startswith(LIST_PREFIX):  # as load_image_list, but files may be missing
         names = [line.strip() for line in read_lines(path)]
         root, paths = path.parent, [str(path.parent / name) for name in names if name]
     elif path.is_file():
@@ -176,7 +176,7 @@ def _find_images(source: str, skipped: Counter) -> tuple[Path, Sequence[dict]]:
     return root, [{"file_name": name} for name in paths]
 
 
-def _summarize(files: Iterable[CheckedFile]) -> tuple[dict, dict[str, tuple[int, str]]]:
+def _summarize(files: Iterable[CheckedImage]) -> tuple[dict, dict[str, tuple[int, str]]]:
     """Return a report, sorted by path, and the checksums by path where they are known."""
     report = {"images": 0, "unreadable": [], "small": [], "megapixels": {}, "kinds": Counter()}
     megapixels, checksums, dark = [], {}, []
@@ -257,7 +257,7 @@ def _print_report(report: dict) -> None:
 
 
 def _print_findings(title: str, found: list[str]) -> None:
-    """Print the first findings; what a file's name may have of line breaks, terminal codes and bytes is escaped."""
+    """Print the first findings; line breaks, terminal codes and raw bytes in file names are escaped."""
     if found:
         print(f"{len(found)} {title}:")
     for text in found[:EXAMPLES]:

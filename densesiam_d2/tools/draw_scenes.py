@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from densesiam_d2.data.scenes import write_scenes
+from densesiam_d2.samples.scenes import write_scenes
 
 
 def main(argv: list[str] | None = None) -> None:

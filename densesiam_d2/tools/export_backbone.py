@@ -1,10 +1,10 @@
-"""Turn any checkpoint with a ResNet in it into a backbone file.
+"""Export the ResNet of any checkpoint as a backbone file.
 
     python -m densesiam_d2.tools.export_backbone --input output/pretrain/model_final.pth --output backbone.pkl
 
-The ResNet is searched for below every prefix; where there are several and no known method decides, --prefix does.
-What the backbone expects of its images goes into the file: from --config-file, else from the checkpoint itself, else
-from config.yaml beside it, else (torchvision-named checkpoints) from torchvision's conventions.
+The ResNet is searched below every prefix. If there are several and the method is unknown, name one by --prefix. The
+file also stores the image format, mean and std that the backbone expects: from --config-file, else from the
+checkpoint, else from config.yaml beside it, else (checkpoints with torchvision's names) torchvision's values.
 """
 
 import argparse
@@ -46,8 +46,8 @@ def export_backbone(
         output: file to write: ``.pkl`` for "detectron2", ``.safetensors`` for "safetensors" (detectron2's names as
             well), ``.pth`` for "torchvision".
         layout: "detectron2", "safetensors" or "torchvision".
-        config_file: the config that the checkpoint was trained under, if not beside it.
-        prefix: which network to take, where the checkpoint has several.
+        config_file: the config of the training run; None looks beside the checkpoint.
+        prefix: which network to take, if the checkpoint has several.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -59,7 +59,7 @@ def export_backbone(
     with _naming(source):
         found = recognise(checkpoint, prefix)
         known = known_metadata(checkpoint, found)
-    # What is stored is surer than a config.yaml beside it, which a later command may have replaced.
+    # Stored metadata come first: a later command may have replaced the config.yaml beside the checkpoint.
     if config_file is None and known:
         metadata = {"method": found.layout, "iteration": iteration, **known}
     else:
@@ -99,7 +99,7 @@ def _config(source: Path, config_file: Path | None) -> CfgNode:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description="Turn any checkpoint with a ResNet in it into a backbone file.")
+    parser = argparse.ArgumentParser(description="Export the ResNet of any checkpoint as a backbone file.")
     parser.add_argument("--input", type=Path, required=True, help="checkpoint (.pth, .pth.tar, .pkl, .safetensors)")
     parser.add_argument(
         "--output", type=Path, required=True, help="file to write (.pkl, .safetensors, or .pth for torchvision)"

@@ -1,14 +1,14 @@
-"""List the images of a folder once, in an index that all processes of all later runs map into memory.
+"""Write an index of the images in a folder, which all processes of later runs map into memory.
 
     python -m densesiam_d2.tools.index /data/photos                       writes /data/photos.index
     python train_net.py ... DATASETS.TRAIN "('index:/data/photos.index',)"
 
-``folder:/data/photos`` uses an index of that name by itself. A run then starts at once and needs no memory for the
-list, whatever the number of images. After adding images make the index anew.
+``folder:/data/photos`` uses ``/data/photos.index`` if it exists. A run then starts at once and needs no memory for the
+list, even for millions of images. After adding images, write the index again.
 
-A folder of tar files (uncompressed; webdataset's shards are such) becomes an index of the images inside: they are read
-from where they are, so that storage which is slow with many small files has few large ones to serve. Write them by
-``tar --sort=name -cf shard-0000.tar folder``, some thousand images each.
+For a folder of uncompressed tar files (such as webdataset's shards), the index names the images inside. They are read
+from the tar files, which is faster on storage that is slow with many small files. Write tar files of some thousand
+images by ``tar --sort=name -cf shard-0000.tar folder``.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from densesiam_d2.data.image_files import ImageFiles, tar_members, write_index
-from densesiam_d2.data.image_folders import walk_images
+from densesiam_d2.data.image_index import ImageFiles, tar_members, write_index
+from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.data.path_datasets import FOLDER_PREFIX
 
 __all__ = ["main"]
@@ -29,7 +29,7 @@ __all__ = ["main"]
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status: 2 for wrong usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="of images, at any depth, or of tar files")
+    parser.add_argument("folder", help="folder with images, at any depth, or with tar files")
     parser.add_argument("--output", type=Path, metavar="INDEX", help="default: FOLDER.index")
     args = parser.parse_args(argv)
     folder = Path(args.folder.removeprefix(FOLDER_PREFIX)).expanduser()
@@ -51,7 +51,7 @@ def _index(folder: Path, output: Path) -> str:
     tars = next(folder.rglob("*.tar"), None) is not None
     if tars:
         if next(walk_images(folder, Counter()), None) is not None:
-            raise ValueError(f"{folder} holds both images and tar files: put them in folders of their own")
+            raise ValueError(f"{folder} holds both images and tar files: put them into separate folders")
         images = tar_members(folder, skipped)
     else:
         length = len(str(folder)) + 1

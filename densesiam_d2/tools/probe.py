@@ -1,21 +1,21 @@
-"""What a backbone's features know about classes, before anything is trained: minutes on two CPU cores.
+"""Score the features of a backbone without training it: minutes on two CPU cores.
 
     python -m densesiam_d2.tools.probe --config-file configs/pretrain_R18.yaml --weights random output/backbone.pkl \
         --train camvid_train --test camvid_test --output probe.json
 
-The backbone stays as it is. On its features stand two classifiers, each fitted in one pass over the training images:
+The backbone is frozen. Two classifiers are fitted on its features in one pass over the training images:
 
 - ridge regression to the classes of the feature cells, with lambda (10^-2 to 10^4) chosen on a tenth of the training
-  images (at least five, or half of them); a linear probe in closed form, without schedule or learning rate,
-- the vote of the k nearest training cells by cosine, of a random sample of them.
+  images (at least five, or half of them): a linear probe in closed form, without schedule or learning rate,
+- the vote of the k nearest cells, by cosine, in a random sample of the training cells.
 
-A cell's class is the most frequent one of its pixels, and cells that are mostly ignored are left out. Features are
-brought to the finest of them, concatenated, and standardised on the training cells. On the test images the scores of
-the cells are enlarged bilinearly to the labels' own size and counted pixel by pixel, ignored pixels left out.
+The class of a cell is the most frequent one of its pixels; cells with mostly ignored pixels are left out. Features are
+resized to the finest of them, concatenated, and standardised on the training cells. On test images the scores of the
+cells are resized bilinearly to the size of the labels and evaluated at all pixels that are not ignored.
 
-Data sets are named as in DATASETS.TRAIN: camvid_train, masks:IMAGES,labels=DIR[,classes=FILE],
-coco:FILE.json[,images=DIR], both also with ,subset=N,seed=S. Of instances only the foreground is asked for: a pixel is
-background or any object. Two runs give equal numbers; SEED (0 unless set) draws the random network and the samples.
+Datasets are named as in DATASETS.TRAIN: camvid_train, masks:IMAGES,labels=DIR[,classes=FILE],
+coco:FILE.json[,images=DIR], both also with ,subset=N,seed=S. Instances are scored as two classes: background and any
+object. Two runs give equal numbers; SEED (default 0) determines the random network and the samples.
 
 The output is JSON: "command", "seed", "train", "test" ("name", "images"), "classes", "features", "size", and "results",
 for each weights file "channels", "stride", "ridge" ("mIoU", "pACC", "IoU", "lambda", "held_out"), "knn" (k:
@@ -67,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", nargs="+", required=True, metavar="W", help="as MODEL.WEIGHTS; 'random' for a random network"
     )
-    parser.add_argument("--train", required=True, metavar="SET", help="data set to fit on")
-    parser.add_argument("--test", required=True, metavar="SET", help="data set to score on")
+    parser.add_argument("--train", required=True, metavar="SET", help="dataset to fit on")
+    parser.add_argument("--test", required=True, metavar="SET", help="dataset to score on")
     parser.add_argument(
         "--features", nargs="+", default=["res3", "res4", "res5"], help="outputs of the backbone (default res3 to res5)"
     )
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _probe_all(args: argparse.Namespace) -> dict:
-    """Do what the command line asks for, print a table, and return what belongs into the output."""
+    """Run the probes, print a table, and return the content of the output file."""
     _check(args)
     cfg = load_config(args.config_file, args.opts)
     replace_sync_bn(cfg)
@@ -102,7 +102,7 @@ def _probe_all(args: argparse.Namespace) -> dict:
         raise ValueError(
             f"--train has the classes {', '.join(train.classes)}, --test {', '.join(test.classes)}: they must be equal"
         )
-    # All networks are built before the first is probed: weights that do not fit stop the run at once.
+    # All networks are built first, so that wrong weights stop the run at once.
     networks = {w: _build(cfg, args, w, seed) for w in args.weights}
     results = {}
     for weights, features in networks.items():
@@ -121,7 +121,7 @@ def _probe_all(args: argparse.Namespace) -> dict:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse numbers and files that cannot work, before anything is read."""
+    """Check numbers and files before anything is read."""
     if any(k < 1 for k in args.knn) or args.knn_cells < max(args.knn, default=0):
         raise ValueError(f"--knn {args.knn} must be positive, and not above --knn-cells {args.knn_cells}")
     twice = sorted({w for w in args.weights if args.weights.count(w) > 1})
@@ -142,7 +142,7 @@ def _print_table(results: Mapping[str, dict], num_classes: int) -> None:
     for weights, result in results.items():
         numbers = (f"{scored['mIoU']:6.1f}" for scored in result["knn"].values())
         print(f"{weights:<{width}}  {result['ridge']['mIoU']:6.1f}  {result['ridge']['lambda']:6g}", *numbers, sep="  ")
-    print(f"{num_classes} classes, {last['cells']} training cells, {last['knn_cells']} of them to be neighbours")
+    print(f"{num_classes} classes, {last['cells']} training cells, {last['knn_cells']} of them as neighbours")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     python -m densesiam_d2.tools.segment --config-file F --weights W --input I --output O
 
-Writes, for every image below I (links are followed, hidden files left out) and under the same relative name,
+Writes for every image below I, under the same relative name (links are followed, hidden files are left out):
 
 - ``labels/*.png``: the id of each pixel (8 bit; 16 bit for more than 256 ids), at the image's size,
-- ``overlays/*.jpg``: the image with the ids in colour over it,
+- ``overlays/*.jpg``: the image with the colours of the ids over it,
 
-and once ``legend.png`` and ``classes.json`` (name, colour and share of each id).
+and for all images ``legend.png`` and ``classes.json`` (name, colour and share of each id).
 """
 
 import argparse
@@ -25,64 +25,23 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from matplotlib.colors import hsv_to_rgb
 from torch import nn
 
 from densesiam_d2.checkpoint.files import read_checkpoint
-from densesiam_d2.data.image_folders import walk_images
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
+from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.modeling import model_output
+from densesiam_d2.reporting.label_colors import overlay, palette
 
-__all__ = ["Segmentor", "colorize", "draw_legend", "main", "overlay", "palette", "segment_folder"]
-
-
-def palette(num: int) -> np.ndarray:
-    """Return (num, 3) uint8 RGB colours; colour i is the same for every num, and ids nearby differ in hue and value."""
-    i = np.arange(num)
-    hue = (i * 0.618034) % 1  # steps of the golden ratio never come back close to a recent hue
-    saturation = np.array([0.8, 0.5, 1.0])[i % 3]
-    value = np.array([0.9, 1.0, 0.6, 0.8])[i % 4]
-    return np.rint(255 * hsv_to_rgb(np.stack([hue, saturation, value], axis=-1))).astype(np.uint8)
-
-
-def colorize(labels: np.ndarray, num: int, colors: np.ndarray | None = None) -> np.ndarray:
-    """Return the colour of each label.
-
-    Args:
-        labels: (H, W) ids.
-        num: number of ids; pixels with another one (such as an ignore label) become black.
-        colors: (num, 3) uint8 RGB; :func:`palette` if None.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
-    colors = palette(num) if colors is None else colors
-    table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])
-    return table[np.where((labels >= 0) & (labels < num), labels, num)]
-
-
-def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.5, colors: np.ndarray | None = None) -> np.ndarray:
-    """Return an image with its labels in colour over it.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        labels: (H, W) ids.
-        alpha: weight of the colours, in [0, 1].
-        colors: (num, 3) uint8 RGB; :func:`palette` if None.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
-    num = int(labels.max()) + 1 if colors is None else len(colors)
-    return cv2.addWeighted(image, 1 - alpha, colorize(labels, num, colors), alpha, 0)
+__all__ = ["Segmentor", "draw_legend", "main", "segment_folder"]
 
 
 def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Draw the ids that occur, most frequent first.
 
     Args:
-        names: what to call each id.
+        names: of the ids.
         colors: (num, 3) uint8 RGB.
         shares: (num,) share of all pixels.
 
@@ -104,14 +63,14 @@ class Segmentor:
     """A trained segmentation model, applied to one image at a time."""
 
     def __init__(self, cfg: CfgNode):
-        """Build the model and fill it from ``cfg.MODEL.WEIGHTS``.
+        """Build the model and load ``cfg.MODEL.WEIGHTS``.
 
-        The short side of an image becomes ``TEST.CENTER_CROP_SIZE``, as in evaluation but without the crop, or else
-        ``INPUT.MIN_SIZE_TEST``.
+        The short side of an image is resized to ``TEST.CENTER_CROP_SIZE``, as in evaluation but without the crop; if
+        that is 0, to ``INPUT.MIN_SIZE_TEST``.
 
         Raises:
-            FileNotFoundError: there are no such weights.
-            ValueError: they do not fill the model, or it does not segment.
+            FileNotFoundError: the weight file does not exist.
+            ValueError: weights are missing or of another shape, or the model does not segment.
         """
         if model_output(cfg) != "semantic":
             raise ValueError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} predicts no label maps")
@@ -138,7 +97,7 @@ class Segmentor:
 
 
 def _fill(model: nn.Module, weights: str) -> None:
-    """Load a training checkpoint; what it has besides (projectors, optimizer) is left out."""
+    """Load a training checkpoint; its other content (projectors, optimizer) is not used."""
     checkpoint = read_checkpoint(weights)
     state = {name: torch.as_tensor(value) for name, value in checkpoint.get("model", checkpoint).items()}
     wanted = model.state_dict()
@@ -157,7 +116,7 @@ def _fill(model: nn.Module, weights: str) -> None:
 def _images(
     folder: Path, white_level: int, skipped: Counter, unreadable: list[str]
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yield relative path and pixels of every image below a folder; count the other files, and say what fails."""
+    """Yield relative path and pixels of every image below a folder; count other files, and collect read errors."""
     for path in walk_images(folder, skipped):
         try:
             image = read_image(path, white_level=white_level)
@@ -176,7 +135,7 @@ def segment_folder(
         segmentor: the model.
         source: folder with images, searched recursively: links are followed, hidden files and folders left out.
         output: folder to write to, outside source.
-        names: what to call each id.
+        names: of the ids.
         colors: (num, 3) uint8 RGB.
         alpha: weight of the colours in the overlays.
 
@@ -226,7 +185,7 @@ def _write(path: Path, image: np.ndarray) -> None:
 
 
 def _names_and_colors(cfg: CfgNode, matching: str | None) -> tuple[list[str], np.ndarray]:
-    """Return name and RGB colour of each id: the dataset's if ids are its classes, else clusters."""
+    """Return name and RGB colour of each id: those of the dataset's classes, or numbered clusters."""
     num = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names, colors = [f"cluster {i}" for i in range(num)], palette(num)
     if matching:

@@ -1,21 +1,18 @@
-"""Draw what pretraining sees: each image with its two views, and the points at which the views are compared.
+"""Draw the input of pretraining: each image with its two views, and the points at which the views are compared.
 
 Usage::
 
     python -m densesiam_d2.tools.show_views --config-file configs/pretrain.yaml --input my_photos --output views.png
 
-Equal colours and numbers mark equal points. Look at the picture before a long run: a point must lie on the same thing
-in all three panels.
+Equal colours and numbers mark the same point. Check before a long run that each point lies on the same object in all
+three panels.
 """
 
 import argparse
-import itertools
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.env import seed_all_rng
@@ -24,54 +21,12 @@ from PIL import Image
 from densesiam_d2.check_config import check_config
 from densesiam_d2.data import IMAGE_SUFFIXES, TwoViewDatasetMapper, check_datasets, read_image, register_path_datasets
 from densesiam_d2.engine.setup import load_config
-from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids
 from densesiam_d2.modeling import trains_on_views
+from densesiam_d2.reporting.view_drawing import draw_views
 
-__all__ = ["draw_views", "main"]
+__all__ = ["main"]
 
-HEIGHT = 448  # of each panel, in pixels
-IMAGE_WIDTH = HEIGHT * 4 // 3  # of the first panel
-MARGIN = 12
-TITLE = 30
-MAX_GRID = 8  # more points than that a side hide the picture
-VIEW_COLORS = ((255, 140, 0), (0, 150, 255))  # of the boxes of view 1 and 2, RGB
-
-
-def draw_views(image: np.ndarray, views: torch.Tensor, boxes: torch.Tensor, grid_size: int) -> np.ndarray:
-    """Draw an image, its two views and the corresponding points side by side.
-
-    Args:
-        image: (H, W, 3) uint8 RGB, the original.
-        views: (2, 3, S, S) uint8 RGB.
-        boxes: (2, 4) view boxes, see :mod:`densesiam_d2.geometry`.
-        grid_size: side of the grid of points in the overlap.
-
-    Returns:
-        (height, width, 3) uint8 RGB picture, of the same size for every image.
-    """
-    boxes1, boxes2 = boxes[:1].float(), boxes[1:].float()
-    grid1, grid2, valid = overlap_grids(boxes1, boxes2, grid_size)
-    overlap, fraction = overlap_boxes(boxes1, boxes2)
-    if boxes1[0, 0] > boxes1[0, 2]:  # points follow the orientation of view 1
-        overlap = overlap[:, [2, 1, 0, 3]]
-
-    scale = min(HEIGHT / image.shape[0], IMAGE_WIDTH / image.shape[1])
-    original = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    panels = [_draw_boxes(original, (boxes * scale).numpy(), (overlap[0] * scale).numpy())]
-    panels += [cv2.resize(view.permute(1, 2, 0).numpy(), (HEIGHT, HEIGHT)) for view in views]
-    titles = [f"image: view 1 shows {fraction[0]:.0%} of view 2", "view 1", "view 2"]
-    for i, box in enumerate(boxes):
-        titles[i + 1] += ", flipped" if box[0] > box[2] else ""
-        cv2.rectangle(panels[i + 1], (0, 0), (HEIGHT - 1, HEIGHT - 1), VIEW_COLORS[i], 3)
-    if valid[0]:
-        for panel, points in zip(
-            panels,
-            (grid_points(overlap, grid_size)[0] * scale, (grid1[0] + 1) / 2 * HEIGHT, (grid2[0] + 1) / 2 * HEIGHT),
-            strict=True,
-        ):
-            _draw_points(panel, points.numpy())
-    panels[0] = _center(panels[0], HEIGHT, IMAGE_WIDTH)
-    return _join([_add_title(panel, title) for panel, title in zip(panels, titles, strict=True)])
+MAX_GRID = 8  # points per side; more would hide the picture
 
 
 def main(args: list[str] | None = None) -> None:
@@ -80,7 +35,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--config-file", required=True, help="config of a pretraining run")
     parser.add_argument("--input", help="a folder of images; by default DATASETS.TRAIN of the config")
     parser.add_argument("--output", required=True, help="the picture to write, such as views.png")
-    parser.add_argument("--num", type=int, default=4, help="number of images, evenly taken from all (default 4)")
+    parser.add_argument("--num", type=int, default=4, help="number of images, evenly spaced among all (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the views (default 0)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="changes of the config, as KEY VALUE pairs")
     arguments = parser.parse_args(args)
@@ -124,69 +79,6 @@ def _draw_file(mapper: TwoViewDatasetMapper, file: str, grid_size: int) -> np.nd
     image = read_image(file, white_level=mapper.white_level)
     out = mapper.make_views(image)
     return draw_views(image, out["views"], out["view_boxes"], min(grid_size, MAX_GRID))
-
-
-def _draw_boxes(image: np.ndarray, boxes: np.ndarray, overlap: np.ndarray) -> np.ndarray:
-    """Dim what no point can lie on, and outline the views; all boxes in pixels of the picture."""
-    dimmed = (image * 0.45 + 110).astype(np.uint8)
-    x0, x1 = sorted(np.rint(overlap[[0, 2]]).astype(int))
-    y0, y1 = np.rint(overlap[[1, 3]]).astype(int)
-    dimmed[y0:y1, x0:x1] = image[y0:y1, x0:x1]
-    for box, color in zip(boxes, VIEW_COLORS, strict=True):
-        x0, x1 = sorted(np.clip(np.rint(box[[0, 2]]), 1, image.shape[1] - 2).astype(int).tolist())
-        y0, y1 = np.clip(np.rint(box[[1, 3]]), 1, image.shape[0] - 2).astype(int).tolist()
-        cv2.rectangle(dimmed, (x0, y0), (x1, y1), color, 3)
-    return dimmed
-
-
-def _draw_points(panel: np.ndarray, points: np.ndarray) -> None:
-    """Draw (S, S, 2) points, coloured by row and column; every other one of every other row has its number."""
-    size = len(points)
-    shift = 3  # fixed-point bits: points lie between pixels
-    for row, column in itertools.product(range(size), range(size)):
-        color = _point_color(row, column, size)
-        # OpenCV's pixel (0, 0) has its centre there, ours at (0.5, 0.5).
-        x, y = np.rint((points[row, column] - 0.5) * 2**shift).astype(int).tolist()
-        cv2.circle(panel, (x, y), 6 << shift, (255, 255, 255), -1, cv2.LINE_AA, shift)
-        cv2.circle(panel, (x, y), 4 << shift, color, -1, cv2.LINE_AA, shift)
-    for row, column in itertools.product(range(0, size, 2), range(0, size, 2)):
-        x, y = points[row, column]
-        right = x < panel.shape[1] - 26  # else the number would leave the panel
-        _write(panel, str(row * size + column), round(x) + (6 if right else -24), max(round(y) - 5, 11), 0.4)
-
-
-def _point_color(row: int, column: int, size: int) -> tuple[int, int, int]:
-    """Let the hue run along the columns, and the brightness down the rows."""
-    hue = round(255 * column / max(size, 2) * 0.85)
-    value = round(255 - 130 * row / max(size - 1, 1))
-    pixel = np.array([[[hue, 230, value]]], np.uint8)
-    return tuple(cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB_FULL)[0, 0].tolist())
-
-
-def _write(picture: np.ndarray, text: str, x: int, y: int, scale: float) -> None:
-    """Write white text with a dark rim, legible on anything."""
-    for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, color, width, cv2.LINE_AA)
-
-
-def _add_title(panel: np.ndarray, title: str) -> np.ndarray:
-    bar = np.full((TITLE, panel.shape[1], 3), 255, np.uint8)
-    cv2.putText(bar, title, (2, TITLE - 10), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
-    return np.vstack([bar, panel])
-
-
-def _join(panels: list[np.ndarray]) -> np.ndarray:
-    gap = np.full((panels[0].shape[0], MARGIN, 3), 255, np.uint8)
-    row = np.hstack([part for panel in panels for part in (gap, panel)] + [gap])
-    return np.pad(row, ((0, MARGIN), (0, 0), (0, 0)), constant_values=255)
-
-
-def _center(panel: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Put a panel into the middle of a larger white one."""
-    top, left = (height - panel.shape[0]) // 2, (width - panel.shape[1]) // 2
-    whole = np.full((height, width, 3), 255, np.uint8)
-    whole[top : top + panel.shape[0], left : left + panel.shape[1]] = panel
-    return whole
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from densesiam_d2.checkpoint import atomic_write, read_checkpoint, save_safetensors
+from densesiam_d2.checkpoint import read_checkpoint, save_safetensors
 
 
 class Evil:
@@ -195,17 +195,6 @@ def test_user_mistakes_are_named(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="it holds a list, not a dict"):
         read_checkpoint(tmp_path / "list.pth")
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "sub" / "w.bin"
-    with atomic_write(path) as file:
-        file.write(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
-        file.write(b"half of the new")
-        raise KeyboardInterrupt
-    assert path.read_bytes() == b"old"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def _torchscript(path):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint import CheckedCheckpointer
-from densesiam_d2.checkpoint.files import atomic_write
 from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.checkpoint.resuming import find_damage, newest_valid
 from tests.faults.evil import evil_pth

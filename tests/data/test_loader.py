@@ -10,7 +10,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
-from densesiam_d2.data.image_files import ImageFiles
+from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.loader import (
     SeededSamples,
     TrainLoader,

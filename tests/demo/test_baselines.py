@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densesiam_d2.data.scenes import register_scenes
+from densesiam_d2.data.sample_sets import register_scenes
 from densesiam_d2.demo.baselines import assign_colours, evaluate_colour_kmeans, fit_colours
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 200, 30), (30, 30, 200)

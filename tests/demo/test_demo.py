@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from densesiam_d2.demo.stages import ROOT
+from densesiam_d2.reporting.stages import ROOT
 
 
 def run_demo(folder):
@@ -44,4 +44,4 @@ def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "demo" / "pretrain" / "model_final.pth").touch()
     done = run_demo(tmp_path)
     assert done.returncode == 1
-    assert "demo: " in done.stderr and "choose another --output" in done.stderr and "Traceback" not in done.stderr
+    assert "demo: " in done.stderr and "choose another output folder" in done.stderr and "Traceback" not in done.stderr

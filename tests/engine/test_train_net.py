@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog
 
 import train_net
 from densesiam_d2.checkpoint.files import read_checkpoint
-from densesiam_d2.data.scenes import register_scenes
+from densesiam_d2.data.sample_sets import register_scenes
 from densesiam_d2.engine import argument_parser, checked_config, launch, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -265,7 +265,7 @@ def test_a_mistake_is_one_line_and_exit_code_2():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_two_cpu_processes_and_the_line_about_the_cpu(tmp_path):
     """The same command under torchrun and with --num-gpus 2; and the fall-back to one process."""
-    from densesiam_d2.data.scenes import write_scenes
+    from densesiam_d2.samples.scenes import write_scenes
 
     write_scenes(tmp_path / "scenes", num=4, seed=0, size=64)
     options = [*CPU[:2], "DATASETS.TRAIN", f"('folder:{tmp_path / 'scenes' / 'images'}',)", "SOLVER.MAX_ITER", "2"]
@@ -299,7 +299,7 @@ def test_two_machines(scenes, tmp_path):
 
 def test_readme_script(tmp_path):
     """The script of the README runs as it stands, with a small folder and size put in."""
-    from densesiam_d2.data.scenes import write_scenes
+    from densesiam_d2.samples.scenes import write_scenes
 
     write_scenes(tmp_path / "scenes", num=4, seed=0, size=64)
     script = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]

@@ -6,6 +6,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.structures.masks import polygons_to_bitmask
 
+from densesiam_d2.evaluation.coco import RepairedCOCOEvaluator
 from tests.data_trees import real_data
 from tests.evaluation.processes import in_two_processes
 
@@ -62,3 +63,13 @@ def test_shifted_boxes_score_by_their_iou(dataset_dicts):
     results = evaluate(dataset_dicts, shift=0.1)
     assert results["bbox"]["AP50"] > 95 and results["bbox"]["AP75"] < 5
     assert results["bbox"]["AP"] == pytest.approx(40, abs=3)
+
+
+def test_the_repaired_evaluator_is_set_up_like_the_stock_one(dataset_dicts, cfg, tmp_path):
+    """It does not call the stock __init__; with another detectron2 that has more attributes this test fails."""
+    stock, ours = (
+        vars(e) for e in (COCOEvaluator(NAME, output_dir=tmp_path), RepairedCOCOEvaluator(cfg, NAME, tmp_path))
+    )
+    assert stock.keys() <= ours.keys()
+    for name in stock.keys() - {"_logger", "_coco_api"}:
+        assert ours[name] == stock[name], name

@@ -3,9 +3,13 @@
 import re
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, register_pascal_voc
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.structures import Boxes, Instances
 
 from densesiam_d2.data.voc_sets import adopt_voc
 from densesiam_d2.evaluation.build import build_evaluator
@@ -17,6 +21,7 @@ from tests.evaluation.voc_files import voc_xml
 
 pytestmark = pytest.mark.usefixtures("catalog")
 
+STOCK_TAGS = "<truncated>0</truncated><pose>Unspecified</pose>"  # which detectron2's evaluator needs
 ALL_RIGHT = pytest.approx({"AP": 100, "AP50": 100, "AP75": 100})
 
 
@@ -131,6 +136,38 @@ def test_missed_and_wrong_objects(own, cfg):
     assert evaluator.evaluate()["bbox"] == pytest.approx({"AP": 50, "AP50": 50, "AP75": 50})
 
 
+@pytest.mark.parametrize("year", [2007, 2012])
+def test_scores_are_those_of_the_stock_evaluator(own, cfg, tmp_path, year):
+    """Random predictions: right, shifted, doubled, of the wrong class, of difficult objects, in an empty image."""
+    rng = np.random.default_rng(0)
+    files = [voc_xml()]
+    for _ in range(12):
+        low, high = rng.integers(1, 40, (6, 2)), rng.integers(1, 15, (6, 2))
+        objects = [("abc"[i % 3], (*low[i], *(low[i] + 8 + high[i]))) for i in range(6)]
+        files.append(voc_xml(*objects, tags=f"<difficult>{rng.integers(2)}</difficult>{STOCK_TAGS}"))
+    records = own(["a", "b", "c"], *files, year=year)
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text(
+        "\n".join(map(str, range(13)))
+    )  # the stock code takes this
+    ours, stock = build_evaluator(cfg, "own"), PascalVOCDetectionEvaluator("own")
+    ours.reset(), stock.reset()
+    for record in records:
+        true = np.array([a["bbox"] for a in record["annotations"]]).reshape(-1, 4)
+        boxes = np.concatenate([true, true + rng.normal(size=true.shape), rng.integers(1, 60, (3, 4))])
+        classes = np.array([a["category_id"] for a in record["annotations"]] * 2 + [0, 1, 2])
+        classes[rng.random(len(classes)) < 0.1] = 0
+        instances = Instances(
+            (64, 96), pred_boxes=Boxes(torch.from_numpy(boxes)), pred_classes=torch.from_numpy(classes)
+        )
+        instances.scores = torch.from_numpy(rng.integers(1, 20, len(boxes)) / 20)  # with ties
+        for evaluator in (ours, stock):
+            evaluator.process([record], [{"instances": instances}])
+    expected = stock.evaluate()["bbox"]
+    assert ours.evaluate()["bbox"] == pytest.approx(expected, abs=1e-9)
+    assert not ours.absent_classes  # the stock mean would count such a class as 0
+    assert 5 < expected["AP75"] < expected["AP50"] < 95
+
+
 def test_mistakes_in_one_line(own, cfg, tmp_path):
     records = own(["a"], voc_xml(("a", (1, 1, 20, 20)), tags="<difficult>1</difficult>"))
     with pytest.raises(ValueError, match=r"test\.txt: none of its images has an object to score"):
@@ -144,12 +181,15 @@ def test_mistakes_in_one_line(own, cfg, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("<annotation>", "no XML that can be read"),
-        ("<?xml version='1.0' encoding='unheard'?><annotation/>", "no XML that can be read: unknown encoding"),
-        (voc_xml(("a", ("one", 1, 2, 2))), "<bndbox/xmin> of <object> is 'one', no number"),
-        (voc_xml(("a", ("nan", 1, 2, 2))), "<bndbox/xmin> of <object> is 'nan', no number"),
-        (voc_xml(size=("inf", 64)), "<size/width> of <annotation> is 'inf', no number"),
-        (voc_xml(("a", (1, 1, 2, 2)), tags="<difficult>no</difficult>"), "<difficult> of <object> is 'no', no number"),
+        ("<annotation>", "cannot be read as XML"),
+        ("<?xml version='1.0' encoding='unheard'?><annotation/>", "cannot be read as XML: unknown encoding"),
+        (voc_xml(("a", ("one", 1, 2, 2))), "<bndbox/xmin> of <object> is 'one', not a number"),
+        (voc_xml(("a", ("nan", 1, 2, 2))), "<bndbox/xmin> of <object> is 'nan', not a number"),
+        (voc_xml(size=("inf", 64)), "<size/width> of <annotation> is 'inf', not a number"),
+        (
+            voc_xml(("a", (1, 1, 2, 2)), tags="<difficult>no</difficult>"),
+            "<difficult> of <object> is 'no', not a number",
+        ),
         (voc_xml((" ", (1, 1, 2, 2))), "an <object> has no <name>"),
     ],
 )

@@ -30,7 +30,7 @@ def test_order():
             ["a"],
             "2 classes in training, 1 in the test set; only in training: b; only in the test set: none",
         ),
-        (["a", "b", "a"], ["a", "a", "b"], "another order, but more than one class is called a: classes go by name"),
+        (["a", "b", "a"], ["a", "a", "b"], "the order differs, but classes go by name, and several are called a"),
     ],
 )
 def test_names_that_cannot_be_matched(model, test, message):

@@ -118,7 +118,7 @@ def test_mistakes_in_one_line(register, tmp_path):
     with pytest.raises(ValueError, match="'nothing': its metadata has no 'stuff_classes'"):
         SemSegConfusionEvaluator("nothing")
     register("twins", tmp_path, [], stuff_classes=["food", "sky", "food"], ignore_label=255)
-    with pytest.raises(ValueError, match=r"more than one class is called \['food'\]"):
+    with pytest.raises(ValueError, match=r"several classes are called \['food'\]"):
         SemSegConfusionEvaluator("twins")
 
 

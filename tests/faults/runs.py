@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from densesiam_d2.data.scenes import write_scenes
+from densesiam_d2.samples.scenes import write_scenes
 
 ROOT = Path(__file__).parents[2]
 

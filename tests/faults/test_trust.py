@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from densesiam_d2.checkpoint import CheckedCheckpointer, read_checkpoint, save_torchvision
-from densesiam_d2.data.file_names import check_file_names
 from densesiam_d2.data.image_io import read_image
+from densesiam_d2.data.record_paths import check_record_paths
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.tools.export_backbone import main as export_backbone
 from tests.checkpoint.networks import d2_resnet, prefixed, tv_resnet
@@ -246,7 +246,7 @@ def test_image_at_an_address():
     with serve() as server:
         for address in (f"{server.address}/x.jpg", f"{server.address}/../../x.pth"):
             with pytest.raises(ValueError, match=f"first {address}: copy"):
-                check_file_names([{"file_name": address}])
+                check_record_paths([{"file_name": address}])
             with pytest.raises(FileNotFoundError):
                 read_image(address)
     assert server.requests == []
@@ -256,7 +256,7 @@ def test_image_at_an_address():
 def test_image_outside_its_dataset(tmp_path, name):
     name = name.format(root=tmp_path)
     with pytest.raises(ValueError, match=f"first {name}: move"):
-        check_file_names([{"file_name": name}], [tmp_path])
+        check_record_paths([{"file_name": name}], [tmp_path])
 
 
 # Our own files and our own code.

@@ -308,8 +308,8 @@ def test_message(tmp_path):
     with pytest.raises(ValueError) as error:
         findings.raise_errors()
     assert str(error.value) == (
-        f"the labels cannot be used: {tmp_path}/train.json: annotations whose category_id is a category's id but for "
-        "the type: 1; write both alike (annotation 5 has category_id '1', the category has id 1) [category-id-type]"
+        f"the labels cannot be used: {tmp_path}/train.json: annotations whose category_id is a category's id of "
+        "another type: 1; use one type (annotation 5 has category_id '1', the category has id 1) [category-id-type]"
     )
 
 

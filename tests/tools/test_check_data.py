@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from densesiam_d2.data import load_image_list
-from densesiam_d2.tools import check_data, check_files, index
+from densesiam_d2.tools import check_data, index, reader_pool
 
 from ..data.photos import smooth_image
 from ..faults.zoo import write_zoo
@@ -138,14 +140,14 @@ def test_files_that_kill_or_block_a_worker(photos, monkeypatch, checksums):
             raise KeyError("a fault of a decoder")
         return smooth_image(40, 60)
 
-    monkeypatch.setattr(check_files, "read_image", read)  # workers are forks of this process
+    monkeypatch.setattr(reader_pool, "read_image", read)  # workers are forks of this process
     paths = [f"good{i}" for i in range(20)]
     paths[1:1] = ["dies0", "dies1"]
     paths[9:9] = ["hangs", "fault"]
     paths.append("dies2")
     records = [{"file_name": path} for path in paths]
-    results = list(check_files.check_files(records, 2, timeout=0.5, with_checksums=checksums))
-    assert sorted(result.path for result in results) == sorted(paths)
+    results = list(reader_pool.check_images(records, 2, timeout=0.5, with_checksums=checksums))
+    assert [result.path for result in results] == paths
     for result in results:
         if result.path.startswith("good"):
             assert result.error is None and result.size == (60, 40)
@@ -154,6 +156,29 @@ def test_files_that_kill_or_block_a_worker(photos, monkeypatch, checksums):
     assert errors["hangs"] == "cannot read hangs: it takes more than 0.5 s"
     assert errors["dies2"] == "cannot read dies2: it kills the process that reads it, or memory has run out"
     assert errors["fault"] == "cannot read fault: KeyError: 'a fault of a decoder'"
+
+
+INTERRUPTED = """
+import time
+from densesiam_d2.tools import reader_pool
+
+def read(path, part):
+    print("reading", flush=True)
+    time.sleep(60)
+
+reader_pool.read_image = read
+list(reader_pool.check_images([{"file_name": "a"}, {"file_name": "b"}], 2))
+"""
+
+
+def test_ctrl_c_ends_the_workers_at_once():
+    command = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout.readline() == b"reading\n"
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        process.communicate(timeout=30)  # returns when the workers, which hold the pipe, have ended
+    assert process.returncode == -signal.SIGINT and time.monotonic() - start < 10
 
 
 def test_names_that_a_list_cannot_hold(tmp_path, capsys):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from densesiam_d2.data.scenes import CLASSES, write_scenes
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.sem_seg import read_labels
 from densesiam_d2.probe.features import build_features
+from densesiam_d2.samples.scenes import CLASSES, write_scenes
 from densesiam_d2.tools.probe import main
 from tests.data_trees import real_data
 

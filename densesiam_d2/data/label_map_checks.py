@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from densesiam_d2.labels.findings import Tally
 
-from .file_look import displayed_size, evenly_spaced, look_at_images, missing_files
+from .image_file_checks import displayed_size, evenly_spaced, look_at_images, missing_files
 from .image_io import DECODING_ERRORS, UnreadableImageError, read_label
 
 __all__ = ["look_at_label_maps"]

@@ -1,4 +1,4 @@
-"""Stages of the demo: each is one command of the public entrypoint, run once and remembered."""
+"""Stages of a long job: each is one command of ``train_net.py``, run once; later calls use its results again."""
 
 import hashlib
 import json
@@ -99,10 +99,10 @@ def run_stage(stage: Stage, *, position: str, overwrite: bool = False) -> dict:
         return record
     if stage.output.is_dir() and any(stage.output.iterdir()):
         if not record:
-            raise StageError(f"{stage.output} holds files that the demo did not write: choose another --output.")
+            raise StageError(f"{stage.output} holds files that are not of this stage: choose another output folder.")
         shutil.rmtree(stage.output)
     stage.output.mkdir(parents=True, exist_ok=True)
-    (stage.output / _RECORD).write_text(json.dumps(made_from, indent=2))  # from now on the folder is ours
+    (stage.output / _RECORD).write_text(json.dumps(made_from, indent=2))  # marks the folder as written by a stage
 
     print(f"{position} {stage.title}\n      $ {stage.command}", flush=True)
     start = time.perf_counter()

@@ -1,37 +1,29 @@
-"""The report's pictures: what the models see and what they predict. All arrays are (H, W, 3) uint8 RGB."""
+"""Pictures of what models see and predict. All images are (H, W, 3) uint8 RGB."""
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.visualizer import ColorMode, Visualizer
-from PIL import Image
 
 from densesiam_d2.data.image_io import read_image, read_label
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
-from densesiam_d2.tools.segment import colorize, overlay
-from densesiam_d2.tools.show_views import draw_views
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from densesiam_d2.reporting.label_colors import colorize, overlay
+from densesiam_d2.reporting.view_drawing import draw_views
 
 __all__ = [
     "cluster_table",
-    "draw_curves",
     "draw_detections",
     "draw_legend",
-    "draw_photo_segmentations",
-    "draw_scene_segmentations",
+    "draw_overlays",
+    "draw_segmentations",
     "draw_view_pairs",
-    "read_metrics",
     "tile",
 ]
 
@@ -87,8 +79,8 @@ def cluster_table(output: Path, classes: Sequence[str]) -> np.ndarray:
     return np.array([len(classes) if name is None else classes.index(name) for name in matched])
 
 
-def draw_scene_segmentations(dataset: str, indices: Sequence[int], methods: dict[str, SegmentFn]) -> np.ndarray:
-    """Draw scenes with their labels and the segmentation of each method, two scenes a row.
+def draw_segmentations(dataset: str, indices: Sequence[int], methods: dict[str, SegmentFn]) -> np.ndarray:
+    """Draw images with their labels and the segmentation of each method, two images a row.
 
     Args:
         dataset: name of the dataset.
@@ -106,8 +98,8 @@ def draw_scene_segmentations(dataset: str, indices: Sequence[int], methods: dict
     return tile(rows, ["image", "labels", *methods] * 2, height=128)
 
 
-def draw_photo_segmentations(files: Sequence[str], method: SegmentFn, colors: np.ndarray) -> np.ndarray:
-    """Draw photographs above their segmentations, in the colours of the classes that the clusters stand for.
+def draw_overlays(files: Sequence[str], method: SegmentFn, colors: np.ndarray) -> np.ndarray:
+    """Draw images in a row above the same images with class colours over them.
 
     Args:
         files: image files.
@@ -155,42 +147,3 @@ def draw_detections(cfgs: Sequence[CfgNode], dataset: str, indices: Sequence[int
 
 def _canvas(image: np.ndarray, metadata) -> Visualizer:
     return Visualizer(image, metadata, scale=2.5, instance_mode=ColorMode.SEGMENTATION)
-
-
-def read_metrics(output: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return iterations and values of each number in a run's ``metrics.json``.
-
-    Args:
-        output: its OUTPUT_DIR.
-    """
-    points: dict[str, list[tuple[int, float]]] = {}
-    for line in (output / "metrics.json").read_text().splitlines():
-        values = json.loads(line)
-        iteration = values.pop("iteration", None)
-        if iteration is None:
-            continue
-        for name, value in values.items():
-            points.setdefault(name, []).append((iteration + 1, value))
-    return {name: tuple(np.array(p, dtype=float).T) for name, p in points.items()}
-
-
-def draw_curves(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
-    """Draw curves over iterations, one panel beside the other.
-
-    Args:
-        panels: title of the panel -> name of the curve -> iterations and values.
-    """
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 2.9), dpi=110, squeeze=False)
-    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        for name, (iterations, values) in curves.items():
-            axis.plot(iterations, values, label=name, marker="o", markersize=2.5)
-        axis.set(title=title, xlabel="iteration")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        if len(curves) > 1:
-            axis.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer)
-    plt.close(figure)
-    return np.array(Image.open(buffer).convert("RGB"))

@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["check_file_names"]
+__all__ = ["check_record_paths"]
 
 _KEYS = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
 
 
-def check_file_names(records: Sequence[dict], roots: Iterable[str | Path] = ()) -> None:
+def check_record_paths(records: Sequence[dict], roots: Iterable[str | Path] = ()) -> None:
     """Check that the files of a dataset are local and lie below its folders: annotations by others may name any file.
 
     Only names are compared, and nothing on disk is looked at. So ``root/../x`` lies outside, while a symbolic link

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from densesiam_d2.data.coco_format import mask_to_polygons, to_annotation, write_folder
+from densesiam_d2.samples.writing import mask_to_polygons, to_annotation, write_folder
 
 
 def rasterise(polygons, height, width):

@@ -13,7 +13,7 @@ from detectron2.data.datasets.pascal_voc import register_pascal_voc
 from PIL import Image
 
 from densesiam_d2.data import register_sem_seg_folder
-from densesiam_d2.data.label_look import look_at
+from densesiam_d2.data.label_checks import look_at
 from densesiam_d2.data.path_datasets import register_path_datasets
 from tests.data_trees import real_data, write_cityscapes_tree, write_voc_tree
 from tests.labels.coco_files import coco, write
@@ -161,7 +161,7 @@ VOC_FAULTS = {
         "every object is difficult",
     ),
     "no XML": (lambda root: first_xml(root).unlink(), "xml-missing", ".xml"),
-    "damaged XML": (lambda root: first_xml(root).write_text("<annotation>"), "xml-unreadable", "no XML"),
+    "damaged XML": (lambda root: first_xml(root).write_text("<annotation>"), "xml-unreadable", "as XML"),
     "no size": (
         lambda root: replace(first_xml(root), "<width>", "<w>", "</width>", "</w>"),
         "xml-unreadable",

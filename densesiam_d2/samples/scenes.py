@@ -1,23 +1,20 @@
 """Labelled scenes of any number, drawn from a seed: data for demos and tests that needs no download.
 
 A scene is a few bands of textured stuff with textured things in front of each other. Every pixel has a class, every
-thing an instance mask of its visible part. Classes: see ``scene_textures.py``.
+thing an instance mask of its visible part. Classes: see ``textures.py``.
 
 ``python -m densesiam_d2.tools.draw_scenes`` writes a set of them into a folder.
 """
 
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
-from .coco_format import mask_to_polygons, to_annotation, write_folder, write_jpeg
-from .scene_textures import STUFF_TEXTURES, THING_PATTERNS, THING_SHAPES
+from .textures import STUFF_TEXTURES, THING_PATTERNS, THING_SHAPES
+from .writing import mask_to_polygons, to_annotation, write_folder, write_jpeg
 
 __all__ = [
     "CLASSES",
@@ -25,8 +22,6 @@ __all__ = [
     "THING_CLASSES",
     "Scene",
     "draw_scene",
-    "register_all_scenes",
-    "register_scenes",
     "write_scenes",
 ]
 
@@ -193,49 +188,3 @@ def write_scenes(root: Path, num: int, seed: int, size: int = 160) -> Path:
         (folder / "instances.json").write_text(json.dumps(coco))
 
     return write_folder(Path(root), meta, write)
-
-
-def register_scenes(name: str, root: Path, num: int, seed: int, size: int = 160) -> None:
-    """Register a set of scenes; its files are drawn when the dataset is first asked for.
-
-    Args:
-        name: dataset name.
-        root: folder of the files, see ``write_scenes``.
-        num: number of scenes.
-        seed: seed of the set.
-        size: side of an image in pixels.
-    """
-    root = Path(root)
-    DatasetCatalog.register(name, functools.partial(_load_scenes, name, root, num, seed, size))
-    num_stuff = len(STUFF_CLASSES)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(THING_CLASSES),
-        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(THING_CLASSES))},
-        thing_colors=[list(c) for c in COLORS[num_stuff:]],
-        stuff_classes=list(CLASSES),
-        stuff_colors=[list(c) for c in COLORS],
-        stuff_ids=list(range(num_stuff)),
-        thing_ids=list(range(num_stuff, len(CLASSES))),
-        ignore_label=255,
-        evaluator_type="scenes",
-    )
-
-
-def _load_scenes(name: str, root: Path, num: int, seed: int, size: int) -> list[dict]:
-    write_scenes(root, num, seed, size)
-    # Named only now: metadata that names a file of a dataset promises that it is there.
-    MetadataCatalog.get(name).json_file = str(root / "instances.json")
-    dicts = load_coco_json(str(root / "instances.json"), str(root / "images"), name)
-    for record in dicts:
-        record["sem_seg_file_name"] = str(root / "sem_seg" / f"{Path(record['file_name']).stem}.png")
-    return dicts
-
-
-def register_all_scenes(root: Path) -> None:
-    """Register the built-in sets, with their files under ``root/scenes``.
-
-    ``scenes_train`` (600 scenes), ``scenes_val`` (150 others) and ``scenes_tiny`` (8 small ones, for trials).
-    """
-    register_scenes("scenes_train", Path(root) / "scenes" / "train", num=600, seed=0)
-    register_scenes("scenes_val", Path(root) / "scenes" / "val", num=150, seed=1)
-    register_scenes("scenes_tiny", Path(root) / "scenes" / "tiny", num=8, seed=2, size=96)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from .image_files import ImageFiles, write_index
+from .image_index import ImageFiles, write_index
 from .image_io import IMAGE_SUFFIXES
-from .text_files import read_lines
+from .text_lines import read_lines
 
 __all__ = [
     "index_if_large",

@@ -1,11 +1,11 @@
-"""The runner of stages, with a stand-in for train_net.py that ends at once; the real one runs in test_demo.py."""
+"""The runner of stages, with a stand-in for train_net.py that ends at once; tests/demo runs the real one."""
 
 import json
 
 import pytest
 
-from densesiam_d2.demo import stages
-from densesiam_d2.demo.stages import Stage, StageError, run_stage
+from densesiam_d2.reporting import stages
+from densesiam_d2.reporting.stages import Stage, StageError, run_stage
 
 STAND_IN = """
 import pathlib, sys
@@ -105,7 +105,7 @@ def test_folders_of_others_are_left_alone(root):
     precious = root / "out" / "pre" / "model_final.pth"
     precious.parent.mkdir(parents=True)
     precious.write_text("weeks of training")
-    with pytest.raises(StageError, match="holds files that the demo did not write"):
+    with pytest.raises(StageError, match="holds files that are not of this stage"):
         run_stage(make_stage(root), position="", overwrite=True)
     assert precious.read_text() == "weeks of training"
 

@@ -12,9 +12,9 @@ from densesiam_d2.labels.findings import Findings, Tally
 
 from .coco_sets import adopt_coco, coco_records
 from .datasets import check_records
-from .file_look import look_at_cityscapes_files, look_at_images
+from .image_file_checks import look_at_cityscapes_files, look_at_images
 from .label_folders import load_label_folder, pair_files
-from .label_map_look import look_at_label_maps
+from .label_map_checks import look_at_label_maps
 from .voc_sets import adopt_voc, read_voc
 
 __all__ = ["SAMPLE", "LabelledSet", "adopt", "look_at"]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from densesiam_d2.demo.report import Section, compare, write_report
+from densesiam_d2.reporting.page import Section, compare, write_report
 
 
 class References(HTMLParser):

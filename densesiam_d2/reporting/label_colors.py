@@ -1,0 +1,48 @@
+"""Colours of label maps. All images are (H, W, 3) uint8 RGB."""
+
+import cv2
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+
+__all__ = ["colorize", "overlay", "palette"]
+
+
+def palette(num: int) -> np.ndarray:
+    """Return (num, 3) uint8 RGB colours; colour i is the same for every num, and ids nearby differ in hue and value."""
+    i = np.arange(num)
+    hue = (i * 0.618034) % 1  # steps of the golden ratio never come back close to a recent hue
+    saturation = np.array([0.8, 0.5, 1.0])[i % 3]
+    value = np.array([0.9, 1.0, 0.6, 0.8])[i % 4]
+    return np.rint(255 * hsv_to_rgb(np.stack([hue, saturation, value], axis=-1))).astype(np.uint8)
+
+
+def colorize(labels: np.ndarray, num: int, colors: np.ndarray | None = None) -> np.ndarray:
+    """Return the colour of each label.
+
+    Args:
+        labels: (H, W) ids.
+        num: number of ids; pixels with another one (such as an ignore label) become black.
+        colors: (num, 3) uint8 RGB; :func:`palette` if None.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    colors = palette(num) if colors is None else colors
+    table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])
+    return table[np.where((labels >= 0) & (labels < num), labels, num)]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.5, colors: np.ndarray | None = None) -> np.ndarray:
+    """Return an image with its labels in colour over it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) ids.
+        alpha: weight of the colours, in [0, 1].
+        colors: (num, 3) uint8 RGB; :func:`palette` if None.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    num = int(labels.max()) + 1 if colors is None else len(colors)
+    return cv2.addWeighted(image, 1 - alpha, colorize(labels, num, colors), alpha, 0)
