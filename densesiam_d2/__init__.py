@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 # `.layers` work without detectron2.
 _EXPORTS = {
     "add_densesiam_config": "config",
-    "check_config": "check_config",
+    "check_config": "config_checks",
     "DenseSiam": "modeling.meta_arch",
     "PseudoLabelSemSegHead": "modeling",
     "ExactResumeHook": "engine",

@@ -185,7 +185,7 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     replaced by another one and recorded in ``OUTPUT_DIR/quarantine.jsonl``.
 
     Args:
-        cfg: a config that :func:`~densesiam_d2.check_config.check_config` accepts; DATASETS.TRAIN, DATALOADER,
+        cfg: a config that :func:`~densesiam_d2.config_checks.check_config` accepts; DATASETS.TRAIN, DATALOADER,
             SOLVER.IMS_PER_BATCH, SEED, RUN and INPUT are read. DATASETS.TRAIN has names of registered datasets,
             ``folder:/path``, ``list:/path.txt`` or ``index:/path.index``. A folder with more than
             DATALOADER.INDEX_ABOVE images is indexed once, in OUTPUT_DIR.

@@ -19,9 +19,9 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from densesiam_d2.check_config import check_config
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.config import add_densesiam_config, all_keys
+from densesiam_d2.config_checks import check_config
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.labels import settle_labels

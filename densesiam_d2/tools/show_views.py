@@ -18,7 +18,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
-from densesiam_d2.check_config import check_config
+from densesiam_d2.config_checks import check_config
 from densesiam_d2.data import IMAGE_SUFFIXES, TwoViewDatasetMapper, check_datasets, read_image, register_path_datasets
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.modeling import trains_on_views

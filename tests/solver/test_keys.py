@@ -3,8 +3,8 @@
 import pytest
 from detectron2.config import get_cfg
 
-from densesiam_d2.check_config import check_config
 from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.config_checks import check_config
 
 
 def _cfg(key, value):

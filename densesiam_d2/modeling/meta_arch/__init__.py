@@ -8,7 +8,7 @@ from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.modeling.meta_arch.simsiam import SimSiam
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
 
-# Every method: config.py adds its keys, check_config.py its rules, and the contract tests run it.
+# Every method: config.py adds its keys, config_checks.py its rules, and the contract tests run it.
 METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam)
 
 __all__ = [

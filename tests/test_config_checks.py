@@ -3,8 +3,8 @@
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
-from densesiam_d2.check_config import check_config
 from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.config_checks import check_config
 
 
 def _cfg(*opts):
@@ -123,8 +123,8 @@ COMBINATIONS = [
     (["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu"], "SOLVER.AMP.PRECISION is 'fp16'"),
     (["MODEL.META_ARCHITECTURE", "DenseSiam", "INPUT.FORMAT", "BGR"], "INPUT.FORMAT is 'BGR'"),
     (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
-    (["SOLVER.EPOCHS", 5.0, "SOLVER.STEPS", (0.5, 30)], r"SOLVER.STEPS is \(0.5, 30\); with SOLVER.EPOCHS"),
-    (["SOLVER.STEPS", (0.5,)], r"SOLVER.STEPS is \(0.5,\); shares of training need SOLVER.EPOCHS"),
+    (["SOLVER.EPOCHS", 5.0, "SOLVER.STEPS", (0.5, 30)], "SOLVER.STEPS is (0.5, 30); with SOLVER.EPOCHS"),
+    (["SOLVER.STEPS", (0.5,)], "SOLVER.STEPS is (0.5,); shares of training need SOLVER.EPOCHS"),
     (
         ["SOLVER.EPOCHS", 5.0, "SOLVER.STEPS", (), "SOLVER.WARMUP_EPOCHS", 6.0],
         "SOLVER.WARMUP_EPOCHS is 6.0, above EPOCHS 5",
