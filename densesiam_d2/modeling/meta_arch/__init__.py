@@ -1,5 +1,6 @@
 """Meta-architectures, registered in detectron2's META_ARCH_REGISTRY by import."""
 
+from densesiam_d2.modeling.meta_arch.byol import BYOL
 from densesiam_d2.modeling.meta_arch.densesiam import DenseSiam
 from densesiam_d2.modeling.meta_arch.densesiam_segmentor import DenseSiamSegmentor
 from densesiam_d2.modeling.meta_arch.output import model_output, trains_on_views
@@ -9,7 +10,7 @@ from densesiam_d2.modeling.meta_arch.simsiam import SimSiam
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
 
 # Every method: config.py adds its keys, config_checks.py its rules, and the contract tests run it.
-METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam)
+METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL)
 
 __all__ = [
     "METHODS",

@@ -40,6 +40,10 @@ def tiny_cfg(depth=None, **densesiam):
     cfg.MODEL.DENSESIAM.GRID_SIZE = 3
     cfg.MODEL.DENSESIAM.REGION.PROJ_DIMS = [16, 16, 8]
     cfg.MODEL.DENSESIAM.REGION.PRED_DIM = 8
+    cfg.MODEL.SIMSIAM.PROJ_DIMS = [16, 16, 8]
+    cfg.MODEL.SIMSIAM.PRED_DIM = 8
+    cfg.MODEL.BYOL.HIDDEN_DIM = 16
+    cfg.MODEL.BYOL.OUT_DIM = 8
     for key, value in densesiam.items():
         cfg.merge_from_list([f"MODEL.DENSESIAM.{key.replace('__', '.')}", value])
     return cfg
@@ -70,6 +74,18 @@ def tiny_sem_seg_cfg(clusters=4, aux=6, **densesiam):
     head.COMMON_STRIDE = 4
     head.NORM = "BN"
     head.PSEUDO_LABEL.AUX_CLASSES = aux
+    return cfg
+
+
+def method_cfg(method, depth=None, norm="BN"):
+    """Return the config of a small model of any class in METHODS."""
+    cfg = tiny_sem_seg_cfg() if method.output == "semantic" else tiny_cfg()
+    cfg.MODEL.META_ARCHITECTURE = method.__name__
+    if depth is not None:
+        full = tiny_cfg(depth).MODEL.RESNETS
+        full.OUT_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES
+        cfg.MODEL.RESNETS = full
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.SSL.NORM = cfg.MODEL.SEM_SEG_HEAD.NORM = norm
     return cfg
 
 
