@@ -190,8 +190,9 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
 
     # How predicted labels become classes in semantic evaluation: "none" (they are classes) or "hungarian" (clusters).
     cfg.TEST.SEM_SEG_MATCHING = "none"
-    # What DenseSiam with a segmentation head returns in evaluation: "logits", as detectron2's evaluators expect, or
-    # "labels", which ours and tools.segment take as well, in a fraction of the time and memory.
+    # What label-free segmentation returns in evaluation: "logits", as detectron2's evaluators expect, or "labels",
+    # which ours and tools.segment take as well. Measured at 480 x 640 on a CPU: with 500 clusters labels take 0.57 of
+    # the time and 9 MiB instead of 585; with 27 clusters 1.15 of the time and at most 13 MiB instead of 24.
     cfg.TEST.SEM_SEG_OUTPUT = "logits"
     # Evaluate segmentation on a centre crop of this side, after resizing the short side to it; 0 = whole images.
     cfg.TEST.CENTER_CROP_SIZE = 0
@@ -215,5 +216,6 @@ def _add_run_keys(cfg: CfgNode) -> None:
     # Seconds without a finished step after which every process says where it stands and leaves; 0 = never. The step
     # after an evaluation waits for the main process, which adds up the scores.
     run.WATCHDOG_SECONDS = 900
-    # Seconds that processes wait for each other in one operation. More than the above, whose messages say more.
+    # Seconds that processes wait for each other in one operation. Keep it above WATCHDOG_SECONDS, so that the clearer
+    # message of the watchdog comes first.
     run.DIST_TIMEOUT_SECONDS = 1800

@@ -39,7 +39,7 @@ class CollapseMonitor(HookBase):
         repeat: int = 10,
         stop: bool = False,
     ):
-        """Choose when to speak.
+        """Choose when to warn.
 
         Args:
             min_between, min_rank: the least healthy values.

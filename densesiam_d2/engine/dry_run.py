@@ -1,4 +1,4 @@
-"""A run in small: does everything work that a long one will need?"""
+"""A short run that tries everything a long one needs: training, saving, loading, evaluation."""
 
 import logging
 import shutil
@@ -43,7 +43,7 @@ def dry_run(cfg: CfgNode) -> None:
         text += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory at most"
     if cfg.DATASETS.TEST:
         text += f", one batch each of {', '.join(cfg.DATASETS.TEST)} evaluated"
-    logging.getLogger(__name__).info("Dry run: all is well. %s", text)
+    logging.getLogger(__name__).info("Dry run: everything worked. %s", text)
 
 
 def _evaluate_one_batch(cfg: CfgNode, name: str, model: torch.nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Hooks of the training loop. They own nothing of any method."""
+"""Hooks of the training loop that all methods share; a method's own come from its ``build_hooks``."""
 
 import logging
 from pathlib import Path

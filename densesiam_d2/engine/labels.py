@@ -1,4 +1,4 @@
-"""What the labels decide about a run, found by one process before any model is built, and told to the others."""
+"""Settle what the labels decide about a run: one process reads them before a model is built and tells the others."""
 
 import logging
 from collections.abc import Sequence

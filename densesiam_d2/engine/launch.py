@@ -1,4 +1,4 @@
-"""Start the processes of a run, and let them end together: one, several, several machines, or those of torchrun."""
+"""Start the processes of a run (one, several, on several machines, or under torchrun) and end them together."""
 
 import argparse
 import contextlib
@@ -31,8 +31,8 @@ def under_torchrun() -> bool:
 def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
     """Call ``main(cfg, args)`` in every process of the run.
 
-    Under torchrun the processes exist already, and ``--num-gpus``, ``--num-machines`` and ``--dist-url`` are its
-    business. Otherwise detectron2 starts ``--num-gpus`` processes here; without a GPU these are CPU processes (gloo).
+    Under torchrun the processes exist already, and ``--num-gpus``, ``--num-machines`` and ``--dist-url`` are not used.
+    Otherwise detectron2 starts ``--num-gpus`` processes here; without a GPU these are CPU processes (gloo).
 
     Args:
         main: a function of a module, so that child processes can import it.
@@ -48,7 +48,7 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
         end_with_parent()
         _join_torchrun(device, timeout)
         try:
-            _run(main, cfg, args)
+            _run_or_exit(main, cfg, args)
         finally:
             _leave_group()
         return
@@ -85,16 +85,21 @@ def _pass_on(number: int) -> None:
 
 def _run_child(main, cfg, args) -> None:
     end_with_parent()  # torch asks for SIGINT, which processes that a script started in the background ignore
+    _run_or_exit(main, cfg, args)
+    _leave_group()
+
+
+def _run_or_exit(main, cfg, args) -> None:
+    """Run one of several processes; exit at once with code 2 if the run cannot start."""
     try:
         _run(main, cfg, args)
     except SystemExit as error:
         if error.code != 2:
             raise
-        # Nothing has been built. The interpreter's own way out aborts now and then, by threads of the group.
+        # Nothing has been built. The interpreter's normal exit aborts now and then, because of threads of the group.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(2)
-    _leave_group()
 
 
 def _run(main, cfg, args) -> None:

@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGUSR1 do to a run: schedulers send them to ask for an end."""
+"""SIGTERM and SIGUSR1, which schedulers send to ask a run to end."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""One training step: in any precision, alike in all processes, and never with a gradient that is not finite."""
+"""One training step, in any precision. Steps whose loss or gradient is not finite are dropped in all processes."""
 
 import logging
 import math

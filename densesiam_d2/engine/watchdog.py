@@ -1,4 +1,4 @@
-"""A run in which nothing moves any more says where it stands and leaves, so that a scheduler can start it again."""
+"""A hung run prints its stacks and exits with a code that lets a scheduler start it again."""
 
 import contextlib
 import faulthandler

@@ -141,7 +141,10 @@ def test_a_dry_run_saves_loads_evaluates_and_leaves_nothing(scenes, tmp_path, ca
     options = [*CPU, "OUTPUT_DIR", tmp_path, "DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
     with caplog.at_level("INFO"):
         run(MASK_RCNN, *options, "MODEL.WEIGHTS", "", flags=("--dry-run",))
-    assert "Dry run: all is well. 2 iterations in" in caplog.text and f"batch each of {scenes} evaluated" in caplog.text
+    assert (
+        "Dry run: everything worked. 2 iterations in" in caplog.text
+        and f"batch each of {scenes} evaluated" in caplog.text
+    )
     saved = re.search(r"Saving checkpoint to (\S+/dry_run_\S+)/model_final\.pth", caplog.text)
     assert not Path(saved[1]).exists() and not list(tmp_path.iterdir())
 
