@@ -189,7 +189,7 @@ def _combinations(cfg: CfgNode) -> list[str]:
     solver = cfg.SOLVER
     fractions = [step for step in solver.STEPS if 0 < step < 1]
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.EPOCHS > 0 and len(fractions) < len(solver.STEPS):
-        problems.append(f"SOLVER.STEPS is {solver.STEPS}; with SOLVER.EPOCHS it must be shares of training in (0, 1)")
+        problems.append(f"SOLVER.STEPS is {solver.STEPS}; with SOLVER.EPOCHS they are shares of training in (0, 1)")
     if solver.EPOCHS == 0 and fractions:
         problems.append(f"SOLVER.STEPS is {solver.STEPS}; shares of training need SOLVER.EPOCHS")
     if 0 < solver.EPOCHS < solver.WARMUP_EPOCHS:

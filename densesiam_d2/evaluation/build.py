@@ -54,10 +54,7 @@ def _build_cityscapes_instance(cfg: CfgNode, dataset_name: str, output_dir: str 
 
 
 def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    matching = cfg.TEST.SEM_SEG_MATCHING
-    if matching not in ("none", "hungarian"):
-        raise ValueError(f"TEST.SEM_SEG_MATCHING {matching} is unknown; known are none, hungarian")
-    if matching == "hungarian":
+    if cfg.TEST.SEM_SEG_MATCHING == "hungarian":
         return HungarianSemSegEvaluator(dataset_name, output_dir=output_dir)
     order = model_order(cfg, dataset_name, "stuff_classes")
     return SemSegConfusionEvaluator(dataset_name, output_dir=output_dir, order=order)

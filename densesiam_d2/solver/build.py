@@ -48,9 +48,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     With ``SOLVER.FIX_PREDICTOR_LR`` the groups of the modules that the model names in ``fixed_lr_modules``, a tuple of
     prefixes of parameter names such as "dense.predictor", have ``fix_lr`` set.
-
-    Raises:
-        ValueError: there is no such optimizer.
     """
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     optimizer = _optimizer(cfg.SOLVER, model)
@@ -86,8 +83,7 @@ def _optimizer(solver: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             lr_in_momentum=solver.LARS.LR_IN_MOMENTUM,
             **common,
         )
-    if solver.OPTIMIZER != "SGD":
-        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it must be one of SGD, AdamW, LARS")
+    assert solver.OPTIMIZER == "SGD", solver.OPTIMIZER
     optimizer = torch.optim.SGD(params, nesterov=solver.NESTEROV, **common)
     fuse(optimizer)
     return optimizer

@@ -20,9 +20,6 @@ def set_epochs(cfg: CfgNode, num_images: int) -> None:
     Args:
         cfg: a config that is not frozen, changed in place.
         num_images: images of an epoch.
-
-    Raises:
-        ValueError: ``STEPS`` has a value that is not in (0, 1) though ``EPOCHS`` is above 0 and the schedule reads it.
     """
     solver = cfg.SOLVER
     iterations = num_images / solver.IMS_PER_BATCH  # of one epoch
@@ -30,11 +27,6 @@ def set_epochs(cfg: CfgNode, num_images: int) -> None:
         solver.WARMUP_ITERS = max(1, round(solver.WARMUP_EPOCHS * iterations))
         solver.WARMUP_EPOCHS = 0.0
     if solver.EPOCHS > 0:
-        if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and not all(0 < step < 1 for step in solver.STEPS):
-            raise ValueError(
-                f"SOLVER.STEPS is {tuple(solver.STEPS)}; with SOLVER.EPOCHS it must be fractions of the training in "
-                "(0, 1), such as (0.6, 0.8)"
-            )
         solver.MAX_ITER = max(1, round(solver.EPOCHS * iterations))
         solver.STEPS = tuple(round(step * solver.MAX_ITER) if step < 1 else step for step in solver.STEPS)
         logger.info(

@@ -41,15 +41,9 @@ class SlidingSemanticSegmentor(SemanticSegmentor):
             slide_window: side of the square windows in pixels; 0 = whole images, as in ``SemanticSegmentor``.
             slide_stride: distance between windows in pixels.
             **kwargs: those of ``SemanticSegmentor``.
-
-        Raises:
-            ValueError: slide_stride is not in [1, slide_window].
         """
         super().__init__(**kwargs)
-        if slide_window and not 1 <= slide_stride <= slide_window:
-            raise ValueError(
-                f"TEST.SLIDE_STRIDE is {slide_stride}: it must lie between 1 and TEST.SLIDE_WINDOW ({slide_window})"
-            )
+        assert not slide_window or 1 <= slide_stride <= slide_window, (slide_window, slide_stride)
         self.slide_window = slide_window
         self.slide_stride = slide_stride
 

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -13,6 +13,8 @@ from torch import nn
 from densesiam_d2.checkpoint import CheckedCheckpointer, backbone_metadata, backbone_state, save_backbone
 from densesiam_d2.engine.collapse import CollapseMonitor
 from densesiam_d2.engine.step import StepTrainer
+from densesiam_d2.engine.trainer import Trainer
+from densesiam_d2.engine.watchdog import WatchdogHook
 from densesiam_d2.modeling import METHODS
 from densesiam_d2.solver import build_optimizer
 from tests.checkpoint.networks import fpn_cfg
@@ -95,6 +97,18 @@ def test_two_processes_equal_one_on_the_same_batch(method):
     two, other = in_two_processes(lambda rank: gradients_of_a_share(method, "naiveSyncBN_N", rank, 2))
     assert all(torch.equal(two[name], other[name]) for name in two)
     assert_close_gradients(two, one)
+
+
+@methods
+def test_own_hooks_come_before_the_watchdog(method, tmp_path, monkeypatch):
+    """A hook may cluster for an hour at the start of an epoch; the watchdog would take that for a hang."""
+    own = HookBase()
+    monkeypatch.setattr(method, "build_hooks", lambda self, cfg: [own])
+    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(lambda cls, cfg: [tiny_batch(4)]))
+    cfg = method_cfg(method)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    hooks = Trainer(cfg)._hooks
+    assert hooks.index(own) < next(i for i, hook in enumerate(hooks) if isinstance(hook, WatchdogHook))
 
 
 class Spoilt(nn.Module):

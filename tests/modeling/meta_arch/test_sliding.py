@@ -98,12 +98,6 @@ def test_backbone_that_wants_divisible_sizes_gets_them(window):
     assert torch.equal(segmentor([{"image": image}])[0]["sem_seg"][0], image[0])
 
 
-@pytest.mark.parametrize("stride", [0, 5])
-def test_stride_out_of_range(stride):
-    with pytest.raises(ValueError, match=rf"TEST.SLIDE_STRIDE is {stride}: .*TEST.SLIDE_WINDOW \(4\)"):
-        model(4, stride)
-
-
 def test_from_config_and_training_is_stock():
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
