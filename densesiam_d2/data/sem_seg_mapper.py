@@ -24,7 +24,7 @@ class SemSegDatasetMapper:
     The callable does the following:
 
     1. Read the image from "file_name"
-    2. Read the label map from "sem_seg_file_name", if labels are asked for; turn raw values into classes by the
+    2. Read the label map from "sem_seg_file_name", if ``label_key`` is set; turn raw values into classes by the
        dataset's ``label_map`` and refuse any other value
     3. Apply the augmentations to both
     4. Prepare both as tensors
@@ -115,7 +115,7 @@ class SemSegDatasetMapper:
         """Read and augment one image and its label map.
 
         Args:
-            dataset_dict: "file_name" and, if labels are asked for, "sem_seg_file_name".
+            dataset_dict: "file_name" and, if ``label_key`` is set, "sem_seg_file_name".
 
         Returns:
             The dict with "image": (3, H, W) uint8 in INPUT.FORMAT, the label map (H, W) int64 under its key, and

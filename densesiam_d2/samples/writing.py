@@ -80,7 +80,7 @@ def write_folder(folder: Path, meta: dict, write: Callable[[Path], None]) -> Pat
         The folder.
 
     Raises:
-        ValueError: if ``folder`` holds files of another kind.
+        ValueError: ``folder`` holds files of another "kind".
     """
     existing = _read_meta(folder)
     if existing == meta:
