@@ -9,7 +9,7 @@ from .image_listing import load_image_folder
 __all__ = ["CITYSCAPES27_CLASSES", "cityscapes27_label_map", "register_cityscapes27"]
 
 IGNORE_LABEL = 255
-FIRST_ID = 7  # of the raw label ids that count
+FIRST_ID = 7  # the classes are the raw label ids from 7 to 33
 
 # Names and colours of the raw label ids 7 to 33, as in cityscapesscripts/helpers/labels.py.
 _CLASSES = [
@@ -45,7 +45,7 @@ CITYSCAPES27_CLASSES = [name for name, _ in _CLASSES]
 
 
 def cityscapes27_label_map() -> list[int]:
-    """Return the class (0-26) of each value of a labelIds PNG, 255 where it has none.
+    """Return the class (0-26) of each value of a labelIds PNG, or 255 for values without a class.
 
     Source: janghyuncho/PiCIE, ``data/cityscapes_*_dataset.py``.
     """

@@ -1,4 +1,4 @@
-"""Labelled sets in COCO's JSON: records for training and testing, after the repairs of ``labels/coco_json.py``."""
+"""Labelled datasets in COCO's JSON format: ``labels/coco_json.py`` reads and repairs them, this file makes records."""
 
 import functools
 import logging
@@ -15,7 +15,7 @@ from densesiam_d2.labels.findings import LabelsError
 
 __all__ = ["adopt_coco", "coco_records", "load_coco", "register_coco"]
 
-# Where ``register_coco_instances`` and detectron2's built-in sets come from.
+# The module that defines the loaders of ``register_coco_instances`` and of detectron2's built-in sets.
 _DETECTRON2_COCO = "detectron2.data.datasets.coco"
 
 
@@ -23,10 +23,10 @@ def register_coco(name: str, json_file: Path, image_root: Path, subset: tuple[in
     """Register annotations in COCO's format under a name.
 
     Args:
-        name: of the dataset.
-        json_file: annotations; read when the dataset is asked for.
-        image_root: folder that the file names in it are relative to.
-        subset: number of annotated images to draw, and the seed; None takes all.
+        name: name of the dataset.
+        json_file: annotation file; it is read when the dataset is loaded, not here.
+        image_root: folder to which the file names in ``json_file`` are relative.
+        subset: number of annotated images to draw at random, and the seed of the draw; None takes all images.
     """
     DatasetCatalog.register(name, functools.partial(load_coco, name))
     MetadataCatalog.get(name).set(json_file=str(json_file), image_root=str(image_root), evaluator_type="coco")
@@ -35,9 +35,9 @@ def register_coco(name: str, json_file: Path, image_root: Path, subset: tuple[in
 
 
 def adopt_coco(name: str, accept: Sequence[str] = ()) -> None:
-    """Let a set that ``register_coco_instances`` of detectron2 or we registered be read by :func:`load_coco`.
+    """Make :func:`load_coco` the reader of a set that detectron2's ``register_coco_instances`` or ours registered.
 
-    detectron2's own reader dies of annotations that have a plain meaning, and keeps others that have none.
+    detectron2's own reader fails on some annotations whose meaning is clear, and keeps others that have no meaning.
     """
     loader = DatasetCatalog[name]
     if getattr(loader, "__module__", None) == _DETECTRON2_COCO or getattr(loader, "func", None) is load_coco:
@@ -49,8 +49,8 @@ def load_coco(name: str, accept: Sequence[str] = ()) -> list[dict]:
     """Load a registered set in COCO's format.
 
     Args:
-        name: of the dataset; its metadata has "json_file" and "image_root", and perhaps "subset".
-        accept: kinds of findings that do not stop.
+        name: name of the dataset; its metadata has "json_file" and "image_root", and may have "subset".
+        accept: kinds of findings that are accepted and so raise no error.
 
     Returns:
         detectron2's records. Annotations without a usable mask keep their box.
@@ -68,9 +68,9 @@ def load_coco(name: str, accept: Sequence[str] = ()) -> list[dict]:
 
 
 def coco_records(name: str, content: dict) -> list[dict]:
-    """Turn what ``read_coco`` returns into detectron2's records, and set the classes in the metadata.
+    """Turn the content that ``read_coco`` returns into detectron2's records, and set the classes in the metadata.
 
-    The records are those of detectron2's ``load_coco_json``.
+    The records have the same form as those of detectron2's ``load_coco_json``.
 
     Raises:
         LabelsError: the set is registered with other classes, as detectron2's built-in ones are.
@@ -88,7 +88,7 @@ def coco_records(name: str, content: dict) -> list[dict]:
     for annotation in content["annotations"]:
         keys = ("iscrowd", "bbox", "category_id", "segmentation")
         instance = {key: annotation[key] for key in keys if key in annotation}
-        if annotation.get("keypoints"):  # pixel indices become coordinates
+        if annotation.get("keypoints"):  # x and y are pixel indices and become coordinates; visibility stays
             instance["keypoints"] = [v + 0.5 if i % 3 != 2 else v for i, v in enumerate(annotation["keypoints"])]
         instance["category_id"] = ids[annotation["category_id"]]
         instance["bbox_mode"] = BoxMode.XYWH_ABS

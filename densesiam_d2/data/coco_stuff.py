@@ -19,8 +19,8 @@ IGNORE_LABEL = 255
 CURATED_LIST = "Coco164kFull_Stuff_Coarse_7.txt"
 PUBLISHED_SIZE = {"train": 49_629, "val": 2_175}
 
-# Coarse class and the fine ids that it holds, in the order of the coarse ids; the first 12 are things. Things and stuff
-# share two names, told apart here.
+# Each coarse class and its fine ids, in the order of the coarse ids; the first 12 are things. Things and stuff share
+# the names food and furniture, so these four have the ending -things or -stuff here.
 _FINE_IDS = [
     ("electronic", "71-76"),
     ("appliance", "77-82"),
@@ -56,7 +56,7 @@ COCO_STUFF27_CLASSES = [name for name, _ in _FINE_IDS]
 
 
 def coco_stuff27_label_map() -> list[int]:
-    """Return the coarse class (0-26) of each value of a stuffthingmaps PNG, 255 where it has none.
+    """Return the coarse class (0-26) of each value of a stuffthingmaps PNG, or 255 for values without a class.
 
     Source: xu-ji/IIC ``code/datasets/segmentation/util``; the same table as PiCIE's ``fine_to_coarse_dict.pickle``.
     """
@@ -85,8 +85,8 @@ def is_curated(label: np.ndarray) -> bool:
 def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
     """List the images and labels of the curated subset.
 
-    The list file is read if it is there; its names may have endings. Else all label maps are looked through,
-    which takes minutes, and the file is written for the next time.
+    The list file is read if it exists; the names in it may have file endings. Otherwise all label maps are read, which
+    takes minutes, and the list file is written for the next time.
 
     Args:
         root: the ``coco`` folder.
@@ -96,7 +96,7 @@ def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
         Dicts of "file_name", "sem_seg_file_name" and "image_id".
 
     Raises:
-        FileNotFoundError: neither the list nor any label map is there.
+        FileNotFoundError: neither the list file nor any label map exists.
     """
     root = Path(root)
     labels = root / "stuffthingmaps" / f"{split}2017"
@@ -146,7 +146,7 @@ def register_coco_stuff27(root: str | Path) -> None:
 
 def _find_curated(labels: Path) -> list[str]:
     found = sorted(labels.glob("*.png"))
-    files = [file for file in found if file.stem.isdecimal()]  # as all images of COCO are named
+    files = [file for file in found if file.stem.isdecimal()]  # COCO names all images by numbers
     if not files:
         raise FileNotFoundError(f"no label maps (*.png) in {labels}: unpack stuffthingmaps_trainval2017.zip there")
     logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def _find_curated(labels: Path) -> list[str]:
         example = next(file.name for file in found if not file.stem.isdecimal())
         logger.info("left out %d files that are no image's label map, such as %s", len(found) - len(files), example)
     logger.info("Choosing the curated subset among %d label maps ...", len(files))
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # decoding releases the GIL, so the threads run in parallel
         chosen = pool.map(lambda file: is_curated(read_label(file)), files)
         return [file.stem for file, keep in zip(files, chosen, strict=True) if keep]
 

@@ -1,4 +1,4 @@
-"""Datasets by name: those built in besides detectron2's own, folders with label maps, and a check before any work."""
+"""Register the built-in datasets and folders with label maps, and check the datasets of a config before a run."""
 
 import difflib
 import importlib.util
@@ -20,7 +20,7 @@ from .record_paths import check_record_paths
 
 __all__ = ["check_datasets", "datasets_root", "register_all_datasets", "register_sem_seg_folder"]
 
-# Images without annotations, below the root of all datasets.
+# Datasets of images without annotations, and their folders below the root of all datasets.
 _IMAGE_FOLDERS = {
     "imagenet_train": ["imagenet/train"],
     "imagenet_val": ["imagenet/val"],
@@ -29,23 +29,24 @@ _IMAGE_FOLDERS = {
     "coco_2017_plus": ["coco/train2017", "coco/unlabeled2017"],
 }
 
-# The 11 classes of CamVid in the order of the SegNet tutorial's label maps; the last things, the others stuff.
+# The 11 classes of CamVid in the order of the SegNet tutorial's label maps. The last three are things, others stuff.
 _CAMVID_CLASSES = (
     "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()  # noqa: SIM905
 )
 
-# Metadata of detectron2's and our datasets that names a file, and a folder that holds images or label maps.
+# Metadata keys of detectron2's and our datasets: those that name a file, and those that name a folder of images or
+# label maps.
 _FILE_KEYS = ("json_file", "panoptic_json")
 _FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")
 
 
 def datasets_root() -> Path:
-    """Return the folder below which datasets are looked for, as detectron2 does: $DETECTRON2_DATASETS or "datasets"."""
+    """Return the root folder of all datasets, the same as detectron2's: $DETECTRON2_DATASETS, by default "datasets"."""
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def register_all_datasets(root: str | Path) -> None:
-    """Register what detectron2 does not: image-only ImageNet and COCO, COCO-Stuff 27, Cityscapes 27, CamVid.
+    """Register datasets that detectron2 lacks: image-only ImageNet and COCO, COCO-Stuff 27, Cityscapes 27, CamVid.
 
     Args:
         root: the folder that holds ``imagenet``, ``coco``, ``cityscapes`` and ``camvid``. Nothing in it is read yet.
@@ -76,7 +77,8 @@ def register_sem_seg_folder(
 
     Args:
         name: the dataset's name.
-        image_root, label_root: folders; files in them pair by their paths below them without endings.
+        image_root, label_root: the folders; an image and a label map form a pair if their paths below these folders
+            are equal without the endings.
         classes: name of each label value, from 0 on.
         ignore_label: label value that does not count.
         colors: RGB of each class, for drawings.
@@ -87,9 +89,10 @@ def register_sem_seg_folder(
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Find out before any model is built whether the datasets of a config exist; registers its path datasets.
+    """Check, before any model is built, that the datasets of a config exist; also register its path datasets.
 
-    Looks at folders and files, and opens none but lists of images: all problems come in one error.
+    No image and no annotation file is opened, only lists and indexes of images and files of class names. One error
+    names all problems.
 
     Args:
         cfg: a config; DATASETS.TRAIN and DATASETS.TEST are read.
@@ -118,21 +121,21 @@ def check_datasets(cfg: CfgNode) -> None:
 
 
 def check_records(names: Sequence[str], records: Sequence[dict], num_classes: int | None = None) -> None:
-    """Check what the records of some datasets name: local files below the datasets' image folders, known classes.
+    """Check that records name local files below their datasets' image folders, and classes that exist.
 
     Args:
-        names: of the registered datasets.
-        records: detectron2's dataset dicts of all of them.
-        num_classes: number of classes of instances; None leaves "annotations" alone.
+        names: names of the registered datasets.
+        records: the records of all these datasets, as detectron2's dataset dicts.
+        num_classes: number of classes of instances; None skips the check of "annotations".
 
     Raises:
-        ValueError: a file name leads elsewhere, or a category does not exist.
+        ValueError: a file is not local or lies outside these folders, or a category does not exist.
     """
     roots = []
     for metadata in map(MetadataCatalog.get, names):
         own = [metadata.get("image_root"), metadata.get("image_dir"), metadata.get("dirname")]
         own = [root for root in (*own, *metadata.get("image_roots", ())) if root]
-        if not own:  # a list of files, or a set of somebody else's
+        if not own:  # a list of files, or a set registered without these keys: files may lie anywhere
             roots = []
             break
         roots += own

@@ -1,4 +1,4 @@
-"""detectron2's mapper of boxes and masks, behind a check of the image file, for masks of any kind."""
+"""detectron2's mapper of boxes and masks, with a check of the image file, for polygons and run-length encoded masks."""
 
 from detectron2.data import DatasetMapper
 
@@ -8,19 +8,19 @@ __all__ = ["DetectionDatasetMapper"]
 
 
 class DetectionDatasetMapper(DatasetMapper):
-    """A ``DatasetMapper`` that refuses files which detectron2's reader would see wrongly or wait for.
+    """A ``DatasetMapper`` that refuses files which detectron2's reader would read wrongly or block on.
 
-    Masks are read as they come: where all masks of an image are polygons they stay polygons, as in the published
-    recipes; where one that counts (no crowd) is run-length encoded, all of that image become bitmasks. With masks,
-    annotations without one are left out (DATASETS.ACCEPT has allowed them).
+    The annotations of each image decide the mask format. If all masks are polygons, they stay polygons, as in the
+    published recipes. If a mask that is not of a crowd is run-length encoded, all masks of the image become bitmasks.
+    If the model needs masks, annotations without a mask are left out; they get here only if DATASETS.ACCEPT allows it.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Check the file, then do what detectron2 does.
+        """Check the file, then map it as detectron2 does.
 
         Raises:
             FileNotFoundError: there is no such file.
-            UnreadableImageError: the file is no ordinary image; the message names it.
+            UnreadableImageError: the file is not an ordinary image; the message names it.
         """
         check_ordinary_image(dataset_dict["file_name"])
         return super().__call__(dataset_dict)

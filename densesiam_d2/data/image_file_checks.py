@@ -1,4 +1,4 @@
-"""Whether the files that records name exist, and have the size that the records declare."""
+"""Check that the files that records name exist, and that images have the size that the records declare."""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def look_at_images(records: Sequence[dict], sample: int | None, tally: Tally) -> None:
-    """Look for the images of records, and compare the sizes that they declare with those of the files."""
+    """Note images that do not exist, and images (of a sample) whose size is not the one that their record declares."""
     missing = missing_files([record["file_name"] for record in records])
     for path in sorted(missing):
         tally.note("image-backslash" if "\\" in path else "image-missing", path)
@@ -66,21 +66,21 @@ def missing_files(paths: Sequence[str]) -> set[str]:
 
 
 def evenly_spaced(items: Sequence, sample: int | None) -> list:
-    """Return ``sample`` items, the first and the last among them; all of them for None."""
+    """Return ``sample`` evenly spaced items, including the first and the last; all items if ``sample`` is None."""
     if sample is None or len(items) <= sample:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, sample).astype(int)]
 
 
 def look_at_cityscapes_files(images: Sequence[Path], metadata: Metadata, kinds: Sequence[str], tally: Tally) -> None:
-    """Look for the files, such as ``*_gtFine_labelIds.png``, that belong to images in Cityscapes' layout.
+    """Note missing files, such as ``*_gtFine_labelIds.png``, that belong to images in Cityscapes' layout.
 
     Args:
         images: files in ``leftImg8bit/<split>/<city>``.
-        metadata: of the set: "gt_dir".
-        kinds: what follows ``_gtFine_`` in their names.
-        tally: told about "label-missing", "train-ids-missing", and "load" for images of another name, at which
-            detectron2's loader ends.
+        metadata: metadata of the set; "gt_dir" is read.
+        kinds: for each file of an image, the part of its name after ``_gtFine_``.
+        tally: gets the findings "label-missing" and "train-ids-missing", and "load" for images with another name,
+            because detectron2's loader fails on them.
     """
     wanted = []
     for image in images:

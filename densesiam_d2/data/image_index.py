@@ -1,8 +1,8 @@
-"""The names of very many images: packed in memory, or mapped from an index that all processes share.
+"""The names of very many images: packed in memory, or memory-mapped from an index that all processes share.
 
-An index is a folder: ``names.bin`` (all names, one behind the other), ``ends.bin`` (int64, where each ends) and
-``index.json``, written last. Names are relative to a root. Images inside tar files have ``offsets.bin`` and
-``sizes.bin`` as well (int64), and their names begin with that of the tar file.
+An index is a folder with ``names.bin`` (all names, without separators), ``ends.bin`` (int64, the byte position at which
+each name ends) and ``index.json``, which is written last. Names are relative to a root. An index of images inside tar
+files also has ``offsets.bin`` and ``sizes.bin`` (int64), and each name begins with the name of its tar file.
 """
 
 import contextlib
@@ -26,10 +26,12 @@ KIND = {"kind": "densesiam_d2 image index", "version": 1}
 
 
 class ImageFiles(Dataset):
-    """Records of "file_name" by number, without a Python object per image: 65 bytes an image, or none from an index.
+    """A dataset of records with "file_name". It needs 65 bytes of memory per image, or none with an index.
+
+    There is no Python object per image.
 
     Attributes:
-        root: the folder of an index's images, ending in a slash; "" without an index.
+        root: the folder of the images of an index, with a slash at its end; "" without an index.
     """
 
     def __init__(self, names: Sequence[str]):
@@ -41,11 +43,11 @@ class ImageFiles(Dataset):
 
     @classmethod
     def open(cls, index: str | Path) -> "ImageFiles":
-        """Map an index that :func:`write_index` wrote; nothing but its few lines of json is read.
+        """Open an index that :func:`write_index` wrote: read ``index.json``, and memory-map the other files.
 
         Raises:
-            FileNotFoundError: there is no index, or its images' folder is gone.
-            ValueError: it is not whole, or nothing of this kind.
+            FileNotFoundError: there is no index, or the folder of its images does not exist.
+            ValueError: the index is incomplete, or ``index`` is not an index of images.
         """
         index = Path(index)
         try:
@@ -98,7 +100,7 @@ class ImageFiles(Dataset):
         return self._bytes[start : self._ends[index]].tobytes()
 
     def digest(self) -> str:
-        """Return a hash of all names below their common folder, so that the data may move."""
+        """Return a hash of all names relative to their common folder: moving the data does not change it."""
         if self._digest is None:
             first, last = (min(self._names()), max(self._names())) if len(self) else (b"", b"")
             common = os.path.commonprefix([first, last]).rpartition(b"/")[0]  # noqa: RUF071  cut at a folder
@@ -109,7 +111,7 @@ class ImageFiles(Dataset):
         return self._digest
 
     def _names(self) -> Iterator[bytes]:
-        """Yield all names; those below a root as if it were "/"."""
+        """Yield all names; the names of an index begin with "/" in place of the root."""
         slash = b"/" if self.root else b""
         return (slash + self._name(i) for i in range(len(self)))
 
@@ -134,7 +136,7 @@ def write_index(index: str | Path, root: str | Path, images: Iterable, *, tar: b
         The number of images.
 
     Raises:
-        ValueError: there are none, or ``index`` is a folder of something else.
+        ValueError: there are no images, or ``index`` is a folder with other content.
     """
     index = Path(index)
     if index.exists() and any(index.iterdir()) and not (index / "index.json").is_file():
@@ -171,11 +173,13 @@ def write_index(index: str | Path, root: str | Path, images: Iterable, *, tar: b
 
 
 def tar_members(root: str | Path, skipped: Counter) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield name and (offset, size) of each image in the tar files of a folder, sorted by file, in the order within.
+    """Yield name and (offset, size) of each image in the tar files of a folder.
+
+    The tar files are sorted by path; their members keep the order that they have in the file.
 
     Args:
-        root: a folder with ``*.tar``; compressed ones cannot be read from the middle.
-        skipped: counts the other members by suffix, and the hidden ones.
+        root: a folder with ``*.tar``. Compressed files are refused, because they cannot be read from the middle.
+        skipped: counts the members that are no images by suffix, and the hidden members.
 
     Raises:
         ValueError: a tar file is damaged or compressed.
@@ -184,7 +188,7 @@ def tar_members(root: str | Path, skipped: Counter) -> Iterator[tuple[str, tuple
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
-                    tar.members = []  # or it would keep them all
+                    tar.members = []  # otherwise tarfile keeps all members in memory
                     if not member.isreg():
                         continue
                     name = member.name.removeprefix("./")

@@ -27,33 +27,34 @@ __all__ = [
     "read_label",
 ]
 
-# Endings (lower case) of the files that count as images when a folder is listed.
+# Endings (in lower case) of the files that are taken for images when a folder is listed.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
-# Pillow's own line between a large image and a decompression bomb.
+# Largest number of pixels of an image. Pillow has the same limit, above which it warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
-# Longer strips than this are no photographs, and resizing their short side would need gigabytes.
+# Largest ratio of the two sides. Images with a larger ratio are not photographs, and resizing their short side would
+# need gigabytes.
 MAX_ASPECT = 100
-# A file of that many pixels, each of three 16-bit numbers, without compression.
+# Largest size of a file: MAX_PIXELS pixels, each of three 16-bit numbers, without compression.
 MAX_BYTES = 6 * MAX_PIXELS
 
-# The 16-bit value that becomes 255, unless a config says otherwise.
+# The 16-bit value that becomes 255, unless a config sets another one.
 WHITE_LEVEL = 65535
 
-# Pillow knows forty more. Some of them start other programs: EPS starts Ghostscript.
+# The formats that are read. Pillow reads forty more, but some of those start other programs: EPS starts Ghostscript.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _COLOR_IS_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # since 4.11
 _COLOR = cv2.IMREAD_COLOR_RGB if _COLOR_IS_RGB else cv2.IMREAD_COLOR
 
-# What Pillow and OpenCV raise on damaged files. Everything else is a fault of the program and passes through.
+# The exceptions that Pillow and OpenCV raise on damaged files. All other exceptions are bugs and are not caught.
 DECODING_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
     EOFError,
     MemoryError,
-    RuntimeError,  # of Pillow's AVIF decoder
+    RuntimeError,  # raised by Pillow's AVIF decoder
     struct.error,
     Image.DecompressionBombError,
     cv2.error,
@@ -61,24 +62,25 @@ DECODING_ERRORS = (
 
 
 class UnreadableImageError(ValueError):
-    """A file cannot be read as an image, or not as a label map. The message is one line that names the file."""
+    """A file cannot be read as an image or as a label map. The message is one line that names the file."""
 
 
 def read_image(
     path: str | Path, part: tuple[str, int, int] | None = None, white_level: int = WHITE_LEVEL
 ) -> np.ndarray:
-    """Read an image as the viewer of the file would see it.
+    """Read an image as an image viewer shows it.
 
     - The EXIF orientation is applied, once.
     - Grey, palette, bilevel and CMYK images become RGB. An alpha channel is dropped, not composited: that is what
       detectron2 and torchvision do, so pretraining and transfer see the same pixels.
-    - 16-bit grey and colour are scaled to 8 bit, where Pillow would clip grey to white. What is above the white level
-      becomes white.
-    - Of an animation the first frame is read.
+    - 16-bit grey and colour images are scaled to 8 bit; Pillow alone would clip 16-bit grey to white. Values above the
+      white level become white.
+    - Only the first frame of an animation is read.
 
     Args:
         path: a local file.
-        part: the file that holds the image, and the offset and size of it there, in bytes; ``path`` then only names it.
+        part: the file that contains the image, and the offset and size of the image in that file, in bytes. ``path`` is
+            then used in error messages only.
         white_level: value of a 16-bit pixel that becomes 255; 4095 for pictures of 12 bits in 16-bit files.
 
     Returns:
@@ -86,8 +88,8 @@ def read_image(
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableImageError: it is damaged, no image, no regular file, too large, too narrow, may not be read, or holds
-            floating-point or 32-bit integer pixels, whose range nobody knows.
+        UnreadableImageError: the file is damaged, not an image, not a regular file, too large, too narrow, not allowed
+            to be read, or has floating-point or 32-bit integer pixels, whose range is unknown.
     """
     with _named_errors(path):
         data = read_bytes(path, part)
@@ -96,13 +98,13 @@ def read_image(
 
 
 def highest_16_bit_value(data: bytes) -> int | None:
-    """Return the highest value in a 16-bit image, None for images of other depths, which are not decoded.
+    """Return the highest value in a 16-bit image, or None for images of other depths, which are not decoded.
 
     Args:
         data: the file's content.
 
     Raises:
-        any of DECODING_ERRORS: it cannot be read.
+        any of DECODING_ERRORS: the image cannot be read.
     """
     if data[:2] == b"\xff\xd8":  # JPEG
         return None
@@ -112,7 +114,7 @@ def highest_16_bit_value(data: bytes) -> int | None:
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """Read a label map as the numbers that are in the file; palettes are not looked up.
+    """Read a label map as the numbers that are stored in the file; a palette is not applied.
 
     Args:
         path: a local file, usually PNG, with one 8-bit channel.
@@ -122,7 +124,7 @@ def read_label(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableImageError: as in :func:`read_image`, or there is not one 8-bit channel.
+        UnreadableImageError: as in :func:`read_image`, or the file does not have exactly one 8-bit channel.
     """
     with _named_errors(path), _open(read_bytes(path)) as image:
         if image.mode not in ("L", "P"):
@@ -131,9 +133,9 @@ def read_label(path: str | Path) -> np.ndarray:
 
 
 def check_ordinary_image(path: str | Path) -> None:
-    """Check, without decoding, that a reader which knows none of the rules here will see the right pixels.
+    """Check, without decoding, that detectron2's own mapper will read the right pixels.
 
-    For detectron2's own mapper, which opens pipes and addresses and turns 16-bit images white.
+    Unlike :func:`read_image`, that mapper opens pipes and addresses (URLs), and turns 16-bit images white.
 
     Args:
         path: a local file.
@@ -149,7 +151,7 @@ def check_ordinary_image(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def _named_errors(path: str | Path) -> Iterator[None]:
-    """Put the file's name into whatever decoding raises."""
+    """Turn any error of reading or decoding into an UnreadableImageError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -162,10 +164,10 @@ def _named_errors(path: str | Path) -> Iterator[None]:
 
 
 def read_bytes(path: str | Path, part: tuple[str, int, int] | None = None) -> bytes:
-    """Read an image file without decoding it; arguments as of :func:`read_image`.
+    """Read an image file without decoding it; the arguments are those of :func:`read_image`.
 
     Raises:
-        OSError, ValueError: it cannot be read, is no regular file, is too large, or has changed since it was indexed.
+        OSError, ValueError: the file cannot be read, is not regular, is too large, or has changed since it was indexed.
     """
     if part is not None:
         return _read_part(*part)
@@ -175,7 +177,7 @@ def read_bytes(path: str | Path, part: tuple[str, int, int] | None = None) -> by
         if error.errno in (errno.ENOENT, errno.ELOOP) and Path(path).is_symlink():
             raise ValueError("a link to a file that does not exist") from None
         raise
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise ValueError("not a regular file")
     if status.st_size > MAX_BYTES:
         raise ValueError(f"{status.st_size:,} bytes are more than the limit of {MAX_BYTES:,}")
@@ -192,7 +194,7 @@ def _read_part(path: str, offset: int, size: int) -> bytes:
     return data
 
 
-@functools.lru_cache(maxsize=256)  # files that stay open in a process
+@functools.lru_cache(maxsize=256)  # number of files that stay open in each process
 def _open_part(path: str) -> BinaryIO:
     return open(path, "rb", buffering=0)  # noqa: PTH123
 
@@ -205,11 +207,11 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """Decode the usual JPEG with OpenCV: the pixels of Pillow in four fifths of the time.
+    """Decode an ordinary JPEG with OpenCV, which gives the same pixels as Pillow in four fifths of the time.
 
     Returns:
-        (H, W, 3) uint8, or None where Pillow must decide: CMYK, and files without an end marker, whose missing part
-        some versions of OpenCV silently make up.
+        (H, W, 3) uint8, or None for files that Pillow must read: CMYK images, and files without an end marker, because
+        some versions of OpenCV fill in the missing part without an error.
     """
     size = _jpeg_size(data)
     if size is None or not data.endswith(b"\xff\xd9"):
@@ -225,8 +227,8 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
     """Return height, width and number of components from a JPEG's frame header, or None if there is none.
 
-    Pillow gives the same by ``Image.open``, but then reading an image takes 8 % longer (median of 12 rounds over 1,000
-    ImageNet photos of 256 pixels and 31 kB: 295 instead of 272 microseconds; 0.4 % of them are spent here).
+    Pillow's ``Image.open`` gives the same, but reading an image then takes 8 % longer (median of 12 rounds over 1,000
+    ImageNet photos of 256 pixels and 31 kB: 295 instead of 272 microseconds; this function takes 0.4 % of the 272).
 
     Source: ITU-T T.81, B.1.1 and B.2.2.
     """
@@ -237,7 +239,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte before the marker
             position += 1
-        elif marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # has no length, and no business before the frame
+        elif marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # has no length, and is not allowed before the frame
             return None
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, not DHT, JPG or DAC
             height, width, components = struct.unpack_from(">HHB", data, position + 5)
@@ -248,25 +250,25 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Open an image of sound kind and size; its pixels are not decoded yet."""
+    """Open an image and check its format and size; its pixels are not decoded yet."""
     image = Image.open(io.BytesIO(data))
     if image.format not in _FORMATS:
         raise ValueError(f"{image.format} files are not read; convert it to PNG")
     _check_size(*image.size)
     if image.format == "PNG":
-        image.verify()  # the checksums, which decoding ignores
+        image.verify()  # checks the checksums, which decoding ignores
         image = Image.open(io.BytesIO(data))
     return image
 
 
 def _decode_16_bit(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """Return the pixels (H, W) or (H, W, 3) of a 16-bit image, None for one of another depth."""
+    """Return the pixels (H, W) or (H, W, 3) of a 16-bit image, or None for an image of another depth."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return np.asarray(ImageOps.exif_transpose(image))
     depth = {"PNG": lambda: data[24], "TIFF": lambda: image.tag_v2.get(258, (0,))[0]}.get(image.format, int)()
     if depth != 16 or image.mode in ("I", "F"):
         return None
-    # Of colours Pillow keeps the upper 8 bits only.
+    # OpenCV decodes 16-bit colours, because Pillow keeps only their upper 8 bits.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     return None if pixels is None or pixels.dtype != np.uint16 else pixels[:, :, ::-1]
 
@@ -275,13 +277,13 @@ def _decode_any(data: bytes, white_level: int) -> np.ndarray:
     with _open(data) as image:
         deep = _decode_16_bit(image, data)
         if deep is not None:
-            # 65535 = 255 * 257
+            # With the default white level the divisor is the whole number 257, as 65535 = 255 * 257.
             pixels = np.rint(np.minimum(deep, white_level).astype(np.float32) / (white_level / 255)).astype(np.uint8)
             return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("F", "I"):
             kind = "floating-point" if image.mode == "F" else "32-bit integer"
             raise ValueError(f"{kind} pixels have no known range; convert the file to 8 or 16 bit")
-        if "transparency" in image.info:  # Pillow asks for this step
+        if "transparency" in image.info:  # Pillow warns if this step is left out
             image = image.convert("RGBA")
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Images without annotations: below a folder, in a list, in an index."""
+"""Images without annotations, listed from a folder, a text file or an index."""
 
 import datetime
 import itertools
@@ -52,7 +52,7 @@ def load_image_folder(*roots: str | Path) -> list[dict]:
 
 
 def load_image_list(path: str | Path) -> list[dict]:
-    """Read the names of images from a text file, one a line; empty lines do not count.
+    """Read the names of images from a text file, one name per line; empty lines are skipped.
 
     Args:
         path: the text file, UTF-8 with or without a byte-order mark. Relative names are relative to its folder.
@@ -79,10 +79,10 @@ def load_image_list(path: str | Path) -> list[dict]:
 
 
 def open_index(index: Path, root: Path | None = None) -> ImageFiles:
-    """Map an index, and say of when it is.
+    """Open an index, and log the date on which it was written.
 
     Raises:
-        FileNotFoundError, ValueError: as :meth:`ImageFiles.open`, or its images are not those of ``root``.
+        FileNotFoundError, ValueError: as in :meth:`ImageFiles.open`, or its images are not in ``root``.
     """
     files = ImageFiles.open(index)
     if root and Path(files.root) != root.resolve():
@@ -93,12 +93,16 @@ def open_index(index: Path, root: Path | None = None) -> ImageFiles:
 
 
 def index_if_large(root: Path, index: Path, limit: int) -> bool:
-    """Write an index of a folder of more than ``limit`` images, unless it is there; return whether it is then.
+    """Write an index of a folder with more than ``limit`` images, unless the index exists already.
 
-    For all processes at once: one of them writes, and one on each machine that does not see the first one's files.
+    All processes must call this together. The main process writes the index. On each machine that does not see the
+    files of the main process, the first process of that machine writes the index again.
+
+    Returns:
+        Whether the index exists now.
 
     Raises:
-        FileNotFoundError, OSError: as :func:`walk_images`.
+        FileNotFoundError, OSError: as in :func:`walk_images`.
     """
     for in_charge in (comm.is_main_process(), comm.get_local_rank() == 0):
         if in_charge and not (index / "index.json").is_file():
@@ -126,9 +130,9 @@ def _summary(skipped: Counter) -> str:
 
 
 def walk_images(root: Path, skipped: Counter) -> Iterator[str]:
-    """Yield the images below a folder, sorted by their whole paths; count the other files by suffix.
+    """Yield the images below a folder, sorted by their whole paths; count the other files by suffix in ``skipped``.
 
-    One folder at a time is in memory. Links are followed; hidden files and folders are left out.
+    Links are followed; hidden files and folders are left out. Only the current folder and its parents are in memory.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -141,12 +145,12 @@ def walk_images(root: Path, skipped: Counter) -> Iterator[str]:
 
 def _walk(folder: str, skipped: Counter, seen: set) -> Iterator[str]:
     status = os.stat(folder)  # noqa: PTH116
-    if (status.st_dev, status.st_ino) in seen:  # so that links in a circle end
+    if (status.st_dev, status.st_ino) in seen:  # otherwise links in a circle would never end
         skipped["folders linked again"] += 1
         return
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
-        # "a.jpg" comes before "a/": as the whole paths sort, a folder's name ends in a slash.
+        # A folder's name gets a slash at its end, so that the order is that of the whole paths: "a.jpg" before "a/".
         found = sorted((entry.name + "/" * _is_folder(entry), entry.path) for entry in entries)
     for name, path in found:
         if name.endswith("/"):
@@ -163,5 +167,5 @@ def _walk(folder: str, skipped: Counter, seen: set) -> Iterator[str]:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle: a file that cannot be read
+    except OSError:  # a link in a circle is treated as a file that cannot be read
         return False

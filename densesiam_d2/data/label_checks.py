@@ -1,4 +1,4 @@
-"""One look at the labels of a dataset before any model is built: what they say, and what is odd about them."""
+"""Check the labels of a dataset before any model is built, and report what they contain and what is wrong with them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .voc_sets import adopt_voc, read_voc
 
 __all__ = ["SAMPLE", "LabelledSet", "adopt", "look_at"]
 
-SAMPLE = 1000  # image headers and label maps that a run looks at, evenly spaced
+SAMPLE = 1000  # number of image headers and label maps that a run checks, evenly spaced
 
 _FILE_KINDS = {
     "load": ("error", "the set cannot be loaded"),
@@ -50,14 +50,14 @@ _FILE_KINDS = {
 
 @dataclass
 class LabelledSet:
-    """What a look at a dataset has found.
+    """The result of the check of one dataset.
 
     Attributes:
-        name: of the dataset.
-        classes: names of its classes, in the order of the records' numbers; None if unknown.
-        findings: what is odd.
+        name: name of the dataset.
+        classes: names of its classes, in the order of the class numbers in the records; None if unknown.
+        findings: errors, warnings and repairs.
         images: paths of the images.
-        num_annotations: None for label maps.
+        num_annotations: number of instances; None for label maps.
     """
 
     name: str
@@ -68,16 +68,16 @@ class LabelledSet:
 
 
 def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMPLE) -> LabelledSet:
-    """Look at the labels of a registered dataset.
+    """Check the labels of a registered dataset.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
         semantic: whether label maps are needed; otherwise instances are.
         masks: whether instances need masks.
         sample: number of image headers and label maps to read; None reads all.
 
     Returns:
-        The findings, which may hold errors; nothing that is wrong with the labels is raised.
+        The result. Errors in the labels are not raised, they are part of its findings.
     """
     adopt(name)
     metadata = MetadataCatalog.get(name)
@@ -112,11 +112,11 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
 
 
 def adopt(name: str, accept: Sequence[str] = ()) -> None:
-    """Let a set that detectron2's functions registered be read by this package, with its repairs and messages.
+    """Make this package the reader of a set that detectron2's functions registered, with our repairs and messages.
 
     Args:
-        name: of the dataset.
-        accept: kinds of findings that do not stop the reading.
+        name: name of the dataset.
+        accept: kinds of findings that are accepted and so raise no error.
     """
     adopt_coco(name, accept)
     adopt_voc(name, accept)
@@ -131,7 +131,7 @@ def _look_at_instances(
     checked: bool = False,
     needs_masks: bool = False,
 ) -> None:
-    """Count the instances of records, look at their files, and at themselves unless that is done."""
+    """Count the instances of records and check the image files; unless ``checked``, check the instances too."""
     counts = Counter()
     for record in records:
         for number, annotation in enumerate(record.get("annotations", ())):
@@ -160,7 +160,7 @@ def _look_at_instances(
 
 
 def _look_at_cityscapes_instances(result: LabelledSet, metadata: Metadata, tally: Tally) -> None:
-    """Look for the files that detectron2's loader and the official scripts read; they say themselves what they hold."""
+    """Check that the files for detectron2's loader and the official scripts exist; their content is not checked."""
     result.classes = metadata.get("thing_classes")
     _look_at_cityscapes(result, metadata, ("instanceIds.png", "polygons.json"), tally)
 
@@ -172,7 +172,7 @@ def _look_at_cityscapes(result: LabelledSet, metadata: Metadata, kinds: Sequence
 
 
 def _look_at_semantic(result: LabelledSet, metadata: Metadata, sample: int | None, tally: Tally) -> None:
-    """Look at a set with label maps."""
+    """Check a set with label maps."""
     result.classes = metadata.get("stuff_classes")
     if metadata.get("evaluator_type") == "cityscapes_sem_seg":
         _look_at_cityscapes(result, metadata, ("labelTrainIds.png", "polygons.json", "labelIds.png"), tally)

@@ -1,4 +1,4 @@
-"""Folders of images with label maps beside them: PNG files of the same names, the pixel value being the class."""
+"""Folders of images and of label maps: PNG files with the names of the images, whose pixel values are the classes."""
 
 import functools
 import logging
@@ -32,11 +32,11 @@ def register_label_folder(
     """Register a folder of images and a folder of label maps as a semantic segmentation set.
 
     Args:
-        name: of the dataset.
-        image_root, label_root: the folders; files pair by their path below them without ending.
+        name: name of the dataset.
+        image_root, label_root: the folders; see :func:`pair_files`.
         classes: name of each pixel value, from 0 on; None if unknown.
         ignore_label: pixel value that does not count.
-        subset: number of labelled images to draw, and the seed; None takes all.
+        subset: number of labelled images to draw at random, and the seed of the draw; None takes all images.
     """
     DatasetCatalog.register(name, functools.partial(load_label_folder, image_root, label_root, subset))
     metadata = MetadataCatalog.get(name).set(
@@ -47,7 +47,7 @@ def register_label_folder(
 
 
 class Pairs(NamedTuple):
-    """What two folders hold: records, and the files that have no partner in the other folder."""
+    """The records of the pairs in two folders, and the files that have no partner in the other folder."""
 
     records: list[dict]
     images_alone: list[str]
@@ -55,7 +55,7 @@ class Pairs(NamedTuple):
 
 
 def load_label_folder(image_root: Path, label_root: Path, subset: tuple[int, int] | None = None) -> list[dict]:
-    """Return the records of :func:`pair_files`; the log counts what is left out."""
+    """Return the records of :func:`pair_files`, and log how many files are left out."""
     pairs = pair_files(image_root, label_root, subset)
     logging.getLogger(__name__).info(
         "%d images with label maps in %s; left out: %d images without, %d label maps without an image",
@@ -68,21 +68,21 @@ def load_label_folder(image_root: Path, label_root: Path, subset: tuple[int, int
 
 
 def pair_files(image_root: Path, label_root: Path, subset: tuple[int, int] | None = None) -> Pairs:
-    """Pair images and label maps by their paths below the two folders, without endings.
+    """Find the label map of each image: their paths below the two folders are equal without the endings.
 
-    Images have any ending of ``IMAGE_SUFFIXES``, label maps end in ``.png``, in any case; links are followed, hidden
-    files left out.
+    Images have any ending of ``IMAGE_SUFFIXES``, label maps have the ending ``.png``; upper and lower case are equal.
+    Links are followed, hidden files are left out.
 
     Args:
         image_root, label_root: the folders; one may lie below the other.
-        subset: number of pairs to draw, and the seed.
+        subset: number of pairs to draw at random, and the seed of the draw; None takes all pairs.
 
     Returns:
-        Records of "file_name" and "sem_seg_file_name", and the other files, all sorted by path.
+        Records of "file_name" and "sem_seg_file_name", and the files without a partner, all sorted by path.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: nothing pairs, or two files have the same name but for the ending.
+        ValueError: no image has a label map, or two files of a folder differ in the ending only.
     """
     others = Counter()
     images = _by_stem(image_root, label_root, others, png=None)
@@ -103,13 +103,13 @@ def pair_files(image_root: Path, label_root: Path, subset: tuple[int, int] | Non
 
 
 def _by_stem(root: Path, other_root: Path, others: Counter, png: bool | None) -> dict[str, str]:
-    """Return the files below a folder by their path without ending; those of the other folder below it do not count.
+    """Return a dict from path without ending, relative to ``root``, to path, for the files below ``root``.
 
     Args:
         root: the folder.
-        other_root: the folder of the partners.
-        others: counts the files that do not count, by ending.
-        png: True takes ``.png`` only; None takes all images, or all but ``.png`` where both folders are one.
+        other_root: the folder of the partners; if it lies below ``root``, its files are left out.
+        others: counts the files of other kinds, by ending.
+        png: True takes ``.png`` files only; None takes all images, but no ``.png`` if the two folders are the same.
     """
     found, inside = {}, other_root.resolve() != root.resolve() and other_root.resolve().is_relative_to(root.resolve())
     for path in walk_images(root, others):
@@ -137,18 +137,18 @@ def _endings(others: Counter) -> str:
 
 
 def read_classes(label_root: Path, file: Path | None = None) -> list[str] | None:
-    """Read class names, one a line; the first line names pixel value 0.
+    """Read class names, one per line; the first line names pixel value 0.
 
     Args:
-        label_root: folder of the label maps; ``classes.txt`` in it, or else beside it, is read without ``file``.
-        file: the file of names.
+        label_root: folder of the label maps.
+        file: the file of names; None takes ``classes.txt`` in ``label_root``, or else in its parent folder.
 
     Returns:
-        The names; None without a file.
+        The names, or None if ``file`` is None and there is no ``classes.txt``.
 
     Raises:
         FileNotFoundError: ``file`` does not exist.
-        ValueError: it is not UTF-8, is empty, has an empty line before its end, or names a class twice.
+        ValueError: the file is not UTF-8, is empty, has an empty line before its end, or names a class twice.
     """
     if file is None:
         file = next((f for f in (label_root / "classes.txt", label_root.parent / "classes.txt") if f.is_file()), None)

@@ -1,4 +1,4 @@
-"""A look at label maps: their files, their sizes, and the values in them."""
+"""Checks of label maps: that the files exist, and that their sizes and values are right."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +19,14 @@ __all__ = ["look_at_label_maps"]
 def look_at_label_maps(
     records: Sequence[dict], classes: list[str] | None, metadata: Metadata, sample: int | None, tally: Tally
 ) -> None:
-    """Look for the files of records, and at the values in a sample of their label maps.
+    """Check that the files of records exist, and check the values in a sample of their label maps.
 
     Args:
-        records: with "file_name" and "sem_seg_file_name".
-        classes: names of the values, after the metadata's "label_map"; None takes all values for classes.
-        metadata: of the set: "label_map", "ignore_label".
+        records: dicts of "file_name" and "sem_seg_file_name".
+        classes: names of the values, after the metadata's "label_map" is applied; None accepts every value as a class.
+        metadata: metadata of the set; "label_map", "ignore_label" and "raw_values" are read.
         sample: number of label maps and image headers to read; None reads all.
-        tally: told about what is odd.
+        tally: gets the findings.
     """
     unlabelled = [record["file_name"] for record in records if "sem_seg_file_name" not in record]
     for path in unlabelled:
@@ -39,7 +39,7 @@ def look_at_label_maps(
         return
     chosen = evenly_spaced(labelled, sample)
     counts = np.zeros(256, np.int64)
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # decoding releases the GIL, so the threads run in parallel
         found = pool.map(_histogram, chosen)
         progress = tqdm(found, total=len(chosen), desc="label maps", unit="", disable=None, leave=False)
         for record, outcome in zip(chosen, progress, strict=True):
@@ -52,7 +52,7 @@ def look_at_label_maps(
 
 
 def _histogram(record: dict) -> np.ndarray | tuple[str, str]:
-    """Return the count of each raw value (256,) of a label map, or a kind of finding and what it says."""
+    """Return the count of each raw value (256,) of a label map, or the kind and the text of a finding."""
     path = record["sem_seg_file_name"]
     try:
         label = read_label(path)
@@ -67,7 +67,7 @@ def _histogram(record: dict) -> np.ndarray | tuple[str, str]:
 def _judge_values(
     path: str, counts: np.ndarray, classes: list[str] | None, metadata: Metadata, tally: Tally
 ) -> np.ndarray:
-    """Return the counts by class or ignore label (256,), and note values that are neither."""
+    """Return the pixel counts of the classes and the ignore label (256,), and note values that are neither of them."""
     label_map, ignore = metadata.get("label_map"), metadata.get("ignore_label", 255)
     if metadata.get("raw_values"):
         strange = np.setdiff1d(np.flatnonzero(counts), metadata.raw_values)
@@ -85,7 +85,7 @@ def _judge_values(
 
 
 def _judge_classes(counts: np.ndarray, part: str, classes: list[str] | None, metadata: Metadata, tally: Tally) -> None:
-    """Note classes without pixels, given the pixels of each value (256,); ``part`` says of which label maps."""
+    """Note classes without pixels, given the pixel counts (256,); ``part`` is "" or describes the sample in words."""
     ignore, total = metadata.get("ignore_label", 255), counts.sum()
     if not total:
         return

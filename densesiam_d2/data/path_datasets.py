@@ -1,4 +1,4 @@
-"""Datasets whose names say where they are, so that nobody writes Python to use them.
+"""Datasets whose names contain their paths, so that they can be used without Python code.
 
 ``folder:/path``, ``list:/path.txt`` and ``index:/path.index`` are images without labels,
 ``coco:FILE.json[,images=DIR]`` and ``masks:IMAGES,labels=DIR[,classes=FILE]`` have labels; both take
@@ -37,14 +37,14 @@ _FORMS = {
 
 
 def register_path_datasets(names: Iterable[str]) -> None:
-    """Register each name with one of the prefixes above under that name.
+    """Register each name that has one of the prefixes above as a dataset.
 
-    Images and annotations are read when the dataset is asked for; other names, and names already registered, are left
-    alone. A folder beside which there is an index of the same name (``/path`` and ``/path.index``) is read from the
-    index.
+    Images and annotations are read when the dataset is loaded, not here. Names without a prefix and names that are
+    already registered are skipped. If a folder has an index of the same name beside it (``/path`` and ``/path.index``),
+    the names of its images are read from the index.
 
     Raises:
-        ValueError: the part after the prefix is not of its form, or a file of class names cannot be read.
+        ValueError: the part after the prefix has a wrong form, or a file of class names cannot be read.
         FileNotFoundError: a file of class names does not exist.
     """
     for name in names:
@@ -107,7 +107,7 @@ _REGISTER = {
 
 
 def _split(name: str, prefix: str, rest: str) -> tuple[str, dict[str, str]]:
-    """Split known ``,key=value`` parts off the end; what is before them is the path, whatever it holds."""
+    """Split known ``,key=value`` parts off the end; the rest is the path, which may contain any characters."""
     options = {}
     pattern = re.compile(rf"(.*),({'|'.join(_OPTIONS[prefix])})=(.*)", re.DOTALL)
     while (match := pattern.fullmatch(rest)) and match[2] not in options:
@@ -119,7 +119,7 @@ def _split(name: str, prefix: str, rest: str) -> tuple[str, dict[str, str]]:
 
 
 def _subset(name: str, prefix: str, options: dict[str, str]) -> tuple[int, int] | None:
-    """Return number and seed of a subset, None for the whole set."""
+    """Return the number of images and the seed of a subset, or None for the whole set."""
     if "subset" not in options and "seed" not in options:
         return None
     numbers = options.get("subset", ""), options.get("seed", "0")

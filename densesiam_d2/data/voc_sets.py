@@ -14,7 +14,7 @@ from .text_lines import read_lines
 
 __all__ = ["adopt_voc", "read_voc"]
 
-# Where ``register_pascal_voc`` and detectron2's built-in sets come from.
+# The module that defines the loaders of ``register_pascal_voc`` and of detectron2's built-in sets.
 _DETECTRON2_VOC = "detectron2.data.datasets.pascal_voc"
 
 _KINDS = {
@@ -29,9 +29,13 @@ _KINDS = {
 
 
 def adopt_voc(name: str, accept: Sequence[str] = ()) -> None:
-    """Let a set that ``register_pascal_voc`` of detectron2 registered be read here; ``accept`` as in ``load_coco``.
+    """Make :func:`read_voc` the reader of a set that detectron2's ``register_pascal_voc`` registered.
 
-    detectron2's own reader gives the same records, but dies without a name of the file that it cannot read.
+    detectron2's own reader gives the same records, but its errors do not name the file that cannot be read.
+
+    Args:
+        name: name of the dataset.
+        accept: kinds of findings that are accepted and so raise no error.
     """
     loader = DatasetCatalog[name]
     if getattr(loader, "__module__", None) == _DETECTRON2_VOC or getattr(loader, "func", None) is _load_voc:
@@ -41,7 +45,7 @@ def adopt_voc(name: str, accept: Sequence[str] = ()) -> None:
 
 def _load_voc(name: str, accept: Sequence[str]) -> list[dict]:
     records, findings = read_voc(MetadataCatalog.get(name))
-    findings.accept(["all-difficult", *accept]).raise_errors()  # difficult objects can be learned from
+    findings.accept(["all-difficult", *accept]).raise_errors()  # training can use difficult objects
     return records
 
 
@@ -49,14 +53,15 @@ def read_voc(metadata: Metadata) -> tuple[list[dict], Findings]:
     """Read all annotations of a split.
 
     Args:
-        metadata: of a set that ``register_pascal_voc`` registered: "dirname", "split", "thing_classes".
+        metadata: metadata of a set that ``register_pascal_voc`` registered; "dirname", "split" and "thing_classes" are
+            read.
 
     Returns:
-        detectron2's records, "difficult" objects included, and what is odd.
+        detectron2's records, which include "difficult" objects, and the findings.
 
     Raises:
-        FileNotFoundError: there is no list of the split.
-        ValueError: it is not UTF-8.
+        FileNotFoundError: the list of the split does not exist.
+        ValueError: the list is not UTF-8.
     """
     root, classes = Path(metadata.dirname), list(metadata.thing_classes)
     tally = Tally(_KINDS, str(root))
@@ -107,7 +112,7 @@ def _annotation(entry: dict, xml: Path, classes: list[str], tally: Tally) -> dic
         tally.note("class-unknown", f"{xml}: {entry['name']!r}; the {len(classes)} classes are {known}, ...")
         return None
     x0, y0, x1, y1 = entry["bbox"]
-    if not (x1 >= x0 and y1 >= y0):  # also where one is NaN
+    if not (x1 >= x0 and y1 >= y0):  # also true if one of them is NaN
         tally.note("box-empty", f"{xml}: {entry['name']!r}, {entry['bbox']}")
         return None
     box = {"bbox": [x0 - 1.0, y0 - 1.0, x1, y1], "bbox_mode": BoxMode.XYXY_ABS}

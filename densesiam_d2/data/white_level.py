@@ -1,4 +1,4 @@
-"""16-bit images that use a small part of their range, and so would be read nearly black."""
+"""Warn of 16-bit images that use a small part of their range, because they would be read nearly black."""
 
 import contextlib
 import logging
@@ -11,8 +11,8 @@ from .image_io import DECODING_ERRORS, WHITE_LEVEL, highest_16_bit_value, read_b
 
 __all__ = ["DARK", "dark_text", "warn_of_dark_images", "white_level_for"]
 
-DARK = 4095  # highest value of 12 bits: images up to it have at most 16 of 256 grey levels
-SAMPLE = 50  # images looked at
+DARK = 4095  # highest value of 12 bits; images up to this value are read with at most 16 of 256 grey levels
+SAMPLE = 50  # number of images that are checked
 
 
 def white_level_for(highest: int) -> int:
@@ -21,7 +21,7 @@ def white_level_for(highest: int) -> int:
 
 
 def dark_text(number: int, highest: int) -> str:
-    """Say in one line what is wrong with some 16-bit images, and which key mends it."""
+    """Return one line that says what is wrong with some 16-bit images, and which key to set."""
     return (
         f"{number} 16-bit images use values up to {highest} of {WHITE_LEVEL}, which makes them nearly black: set "
         f"INPUT.WHITE_LEVEL {white_level_for(highest)}"
@@ -29,18 +29,18 @@ def dark_text(number: int, highest: int) -> str:
 
 
 def warn_of_dark_images(records: Sequence[dict], white_level: int, accept: Sequence[str] = ()) -> None:
-    """In the main process, look at a few images and warn if all 16-bit ones among them use 12 bits or fewer.
+    """In the main process, check a few images and warn if all 16-bit images among them use 12 bits or fewer.
 
     Args:
-        records: of the images, with "file_name" and, in tar files, "file_part".
-        white_level: INPUT.WHITE_LEVEL; one that the user has chosen is right.
-        accept: DATASETS.ACCEPT; "dark-images" in it says that the images are meant to be dark.
+        records: records of the images, with "file_name" and, for images in tar files, "file_part".
+        white_level: INPUT.WHITE_LEVEL; there is no warning if the user has changed it.
+        accept: DATASETS.ACCEPT; "dark-images" in it means that the images are dark on purpose.
     """
     if white_level != WHITE_LEVEL or "dark-images" in accept or not comm.is_main_process():
         return
     values = []
     for i in np.unique(np.linspace(0, len(records) - 1, SAMPLE).astype(int)).tolist():
-        with contextlib.suppress(*DECODING_ERRORS):  # what cannot be read is somebody else's business
+        with contextlib.suppress(*DECODING_ERRORS):  # the loader reports unreadable files
             values.append(highest_16_bit_value(read_bytes(records[i]["file_name"], records[i].get("file_part"))))
     deep = [value for value in values if value is not None]
     if deep and max(deep) <= DARK:

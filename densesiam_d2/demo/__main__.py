@@ -2,7 +2,7 @@
 
     python -m densesiam_d2.demo --output output/demo
 
-Finished stages are used again; ``--overwrite`` runs them anew.
+Finished stages are not run again, their results are reused; ``--overwrite`` runs all stages again.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
 
     Args:
         output: folder of the demo; each stage gets a folder in it.
-        quick: two iterations on a few images each, to see that everything works.
+        quick: run only two iterations of each stage on a few images, to see that everything works.
     """
     yaml = "configs/quick/{}_instant_test.yaml" if quick else "configs/demo/{}.yaml"
     pretraining, segmentation, detection = (yaml.format(name) for name in ("pretrain", "unsup_seg", "mask_rcnn"))
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     if not (ROOT / "train_net.py").is_file():
         sys.exit(f"demo: it runs from a checkout of the project, and {ROOT} has no train_net.py")
     start, output = time.perf_counter(), args.output.resolve()
-    os.chdir(ROOT)  # as the stages do: the default folder of the data is relative
+    os.chdir(ROOT)  # the stages run there too, and the default folder of the data is a relative path
     try:
         report = run(output, quick=args.quick, overwrite=args.overwrite)
     except (StageError, ImportError, ValueError, OSError) as error:

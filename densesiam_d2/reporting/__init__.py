@@ -1,1 +1,1 @@
-"""What reports are made of: commands that run once and are logged, drawings, and a page that holds everything."""
+"""The parts of reports: commands that run once and are logged, drawings, and an HTML page that contains everything."""

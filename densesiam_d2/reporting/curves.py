@@ -1,4 +1,4 @@
-"""Curves of a run's logged numbers."""
+"""Read the numbers that a run has logged, and draw them as curves."""
 
 import io
 import json
@@ -18,7 +18,7 @@ def read_metrics(output: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return iterations and values of each number in a run's ``metrics.json``.
 
     Args:
-        output: its OUTPUT_DIR.
+        output: OUTPUT_DIR of the run.
     """
     points: dict[str, list[tuple[int, float]]] = {}
     for line in (output / "metrics.json").read_text().splitlines():
@@ -32,7 +32,7 @@ def read_metrics(output: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw_curves(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
-    """Draw curves over iterations, one panel beside the other.
+    """Draw curves over iterations, in panels side by side.
 
     Args:
         panels: title of the panel -> name of the curve -> iterations and values.

@@ -8,9 +8,9 @@ __all__ = ["colorize", "overlay", "palette"]
 
 
 def palette(num: int) -> np.ndarray:
-    """Return (num, 3) uint8 RGB colours; colour i is the same for every num, and ids nearby differ in hue and value."""
+    """Return (num, 3) uint8 RGB colours; colour i is the same for every num, and neighbours differ in hue and value."""
     i = np.arange(num)
-    hue = (i * 0.618034) % 1  # steps of the golden ratio never come back close to a recent hue
+    hue = (i * 0.618034) % 1  # golden-ratio steps keep each hue far from the hues shortly before it
     saturation = np.array([0.8, 0.5, 1.0])[i % 3]
     value = np.array([0.9, 1.0, 0.6, 0.8])[i % 4]
     return np.rint(255 * hsv_to_rgb(np.stack([hue, saturation, value], axis=-1))).astype(np.uint8)
@@ -21,7 +21,7 @@ def colorize(labels: np.ndarray, num: int, colors: np.ndarray | None = None) -> 
 
     Args:
         labels: (H, W) ids.
-        num: number of ids; pixels with another one (such as an ignore label) become black.
+        num: number of ids; pixels with another id (such as an ignore label) become black.
         colors: (num, 3) uint8 RGB; :func:`palette` if None.
 
     Returns:
@@ -33,7 +33,7 @@ def colorize(labels: np.ndarray, num: int, colors: np.ndarray | None = None) -> 
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.5, colors: np.ndarray | None = None) -> np.ndarray:
-    """Return an image with its labels in colour over it.
+    """Return a blend of an image and the colours of its labels.
 
     Args:
         image: (H, W, 3) uint8 RGB.

@@ -1,4 +1,4 @@
-"""One HTML file that holds a whole report: text, tables and pictures, and nothing outside it."""
+"""Write a report as one HTML file that contains its text, tables and pictures and needs no other file."""
 
 import base64
 import html
@@ -32,7 +32,7 @@ figcaption { font-size: .88rem; color: #56606b; margin-top: .4rem; max-width: 46
 
 @dataclass
 class Section:
-    """A headline and what stands below it; its methods add to the end.
+    """A headline, and the text, tables and pictures below it. Each method adds one part to the end.
 
     Attributes:
         title: the headline.
@@ -48,7 +48,7 @@ class Section:
         return self._add(f"<p>{html.escape(text)}</p>")
 
     def verdict(self, text: str) -> "Section":
-        """Add a paragraph that stands out: what the numbers say."""
+        """Add a highlighted paragraph, for the conclusion from the numbers."""
         return self._add(f'<p class="verdict">{html.escape(text)}</p>')
 
     def command(self, command: str) -> "Section":
@@ -59,7 +59,7 @@ class Section:
         """Add a table; numbers get one decimal, None and nan become n/a.
 
         Raises:
-            ValueError: if a row has not as many cells as the header.
+            ValueError: a row and the header have different numbers of cells.
         """
         for row in rows:
             if len(row) != len(header):
@@ -74,8 +74,8 @@ class Section:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            caption: what it shows.
-            photo: stored as JPEG; otherwise as PNG, which is better for lines and text.
+            caption: text that says what the picture shows.
+            photo: True stores it as JPEG, False as PNG, which is better for lines and text.
         """
         suffix, options = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 88]) if photo else (".png", [])
         _, data = cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]), options)
@@ -96,22 +96,22 @@ class Section:
 
 
 def _format(cell: str | float | None) -> str:
-    if cell is None or cell != cell:  # nan is the one value that differs from itself
+    if cell is None or cell != cell:  # only nan differs from itself
         return "n/a"
     return f"{cell:.1f}" if isinstance(cell, float) else str(cell)
 
 
 def compare(score: str, ours: tuple[str, float], others: Sequence[tuple[str, float]], margin: float = 1.0) -> str:
-    """Say in a sentence how a number compares with others.
+    """Return a sentence that compares a score with others.
 
     Args:
-        score: what is compared, such as "mIoU".
+        score: name of the score, such as "mIoU".
         ours: name and value.
         others: names and values to compare with.
         margin: differences below this are called "no clear difference".
 
     Returns:
-        Such as "pretrained: 12.3 mask AP; beats random weights (8.2) by 4.1."
+        A sentence such as "pretrained: 12.3 mask AP; beats random weights (8.2) by 4.1."
     """
     name, value = ours
     if value != value:
@@ -133,10 +133,10 @@ def write_report(path: Path, title: str, introduction: Sequence[str], sections: 
     """Write a report as one self-contained HTML file.
 
     Args:
-        path: the file to write; its folder is made.
-        title: of the page.
+        path: the file to write; its folder is created if it does not exist.
+        title: title of the page.
         introduction: paragraphs before the first section.
-        sections: the rest.
+        sections: the sections, in this order.
 
     Returns:
         The path.

@@ -1,4 +1,4 @@
-"""Pictures of what models see and predict. All images are (H, W, 3) uint8 RGB."""
+"""Pictures of the inputs and predictions of models. All images are (H, W, 3) uint8 RGB."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -32,12 +32,12 @@ SegmentFn = Callable[[np.ndarray], np.ndarray]
 
 
 def tile(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), height: int = 200) -> np.ndarray:
-    """Lay pictures out in rows, each scaled to one height, with titles over the columns.
+    """Arrange pictures in rows, scaled to the same height, with titles over the columns.
 
     Args:
         rows: pictures; rows may differ in length.
-        titles: of the columns, if all pictures have the same shape.
-        height: of each picture in pixels.
+        titles: titles of the columns; they are placed right only if all pictures have the same shape.
+        height: height of each picture in pixels.
     """
     lines = []
     for row in rows:
@@ -57,7 +57,7 @@ def tile(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), heigh
 
 
 def draw_view_pairs(cfg: CfgNode, files: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Draw images with their two views and the points of the grid, as pretraining draws them."""
+    """Draw images with two views, sampled as in pretraining, and the grid points at which the views are compared."""
     seed_all_rng(seed)
     mapper = TwoViewDatasetMapper(cfg)
     rows = []
@@ -69,7 +69,7 @@ def draw_view_pairs(cfg: CfgNode, files: Sequence[str], seed: int = 0) -> np.nda
 
 
 def cluster_table(output: Path, classes: Sequence[str]) -> np.ndarray:
-    """Return the class id of each cluster as the evaluation matched them; len(classes) where there is none.
+    """Return the class id of each cluster, as matched by the evaluation; len(classes) for clusters without a class.
 
     Args:
         output: OUTPUT_DIR of an evaluated run.
@@ -80,11 +80,11 @@ def cluster_table(output: Path, classes: Sequence[str]) -> np.ndarray:
 
 
 def draw_segmentations(dataset: str, indices: Sequence[int], methods: dict[str, SegmentFn]) -> np.ndarray:
-    """Draw images with their labels and the segmentation of each method, two images a row.
+    """Draw images with their labels and the segmentation of each method, two images per row.
 
     Args:
         dataset: name of the dataset.
-        indices: which of its images, an even number.
+        indices: numbers of the images in the dataset; there must be an even number of them.
         methods: name -> function from an image to class ids (H, W).
     """
     metadata = MetadataCatalog.get(dataset)
@@ -99,7 +99,7 @@ def draw_segmentations(dataset: str, indices: Sequence[int], methods: dict[str, 
 
 
 def draw_overlays(files: Sequence[str], method: SegmentFn, colors: np.ndarray) -> np.ndarray:
-    """Draw images in a row above the same images with class colours over them.
+    """Draw a row of images, and below it a row of the same images blended with class colours.
 
     Args:
         files: image files.
@@ -121,13 +121,13 @@ def draw_legend(names: Sequence[str], colors: np.ndarray) -> np.ndarray:
 
 
 def draw_detections(cfgs: Sequence[CfgNode], dataset: str, indices: Sequence[int], threshold: float) -> np.ndarray:
-    """Draw images with their labelled instances (first row) and those that each model predicts (a row each).
+    """Draw images with their labelled instances (first row), and with the predictions of each model (one row each).
 
     Args:
         cfgs: configs with MODEL.WEIGHTS set to trained weights.
         dataset: name of the dataset.
-        indices: which of its images.
-        threshold: least score of a drawn prediction.
+        indices: numbers of the images in the dataset.
+        threshold: predictions with a lower score are not drawn.
     """
     metadata = MetadataCatalog.get(dataset)
     records = [DatasetCatalog.get(dataset)[i] for i in indices]
@@ -137,7 +137,7 @@ def draw_detections(cfgs: Sequence[CfgNode], dataset: str, indices: Sequence[int
     for cfg in cfgs:
         predictor, row = DefaultPredictor(cfg), []
         for image in images:
-            # The predictor takes BGR whatever INPUT.FORMAT says.
+            # The predictor takes BGR images for every value of INPUT.FORMAT.
             instances = predictor(image[..., ::-1])["instances"].to("cpu")
             instances = instances[instances.scores >= threshold]
             row.append(_canvas(image, metadata).draw_instance_predictions(instances).get_image())

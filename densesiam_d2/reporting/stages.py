@@ -1,4 +1,4 @@
-"""Stages of a long job: each is one command of ``train_net.py``, run once; later calls use its results again."""
+"""Stages of a long job. Each stage is one command of ``train_net.py`` that runs once; later calls reuse its results."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ _TESTING = re.compile(r"Inference done (?P<done>\d+)/(?P<total>\d+)\..*ETA=(?P<e
 
 
 class StageError(RuntimeError):
-    """A command of a stage failed; the message says where and how."""
+    """A stage cannot run or has failed; the message names the stage or the file, and the reason."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Stage:
 
     Attributes:
         name: name of the stage and of its folder.
-        title: what it does, in words.
+        title: description of what it does.
         config: path of the yaml, relative to the project's root.
         output: its OUTPUT_DIR.
-        weights: MODEL.WEIGHTS: a file, "" for random initialisation, None for what the yaml says.
+        weights: MODEL.WEIGHTS: a file, "" for random initialisation, None for the value in the yaml.
         eval_only: evaluate without training.
         product: the file in ``output`` that later stages need.
     """
@@ -61,7 +61,7 @@ class Stage:
 
     @property
     def command(self) -> str:
-        """The command as one types it in the project's root."""
+        """The command line to type in the project's root."""
         return shlex.join(["python", *self.words])
 
     @property
@@ -82,14 +82,14 @@ def run_stage(stage: Stage, *, position: str, overwrite: bool = False) -> dict:
 
     Args:
         stage: the stage.
-        position: what to print before its title, such as "[2/6]".
-        overwrite: run it in any case.
+        position: text to print before its title, such as "[2/6]".
+        overwrite: run the stage even if its folder holds the result.
 
     Returns:
-        The stage's record: "command", "seconds", "finished" (local time) and what it was made from.
+        The stage's record: "command", "seconds", "finished" (local time), and the hashes "config" and "weights".
 
     Raises:
-        StageError: the command failed, or its folder holds files of another origin.
+        StageError: the command failed, the weights are missing, or the folder holds files that no stage wrote.
     """
     made_from = {"command": stage.command, "config": _config_hash(stage), "weights": _file_hash(stage.weights)}
     record = _read_record(stage.output)
@@ -117,7 +117,7 @@ def run_stage(stage: Stage, *, position: str, overwrite: bool = False) -> dict:
 
 
 def _run_command(stage: Stage) -> None:
-    """Run the command with its output in a log file, printing a line of progress now and then."""
+    """Run the command, write its output to a log file, and print a line of progress every ten seconds or less often."""
     log, tail, last_line = stage.output / _LOG, deque(maxlen=25), time.perf_counter()
     total = 0 if stage.eval_only else stage.max_iter
     command = [sys.executable, *stage.words]
@@ -139,7 +139,7 @@ def _run_command(stage: Stage) -> None:
 
 
 def _progress(line: str, total: int) -> str | None:
-    """Turn a line of detectron2's log into a line of progress; None if it says nothing about it."""
+    """Turn a line of detectron2's log into a line of progress; return None if it is not about progress."""
     if found := _TRAINING.search(line):
         return f"iteration {int(found['done']) + 1} of {total}, loss {found['loss']}, {found['eta']} left"
     if found := _TESTING.search(line):

@@ -10,11 +10,11 @@ from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids
 
 __all__ = ["draw_views"]
 
-HEIGHT = 448  # of each panel, in pixels
-IMAGE_WIDTH = HEIGHT * 4 // 3  # of the first panel
+HEIGHT = 448  # height of each panel, in pixels
+IMAGE_WIDTH = HEIGHT * 4 // 3  # width of the first panel
 MARGIN = 12
 TITLE = 30
-VIEW_COLORS = ((255, 140, 0), (0, 150, 255))  # of the boxes of view 1 and 2, RGB
+VIEW_COLORS = ((255, 140, 0), (0, 150, 255))  # RGB colours of the boxes of view 1 and 2
 
 
 def draw_views(image: np.ndarray, views: torch.Tensor, boxes: torch.Tensor, grid_size: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def draw_views(image: np.ndarray, views: torch.Tensor, boxes: torch.Tensor, grid
     boxes1, boxes2 = boxes[:1].float(), boxes[1:].float()
     grid1, grid2, valid = overlap_grids(boxes1, boxes2, grid_size)
     overlap, fraction = overlap_boxes(boxes1, boxes2)
-    if boxes1[0, 0] > boxes1[0, 2]:  # points follow the orientation of view 1
+    if boxes1[0, 0] > boxes1[0, 2]:  # view 1 is flipped, and the points have its orientation
         overlap = overlap[:, [2, 1, 0, 3]]
 
     scale = min(HEIGHT / image.shape[0], IMAGE_WIDTH / image.shape[1])
@@ -55,7 +55,7 @@ def draw_views(image: np.ndarray, views: torch.Tensor, boxes: torch.Tensor, grid
 
 
 def _draw_boxes(image: np.ndarray, boxes: np.ndarray, overlap: np.ndarray) -> np.ndarray:
-    """Dim what no point can lie on, and outline the views; all boxes in pixels of the picture."""
+    """Dim the image outside the overlap, where no points lie, and outline the views; boxes are in picture pixels."""
     dimmed = (image * 0.45 + 110).astype(np.uint8)
     x0, x1 = sorted(np.rint(overlap[[0, 2]]).astype(int))
     y0, y1 = np.rint(overlap[[1, 3]]).astype(int)
@@ -68,23 +68,23 @@ def _draw_boxes(image: np.ndarray, boxes: np.ndarray, overlap: np.ndarray) -> np
 
 
 def _draw_points(panel: np.ndarray, points: np.ndarray) -> None:
-    """Draw (S, S, 2) points, coloured by row and column; every other one of every other row has its number."""
+    """Draw (S, S, 2) points, coloured by row and column; every second point of every second row has its number."""
     size = len(points)
-    shift = 3  # fixed-point bits: points lie between pixels
+    shift = 3  # fixed-point bits, because points lie between pixel centres
     for row, column in itertools.product(range(size), range(size)):
         color = _point_color(row, column, size)
-        # OpenCV's pixel (0, 0) has its centre there, ours at (0.5, 0.5).
+        # In OpenCV the centre of the first pixel is (0, 0), in our coordinates it is (0.5, 0.5).
         x, y = np.rint((points[row, column] - 0.5) * 2**shift).astype(int).tolist()
         cv2.circle(panel, (x, y), 6 << shift, (255, 255, 255), -1, cv2.LINE_AA, shift)
         cv2.circle(panel, (x, y), 4 << shift, color, -1, cv2.LINE_AA, shift)
     for row, column in itertools.product(range(0, size, 2), range(0, size, 2)):
         x, y = points[row, column]
-        right = x < panel.shape[1] - 26  # else the number would leave the panel
+        right = x < panel.shape[1] - 26  # otherwise the number would be cut off at the edge
         _write(panel, str(row * size + column), round(x) + (6 if right else -24), max(round(y) - 5, 11), 0.4)
 
 
 def _point_color(row: int, column: int, size: int) -> tuple[int, int, int]:
-    """Let the hue run along the columns, and the brightness down the rows."""
+    """Return an RGB colour: the hue changes with the column, and the brightness falls with the row."""
     hue = round(255 * column / max(size, 2) * 0.85)
     value = round(255 - 130 * row / max(size - 1, 1))
     pixel = np.array([[[hue, 230, value]]], np.uint8)
@@ -92,7 +92,7 @@ def _point_color(row: int, column: int, size: int) -> tuple[int, int, int]:
 
 
 def _write(picture: np.ndarray, text: str, x: int, y: int, scale: float) -> None:
-    """Write white text with a dark rim, legible on anything."""
+    """Write white text with a dark rim, which is legible on any background."""
     for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, color, width, cv2.LINE_AA)
 

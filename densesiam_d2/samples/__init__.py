@@ -1,1 +1,1 @@
-"""Images and labels that need no download, for demo, tests and benchmarks: drawn scenes, photographs of packages."""
+"""Images and labels for demo, tests and benchmarks without a download: drawn scenes, photographs in Python packages."""

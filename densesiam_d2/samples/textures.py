@@ -1,10 +1,11 @@
 """Textures and shapes of the procedural scenes.
 
 Stuff comes in three pairs that share a colour range and differ in structure (sky/water, grass/bush, sand/brick), so
-that colour alone separates three groups, not six classes. Each thing class has its shape and pattern, in any colour.
+that colour alone separates three groups, not six classes. Each thing class has its own shape and pattern, and random
+colours.
 
-Shorthand: an image here is float32 (H, W, 3) RGB in about [0, 255]; ``unit`` is the scene's side divided by 160, the
-number of pixels that one length unit of a pattern covers.
+In this file an image is float32 (H, W, 3) RGB in about [0, 255]. The lengths in the patterns are pixels of a scene with
+a side of 160; ``unit`` is the scene's side divided by 160 and scales them to other sizes.
 """
 
 import colorsys
@@ -14,14 +15,14 @@ import numpy as np
 
 __all__ = ["STUFF_TEXTURES", "THING_SHAPES", "THING_PATTERNS"]
 
-# Ranges of hue (turns), saturation and value, shared by the two classes of a pair.
+# Ranges of hue (1 is a full circle), saturation and value, shared by the two classes of a pair.
 _BLUE = ((0.54, 0.62), (0.40, 0.75), (0.62, 0.92))
 _GREEN = ((0.22, 0.37), (0.45, 0.75), (0.42, 0.68))
 _WARM = ((0.04, 0.11), (0.35, 0.62), (0.66, 0.90))
 
 
 def _noise(rng: np.random.Generator, size: int, cell_width: float, cell_height: float) -> np.ndarray:
-    """Smooth noise of about unit variance, (size, size); the cells give the size of its blobs in pixels."""
+    """Return smooth noise of about unit variance, (size, size); a cell is the size of its blobs in pixels."""
     rows, cols = int(size / cell_height) + 3, int(size / cell_width) + 3
     grid = rng.standard_normal((rows, cols), dtype=np.float32)
     enlarged = cv2.resize(

@@ -1,4 +1,4 @@
-"""Writing data sets: instance masks as COCO annotations, images, folders that appear complete or not at all."""
+"""Write datasets: instance masks as COCO annotations, images, and folders that appear only when they are complete."""
 
 import json
 import shutil
@@ -69,18 +69,18 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
 
 
 def write_folder(folder: Path, meta: dict, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill a folder that appears only when complete, unless it is already there with the same ``meta``.
+    """Create a folder, filled by ``write``, that appears only when complete; keep one that has the same ``meta``.
 
     Args:
         folder: the folder to create, or to replace when its ``meta.json`` differs.
-        meta: what the content depends on; JSON-serialisable, with a ``"kind"`` that says whose folder it is.
+        meta: everything that the content depends on, JSON-serialisable; ``"kind"`` says what the folder holds.
         write: called with a temporary folder beside ``folder``.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if ``folder`` holds files of another kind.
+        ValueError: ``folder`` holds files of another "kind".
     """
     existing = _read_meta(folder)
     if existing == meta:
