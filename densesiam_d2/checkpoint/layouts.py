@@ -198,7 +198,7 @@ def _below(networks: list[_Network], prefix: str) -> list[_Network]:
 
 
 def _choose(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, _Network]:
-    """Return the text about the method that goes before the layout, and the network to take."""
+    """Return the start of the layout text, which names the method ("" if there is none), and the network to take."""
     method, network = _by_method(networks, tensors)
     if network is None:
         networks = _without_copies(networks, tensors)

@@ -64,7 +64,7 @@ def under_own_names(
 
 
 def _lacking(names: Collection[str], tensors: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return every prefix that the first of the names has in the file -> the names that are missing below it."""
+    """Return prefix -> missing names, for every prefix with which the first of the names is in the file."""
     first = next(iter(names))
     prefixes = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
     return {prefix: [name for name in names if prefix + name not in tensors] for prefix in prefixes}

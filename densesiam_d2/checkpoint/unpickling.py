@@ -76,7 +76,7 @@ class _Allowed:
 
 
 def _latin1(text: str, *_: Any) -> bytes:
-    return text.encode("latin1")  # pickles of protocol 2 store bytes so
+    return text.encode("latin1")  # pickles of protocol 2 store bytes this way
 
 
 def _bytearray(content: bytes | str = b"", *_: Any) -> bytearray:

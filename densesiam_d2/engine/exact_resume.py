@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 PLACES = (
     "DATALOADER.INDEX_ABOVE",
     "DATALOADER.NUM_WORKERS",
-    "DATASETS",  # whose images are compared
+    "DATASETS",  # the images are compared instead of the names
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
     "MODEL.WEIGHTS_STRICT",

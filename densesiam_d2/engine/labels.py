@@ -22,8 +22,8 @@ __all__ = ["settle_labels"]
 
 logger = logging.getLogger(__name__)
 
-# Kinds of findings that are errors only in training sets, and only in test sets. (COCO's test-dev has no annotations;
-# predictions for it are only written to files.)
+# Kinds of findings that stop the run only if a training set has them, and only if a test set has them. COCO's test-dev
+# has no annotations; its predictions are written to files without scores.
 _FOR_TRAINING = ("no-annotations", "one-class")
 _FOR_SCORES = ("all-difficult",)
 
@@ -68,7 +68,7 @@ def settle_labels(
     if comm.is_main_process():
         try:
             verdict = _look(cfg, fixed, eval_only, weights)
-        except Exception as error:  # sent to the others, which would wait
+        except Exception as error:  # the others wait for a result, so send them the error
             verdict = error
     verdict = comm.all_gather(verdict)[0]
     if isinstance(verdict, Exception):

@@ -21,7 +21,7 @@ __all__ = ["ClusterClassifier", "PseudoLabelSemSegHead", "TopDownDecoder"]
 
 
 class TopDownDecoder(nn.Module):
-    """Sum backbone features into one map at the finest stride; an FPN without norm, smoothing or outputs in between.
+    """Sum backbone features into one map at the finest stride, like an FPN with one output, no norm and no smoothing.
 
     Source: densesiam/models/architectures/picie.py in ZwwWayne/DenseSiam ("FPNDecoder").
     """
@@ -80,7 +80,7 @@ class PseudoLabelSemSegHead(nn.Module):
     """Cluster pixels without labels, or classify them with labels.
 
     Under ``SemanticSegmentor`` it computes its own loss: pseudo labels without targets, cross-entropy with targets.
-    ``DenseSiam`` calls :meth:`decode` and the classifiers, and adds the similarity of two views.
+    ``DenseSiamSegmentor`` calls :meth:`decode` and the classifiers, and adds the similarity of two views.
 
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
     """
