@@ -1,4 +1,4 @@
-"""DenseSiam and its peers as a detectron2 extension.
+"""DenseSiam and related methods as a detectron2 extension.
 
 from detectron2.config import get_cfg
 from densesiam_d2 import add_densesiam_config
@@ -11,7 +11,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-# Public names and where they live. They are imported when first used, so that `densesiam_d2.geometry`, `.losses` and
+# Public name -> module. A name is imported when it is first used, so that `densesiam_d2.geometry`, `.losses` and
 # `.layers` work without detectron2.
 _EXPORTS = {
     "add_densesiam_config": "config",

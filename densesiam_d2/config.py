@@ -1,7 +1,7 @@
-"""Config keys of this project, on top of detectron2's own; those of a method stand in the method's file.
+"""Config keys that this project adds to detectron2's; the keys of a method are in the method's file.
 
-One comment per key. A key whose value is our choice, because the paper's text or the released code does not settle it,
-is marked "inferred".
+Each key has a comment. "Inferred" marks a value that we chose, because neither the paper's text nor the released code
+gives it.
 """
 
 from detectron2.config import CfgNode
@@ -12,8 +12,8 @@ __all__ = ["add_densesiam_config", "all_keys"]
 def add_densesiam_config(cfg: CfgNode) -> None:
     """Add this project's keys to a detectron2 config and register everything it provides.
 
-    Registered as a side effect: meta-architectures, heads, backbones and the built-in datasets. Calling it twice is
-    harmless as long as no key was changed in between.
+    It also registers meta-architectures, heads, backbones and the built-in datasets. It can be called twice if no key
+    was changed in between.
 
     Args:
         cfg: a config from ``detectron2.config.get_cfg()``, changed in place.
@@ -24,7 +24,7 @@ def add_densesiam_config(cfg: CfgNode) -> None:
     import densesiam_d2.modeling
 
     add_deeplab_config(cfg)  # dilated ResNet, poly schedule, category-balanced crop
-    cfg.MODEL.RESNETS.STEM_TYPE = "basic"  # deeplab's own default is another stem than pretraining uses
+    cfg.MODEL.RESNETS.STEM_TYPE = "basic"  # pretraining uses this stem; deeplab's default is another
     cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
 
     _add_dataset_keys(cfg)
@@ -38,7 +38,7 @@ def add_densesiam_config(cfg: CfgNode) -> None:
 
 
 def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    """Return the full names of all keys of a config, nodes included."""
+    """Return the full names of all keys of a config, including those of nodes."""
     keys = []
     for name, value in cfg.items():
         keys.append(prefix + name)
@@ -48,8 +48,8 @@ def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
 
 
 def _add_dataset_keys(cfg: CfgNode) -> None:
-    # Kinds of findings about labels, such as "boxes-xyxy", that neither stop a run nor are warned of. The message of a
-    # finding ends in its kind.
+    # Kinds of findings about labels, such as "boxes-xyxy", that cause neither an error nor a warning. The message of a
+    # finding ends with its kind.
     cfg.DATASETS.ACCEPT = ()
 
 
@@ -65,8 +65,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     ssl = cfg.INPUT.SSL = CfgNode()
     # Side of each square view, in pixels.
     ssl.VIEW_SIZE = 224
-    # 0: views are taken from the whole image. Above 0: from its central square only, which COLOR_FIRST first resizes to
-    # this side in pixels. 640 in the segmentation recipe.
+    # 0: views are taken from the whole image. Above 0: views are taken from its central square only; with COLOR_FIRST
+    # this square is first resized to this side in pixels. The segmentation recipe uses 640.
     ssl.PRE_CROP = 0
     # Content of each view: "crop" (a random resized crop) or "full" (the whole image, never flipped).
     ssl.VIEWS = ["crop", "crop"]
@@ -78,7 +78,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # Range of width/height of a crop, drawn log-uniformly.
     ssl.CROP_ASPECT = [0.75, 4.0 / 3.0]
     # The second view is drawn again, up to 10 times, until this fraction of its area lies inside the first; 0 = off.
-    # Inferred (SlotCon has this rule in its data/transforms.py).
+    # Inferred (SlotCon's data/transforms.py has the same rule).
     ssl.MIN_OVERLAP = 0.01
     # True: change the colours of the whole (pre-cropped) image before the crop (the released segmentation code). False:
     # change the colours of the view after the crop (all other recipes).
@@ -101,7 +101,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
     ssl.JITTER_RANDOM_ORDER = True
     # Probability of turning a view grey.
     ssl.GRAYSCALE_PROB = 0.2
-    # Probability of a Gaussian blur per view, and the range from which its sigma is drawn, in pixels. If the drawn one
+    # Probability of a Gaussian blur per view, and the range from which its sigma is drawn, in pixels. If a drawn sigma
     # is negative, its absolute value is used.
     ssl.BLUR_PROB = [0.5, 0.5]
     ssl.BLUR_SIGMA = [0.1, 2.0]
@@ -115,8 +115,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Stop when a backbone tensor is not filled by MODEL.WEIGHTS, or the file's metadata contradicts the config. False
     # turns both into warnings.
     cfg.MODEL.WEIGHTS_STRICT = True
-    # Names of the classes in the order of the model's outputs. train_net.py fills it in from DATASETS.TRAIN, or, with
-    # --eval-only, from the weights; test sets whose classes have another order are scored by name.
+    # Names of the classes in the order of the model's outputs. train_net.py sets it from DATASETS.TRAIN or, with
+    # --eval-only, from the weights. A test set with another order of classes is scored by class names.
     cfg.MODEL.CLASS_NAMES = []
 
     # With MODEL.BACKBONE.NAME build_torchvision_backbone or build_torchvision_fpn_backbone: the name of a CNN in
@@ -126,16 +126,16 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TORCHVISION.NORM = "SyncBN"
 
     ssl = cfg.MODEL.SSL = CfgNode()
-    # Backbone feature that the projectors see.
+    # Backbone feature that the projectors get.
     ssl.IN_FEATURE = "res5"
-    # Norm inside all projectors and predictors. "SyncBN" becomes an equivalent on CPU (one line in the log says which).
+    # Norm in all projectors and predictors. On CPU, "SyncBN" is replaced by an equivalent norm, which the log names.
     ssl.NORM = "SyncBN"
-    # Start the last norm of each residual branch at 0, as SimSiam does.
+    # Initialise the scale of the last norm of each residual branch with 0, as SimSiam does.
     ssl.ZERO_INIT_RESIDUAL = True
 
 
 def _add_sem_seg_keys(cfg: CfgNode) -> None:
-    # Stock keys keep their meaning: NAME, IN_FEATURES, NUM_CLASSES (clusters), CONVS_DIM, COMMON_STRIDE, NORM,
+    # detectron2's keys keep their meaning: NAME, IN_FEATURES, NUM_CLASSES (clusters), CONVS_DIM, COMMON_STRIDE, NORM,
     # LOSS_WEIGHT (of the pseudo-label loss), IGNORE_VALUE.
     pl = cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL = CfgNode()
     # Outputs of the auxiliary over-clustering classifier; 0 = none.
@@ -144,8 +144,8 @@ def _add_sem_seg_keys(cfg: CfgNode) -> None:
     pl.NUM_PROJ_CONVS = 2
     # Multiply each pixel's pseudo-label loss by the frequency of its label (the released rebalancing).
     pl.REBALANCE = True
-    # Weight of the soft cross-entropy between views, shared between the main and auxiliary classifier in the ratio
-    # log(AUX_CLASSES) : log(NUM_CLASSES), as released ("auto").
+    # Weight of the soft cross-entropy between views. It is divided between the main and the auxiliary classifier in the
+    # ratio log(AUX_CLASSES) : log(NUM_CLASSES), as released ("auto").
     pl.SIMILARITY_WEIGHT = 1.0
 
     # FCNSemSegHead (supervised transfer): convolutions, their dilation, concatenation of the input before the last one,
@@ -169,52 +169,53 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     adamw = cfg.SOLVER.ADAMW = CfgNode()
     adamw.BETAS = [0.9, 0.999]
     adamw.EPS = 1e-8
-    # LARS leaves parameters of one dimension (biases, norms) without weight decay and without scaling. LR_IN_MOMENTUM
-    # adds the step, with its learning rate, to the momentum, as SimCLR does; False adds the scaled gradient, as BYOL,
-    # SlotCon and PixPro do. They differ while the learning rate changes.
+    # LARS uses neither weight decay nor scaling for parameters of one dimension (biases, norms). With LR_IN_MOMENTUM
+    # the step including the learning rate is added to the momentum, as in SimCLR; False adds only the scaled gradient,
+    # as in BYOL, SlotCon and PixPro. The results differ while the learning rate changes.
     lars = cfg.SOLVER.LARS = CfgNode()
     lars.TRUST_COEFFICIENT = 0.001
     lars.EPS = 0.0
     lars.LR_IN_MOMENTUM = False
-    # Keep the modules that the method names in its fixed_lr_modules, its predictors, at BASE_LR throughout (SimSiam's
-    # --fix-pred-lr).
+    # Keep BASE_LR during the whole training for the modules in the method's fixed_lr_modules, which are its predictors
+    # (SimSiam's --fix-pred-lr).
     cfg.SOLVER.FIX_PREDICTOR_LR = True
-    # Length of the training and of its warm-up in epochs of DATASETS.TRAIN; 0 = MAX_ITER and WARMUP_ITERS count. With
-    # EPOCHS, STEPS are fractions of the training in (0, 1). SOLVER.MAX_ITER on a command line sets EPOCHS to 0.
+    # Length of the training and of its warm-up in epochs of DATASETS.TRAIN; 0 = use MAX_ITER and WARMUP_ITERS. With
+    # EPOCHS, STEPS are fractions of the training in (0, 1). SOLVER.MAX_ITER on the command line sets EPOCHS to 0.
     cfg.SOLVER.EPOCHS = 0.0
     cfg.SOLVER.WARMUP_EPOCHS = 0.0
-    # Of the numbered checkpoints keep the newest so many (0 = all), and for good those of every so many iterations
-    # (0 = none).
+    # Of the numbered checkpoints, keep the newest KEEP_LAST (0 = all), and never delete those whose number of
+    # iterations is a multiple of KEEP_EVERY (0 = off).
     cfg.SOLVER.CHECKPOINT_KEEP_LAST = 0
     cfg.SOLVER.CHECKPOINT_KEEP_EVERY = 0
 
-    # How predicted labels become classes in semantic evaluation: "none" (they are classes) or "hungarian" (clusters).
+    # How semantic evaluation matches predicted labels with classes: "none" (they are classes) or "hungarian" (they are
+    # clusters).
     cfg.TEST.SEM_SEG_MATCHING = "none"
     # What label-free segmentation returns in evaluation: "logits", as detectron2's evaluators expect, or "labels",
-    # which ours and tools.segment take as well. Measured at 480 x 640 on a CPU: with 500 clusters labels take 0.57 of
-    # the time and 9 MiB instead of 585; with 27 clusters 1.15 of the time and at most 13 MiB instead of 24.
+    # which this project's evaluators and tools.segment accept too. Measured at 480 x 640 on a CPU: labels take 0.57 of
+    # the time and 9 MiB instead of 585 with 500 clusters, 1.15 of the time and at most 13 MiB instead of 24 with 27.
     cfg.TEST.SEM_SEG_OUTPUT = "logits"
     # Evaluate segmentation on a centre crop of this side, after resizing the short side to it; 0 = whole images.
     cfg.TEST.CENTER_CROP_SIZE = 0
     # Sliding-window inference of SlidingSemanticSegmentor: window side and stride in pixels; 0 = whole images.
     cfg.TEST.SLIDE_WINDOW = 0
     cfg.TEST.SLIDE_STRIDE = 0
-    # Score, such as "segm/AP", by which the best model so far is kept as model_best.pth; "" = none.
+    # Score, such as "segm/AP"; the model with the best score so far is saved as model_best.pth. "" = off.
     cfg.TEST.BEST_METRIC = ""
 
 
 def _add_run_keys(cfg: CfgNode) -> None:
     run = cfg.RUN = CfgNode()
-    # Resume although data, batch size, seed or model are not those of the checkpoint.
+    # Resume even if data, batch size, seed or model are not those of the checkpoint.
     run.ALLOW_MISMATCH = False
-    # Stop after so many steps in a row whose loss or gradient is not finite; each is dropped in all processes.
+    # Stop after this many steps in a row with a loss or gradient that is not finite. All processes drop such a step.
     run.MAX_DROPPED_STEPS = 10
-    # Share of unreadable files among the recent 1,000 reads of a process above which pretraining stops.
+    # Pretraining stops if more than this share of a process's last 1,000 reads were of unreadable files.
     run.MAX_UNREADABLE = 0.1
-    # Stop, instead of only warning, when the embeddings have collapsed.
+    # Stop when the embeddings have collapsed; False only warns.
     run.STOP_ON_COLLAPSE = False
-    # Seconds without a finished step after which every process says where it stands and leaves; 0 = never. The step
-    # after an evaluation waits for the main process, which adds up the scores.
+    # After this many seconds without a finished step, every process prints its stacks and exits; 0 = never. The value
+    # must allow for scoring: the step after an evaluation waits until the main process has computed the scores.
     run.WATCHDOG_SECONDS = 900
     # Seconds that processes wait for each other in one operation. Keep it above WATCHDOG_SECONDS, so that the clearer
     # message of the watchdog comes first.

@@ -1,8 +1,8 @@
-"""Where two views of one image show the same point: the only file that knows coordinates.
+"""Find where two views of one image show the same points. Only this file computes with coordinates of views.
 
 Coordinates are absolute pixels of the original image, continuous, x before y; the centre of the top-left pixel is
 (0.5, 0.5). A *view box* ``(x0, y0, x1, y1)`` holds the original-image coordinates of a view's left, top, right and
-bottom edges, so a horizontally flipped view has ``x0 > x1``. Everything else follows from two such boxes.
+bottom edges, so a horizontally flipped view has ``x0 > x1``. All other functions need only two such boxes.
 
 Shape shorthand: N images, C channels, h,w feature cells, S side of the sampling grid.
 """
@@ -18,8 +18,8 @@ def view_box(transforms, height: int, width: int, view_height: int, view_width: 
     """Derive a view's box from the transforms that made it.
 
     Args:
-        transforms: any object with ``apply_coords`` ((K, 2) points of the original image to the view's pixels), such as
-            detectron2's ``TransformList``.
+        transforms: any object with ``apply_coords``, which maps (K, 2) points of the original image to pixels of the
+            view, such as detectron2's ``TransformList``.
         height, width: size of the original image, in pixels.
         view_height, view_width: size of the view, in pixels.
 
@@ -27,10 +27,10 @@ def view_box(transforms, height: int, width: int, view_height: int, view_width: 
         The four numbers of the view box.
 
     Raises:
-        ValueError: the transforms rotate, shear or warp: no box can describe the view.
+        ValueError: the transforms rotate, shear or warp, so that no box can describe the view.
     """
     corners = np.array([(0, 0), (width, 0), (0, height), (width, height), (width / 2, height / 2)], dtype=np.float64)
-    # In plain numbers: NumPy's calls take longer than so few of them.
+    # Plain Python numbers: for so few, NumPy's function calls would take longer.
     (x0, y0), right, down, (x1, y1), centre = transforms.apply_coords(corners).tolist()
     expected = (x1, y0, x0, y1, (x0 + x1) / 2, (y0 + y1) / 2)
     error = sum(abs(a - b) for a, b in zip((*right, *down, *centre), expected, strict=True))
@@ -49,8 +49,8 @@ def overlap_boxes(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Ten
         boxes1, boxes2: (N, 4) view boxes of the same images.
 
     Returns:
-        (N, 4) boxes of the intersections, unflipped (``x0 <= x1``; empty ones have zero area), and (N,) their share of
-        the area of view 2, in [0, 1].
+        (N, 4) boxes of the intersections, unflipped (``x0 <= x1``; empty ones have zero area), and (N,) the share of
+        view 2's area that each covers, in [0, 1].
     """
     low1, high1 = _unflip(boxes1)
     low2, high2 = _unflip(boxes2)
@@ -98,19 +98,19 @@ def to_grid_sample(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 def overlap_grids(
     boxes1: torch.Tensor, boxes2: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return where both views show the same S x S points of their overlap.
+    """Return the positions in both views of S x S points of their overlap.
 
-    The points follow the orientation of view 1, so that two identical views get the identity grid. An image whose views
-    do not overlap gets each view's own identity grid: finite numbers that ``valid`` tells to leave out.
+    The points follow the orientation of view 1, so that two identical views get the identity grid. If the views of an
+    image do not overlap, each gets its own identity grid, so that all numbers are finite; ``valid`` is False for it.
 
     Args:
         boxes1, boxes2: (N, 4) view boxes of the same images.
         size: S.
 
     Returns:
-        Two (N, S, S, 2) grids for :func:`sample`, and (N,) bool: whether the views overlap at all.
+        Two (N, S, S, 2) grids for :func:`sample`, and (N,) bool: whether the views overlap.
 
-    Source: DenseSiam, "GridSample" (project page); coordinates as in methods that sign the box by the flip (PixPro).
+    Source: DenseSiam, "GridSample" (project page); PixPro for boxes with swapped edges for flipped views.
     """
     overlap, fraction = overlap_boxes(boxes1, boxes2)
     valid = fraction > 0
@@ -122,13 +122,13 @@ def overlap_grids(
 
 
 def sample(features: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Interpolate features at grid points, bilinearly; outside the map its border counts.
+    """Interpolate features bilinearly at grid points; points outside the map get the value at its border.
 
     Args:
         features: (N, C, h, w).
         grid: (N, S, S, 2) from :func:`overlap_grids`.
 
     Returns:
-        (N, C, S, S) float32: half precision would move points by up to 4 % of a cell of an 80 x 80 map.
+        (N, C, S, S) float32, because half precision would move points by up to 4 % of a cell of an 80 x 80 map.
     """
     return F.grid_sample(features.float(), grid.float(), padding_mode="border", align_corners=False)

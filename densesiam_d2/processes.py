@@ -1,4 +1,4 @@
-"""What several kinds of processes of this package need."""
+"""A function for all processes that this package starts."""
 
 import ctypes
 import signal
@@ -8,6 +8,6 @@ __all__ = ["end_with_parent"]
 
 
 def end_with_parent() -> None:
-    """Have Linux kill this process when the one that started it ends, however it ends; nothing on other systems."""
+    """On Linux, let the kernel kill this process when its parent ends or is killed; on other systems do nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,4 +1,4 @@
-"""How arrays and tensors in a file are built again: from numbers only, within the bytes that the file has."""
+"""Rebuild arrays and tensors of a pickle. Only arrays of numbers are built, and only from bytes in the file."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _FROM_BUFFER = np.empty(1).__reduce_ex__(5)[0]
 # torch.float32 and so on, by name.
 DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
-# What a file of torch.save calls the type of a tensor's memory. Quantized numbers are not among them.
+# Names of the types of tensor memory in files of torch.save -> dtype. Quantized types are not supported.
 STORAGES = {
     "UntypedStorage": torch.uint8,
     "DoubleStorage": torch.float64,
@@ -32,12 +32,12 @@ STORAGES = {
 
 
 class Dtype:
-    """Stands for ``numpy.dtype`` in a file; of its state only the byte order counts.
+    """Takes the place of ``numpy.dtype`` in a pickle; only the byte order is read from its state.
 
-    NumPy believes what a file says about a dtype: objects then lie wherever the file says.
+    NumPy does not check the state of a dtype, so a harmful file could make it read objects from any address.
 
     Attributes:
-        plain: the dtype; None if it is not one of numbers.
+        plain: the dtype; None if it is not a dtype of numbers.
     """
 
     def __init__(self, code: Any, *_: Any) -> None:
@@ -50,7 +50,7 @@ class Dtype:
 
 
 class Array(np.ndarray):
-    """Stands for ``numpy.ndarray`` in a file, and is one. Stays empty where the file has no numbers for it."""
+    """Takes the place of ``numpy.ndarray`` in a pickle. It stays empty if the array in the file is not of numbers."""
 
     def __new__(cls, *_: Any) -> "Array":
         return super().__new__(cls, 0)
@@ -65,28 +65,28 @@ class Array(np.ndarray):
 
 
 def scalar(dtype: Dtype, data: Any) -> np.generic | None:
-    """Return one number, as NumPy pickles it; None if it is no number."""
+    """Return a NumPy scalar from its pickled form; None if it is not a number."""
     return None if dtype.plain is None else _SCALAR(dtype.plain, data)
 
 
 def from_buffer(data: Any, dtype: Dtype, shape: tuple, order: str) -> np.ndarray | None:
-    """Return an array, as NumPy pickles it in protocol 5; None if it is not of numbers."""
+    """Return an array from its pickled form of protocol 5; None if it is not an array of numbers."""
     return None if dtype.plain is None else _FROM_BUFFER(data, dtype.plain, shape, order)
 
 
 def storage(data: bytearray) -> torch.Tensor:
-    """Return a (N,) uint8 tensor that has N bytes as its memory."""
+    """Return a (N,) uint8 tensor whose memory is the N bytes."""
     return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
 def tensor(memory: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor | None:
-    """Return a tensor in a memory; torch checks that it lies inside.
+    """Return a tensor as a view of a memory; torch checks that it lies inside. None if the memory was not read.
 
     Args:
-        memory: (N,) tensor with all numbers of the memory; anything else stands for a memory that is not read.
-        offset: first number.
+        memory: (N,) tensor with all numbers of the memory; any other value means that the memory was not read.
+        offset: index of the tensor's first number.
         size: shape of the tensor.
-        stride: numbers between neighbours, per dimension.
+        stride: distance between neighbours in numbers, per dimension.
     """
     if not isinstance(memory, torch.Tensor):
         return None
@@ -94,7 +94,7 @@ def tensor(memory: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> tor
 
 
 def tensor_of_dtype(memory: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> torch.Tensor | None:
-    """Return a tensor of a type that has no class of memory: its dtype is the third of ``rest``."""
+    """Return a tensor whose type has no storage class of its own: its dtype is the third value of ``rest``."""
     if not isinstance(memory, torch.Tensor) or not isinstance(rest[2], torch.dtype):
         return None
     return tensor(memory.view(rest[2]), offset, size, stride)

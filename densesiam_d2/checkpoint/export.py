@@ -1,4 +1,4 @@
-"""Backbones as files: ``.pkl`` or ``.safetensors`` with the facts about their input, and torchvision's ``.pth``."""
+"""Write backbones to files: ``.pkl`` and ``.safetensors`` with facts about their input, and torchvision's ``.pth``."""
 
 import copy
 import importlib.metadata
@@ -35,7 +35,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# How torchvision's ResNets, and all methods that train them on ImageNet, see images.
+# Image format of torchvision's ResNets, and of all methods that train them on ImageNet.
 TORCHVISION_METADATA = {
     "pixel_format": "RGB",
     "pixel_mean": [123.675, 116.28, 103.53],
@@ -54,14 +54,14 @@ def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray
         Name (``stem.conv1.weight``, ``res2.0.conv1.norm.weight``, ...) -> float32 array, a copy.
 
     Raises:
-        ValueError: a state dict whose backbone is not one whole ResNet. A module's backbone may be of any kind: other
-            than a whole ResNet, it keeps its own names.
+        ValueError: a state dict whose backbone is not one whole ResNet. The backbone of a module may be of any kind; if
+            it is not a whole ResNet, its tensors keep their own names.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     if not isinstance(model, nn.Module):
         return copy.deepcopy(recognise(model).state)
-    # Of student and teacher, the model says which one to keep.
+    # A model with student and teacher says in ``exports`` which backbone to keep.
     prefix = getattr(model, "exports", "backbone" if hasattr(model, "backbone") else None)
     try:
         return copy.deepcopy(recognise(model.state_dict(), prefix).state)
@@ -77,11 +77,11 @@ def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray
 
 
 def expected_metadata(cfg: CfgNode) -> dict[str, Any]:
-    """Return what a config says about the images a backbone sees and how the backbone is built.
+    """Return a config's facts about the input images and the construction of the backbone.
 
     Returns:
         ``pixel_format``, ``pixel_mean``, ``pixel_std`` (of 0-255 values), ``stride_in_1x1``, ``depth``, ``num_groups``
-        and ``width_per_group``; of a network of torchvision ``network``, its name, instead of the last three.
+        and ``width_per_group``. A torchvision network has ``network``, its name, instead of the last three.
     """
     pixels = {
         "pixel_format": cfg.INPUT.FORMAT,
@@ -115,20 +115,20 @@ def backbone_metadata(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:
 
 
 def known_metadata(checkpoint: Mapping[str, Any], found: Found) -> dict[str, Any]:
-    """Return the metadata that a checkpoint carries, or else what its layout is known for.
+    """Return the metadata in a checkpoint, or else the usual facts of its layout.
 
     Args:
         checkpoint: the dict in a file.
         found: what :func:`recognise` found in it.
 
     Returns:
-        The facts; empty for a detectron2-named checkpoint without metadata, which could be anything.
+        The facts; empty for a checkpoint with detectron2's names and no metadata, because nothing is known about it.
 
     Raises:
-        ValueError: the weights are of another ResNet than the metadata in the checkpoint says.
+        ValueError: the weights are not those of the ResNet that the metadata names.
     """
     metadata = checkpoint.get("metadata")
-    if isinstance(metadata, Mapping) and "pixel_format" in metadata:  # ours; other people use the key as well
+    if isinstance(metadata, Mapping) and "pixel_format" in metadata:  # ours; others use "metadata" too
         facts = {str(key): value for key, value in metadata.items() if _is_plain(value) and key != "exports"}
     elif found.torchvision:
         facts = dict(TORCHVISION_METADATA)
@@ -138,13 +138,13 @@ def known_metadata(checkpoint: Mapping[str, Any], found: Found) -> dict[str, Any
 
 
 def with_kind(metadata: Mapping[str, Any], kind: ResNetKind) -> dict[str, Any]:
-    """Return metadata with the depth, groups and width of the weights that they belong to.
+    """Return the metadata with the depth, groups and width of the weights added.
 
     Raises:
-        ValueError: the metadata says something else.
+        ValueError: the metadata has other values for them.
     """
     own = {name: getattr(kind, name) for name in ("depth", "num_groups", "width_per_group")}
-    # Blocks of two convolutions have no width of their own, whatever a config says.
+    # Basic blocks (two convolutions) do not use groups and width, so the config may have any value.
     compared = own if kind.depth >= 50 else {"depth": kind.depth}
     for name, value in compared.items():
         if metadata.get(name, value) != value:
@@ -172,7 +172,7 @@ def save_backbone(path: str | Path, state: Mapping[str, np.ndarray], metadata: M
     _check_suffix(path, ".pkl")
     content = {
         "model": dict(state),
-        # Without an author detectron2 takes a .pkl for Caffe2's; with the heuristics it matches names by their ends.
+        # detectron2 reads a .pkl without an author as a Caffe2 file; with the heuristics it compares the ends of names.
         "__author__": "densesiam_d2",
         "matching_heuristics": True,
         "metadata": dict(metadata),
@@ -187,13 +187,13 @@ def save_safetensors(path: str | Path, state: Mapping[str, np.ndarray], metadata
     Args:
         path: file to write, ending in ``.safetensors``.
         state: name -> array under detectron2's names, from :func:`backbone_state`.
-        metadata: from :func:`backbone_metadata`; numbers, strings and lists. It stands in the header as JSON.
+        metadata: from :func:`backbone_metadata`; numbers, strings and lists. It is stored in the header as JSON.
 
     Raises:
         ValueError: the path has another suffix.
     """
     _check_suffix(path, ".safetensors")
-    arrays = {name: np.array(value, order="C") for name, value in state.items()}  # save() takes no other order
+    arrays = {name: np.array(value, order="C") for name, value in state.items()}  # save() needs C order
     header = {"format": "pt", SAFETENSORS_KEY: json.dumps(dict(metadata))}
     with atomic_write(path) as file:
         file.write(save(arrays, header))

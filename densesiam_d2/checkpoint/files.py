@@ -1,4 +1,4 @@
-"""Reading weight files without running code from them."""
+"""Read weight files without running code from them."""
 
 import json
 import logging
@@ -20,10 +20,10 @@ __all__ = ["SAFETENSORS_KEY", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-# Under this key the header of a .safetensors, which holds strings only, has our metadata as JSON.
+# Key of our metadata in the header of a .safetensors. A header holds only strings, so the metadata is JSON.
 SAFETENSORS_KEY = "densesiam_d2"
 
-# How files begin (of the first 512 bytes) that are no weights, and what to do about them.
+# Patterns for the first 512 bytes of files that are not weights, and what to do about each.
 _NO_WEIGHTS = [
     (rb"\Z", "it is empty"),
     (
@@ -41,19 +41,19 @@ def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
     """Read a weight file without running code from it.
 
     Args:
-        path: a pickle, a ``.safetensors``, or any file of ``torch.save``, whatever its suffix.
-        foreign: whether the file may hold other things beside tensors and plain values, as training scripts of other
-            people store them. Nothing of them runs: they become :class:`Placeholder` objects, and are logged.
+        path: a pickle, a ``.safetensors``, or a file of ``torch.save`` with any suffix.
+        foreign: whether the file may hold other objects than tensors and plain values, as checkpoints of other projects
+            do. Their code never runs: they become :class:`Placeholder` objects, and the log names them.
 
     Returns:
-        The dict in the file; tensors are on the CPU. Of a ``.safetensors``: its tensors as "model" and, if
-        ``save_safetensors`` wrote it, "metadata". Where a foreign file holds no dict but a whole module or a list:
-        this as "model".
+        The dict in the file; tensors are on the CPU. For a ``.safetensors``: its tensors as "model" and, if
+        ``save_safetensors`` wrote it, "metadata". For a foreign file that holds a whole module or a list instead of a
+        dict: that object as "model".
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or no weight file; it holds no dict, or more than weights and plain values;
-            a foreign file: it holds no tensors.
+        ValueError: the file is damaged or not a weight file; it holds no dict, or objects other than tensors and plain
+            values; or a foreign file holds no tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -67,7 +67,7 @@ def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
         if foreign and isinstance(content, (Placeholder, list, tuple)):
             content = {"model": content}
         empty = foreign and not tensors_in(content)
-    except Exception as error:  # readers of damaged bytes raise anything
+    except Exception as error:  # damaged bytes can raise any exception
         raise ValueError(f"cannot read weights from {path}: {_reason(error, path)}") from error
     if left_out and not foreign:
         first = next(iter(left_out))
@@ -104,7 +104,7 @@ def _read(path: Path, left_out: dict[str, None]) -> Any:
 
 
 def _read_zip(path: Path, left_out: dict[str, None]) -> Any:
-    """Read what torch.save has written since torch 1.6: a pickle, and the memory of each tensor beside it."""
+    """Read a zip archive of torch.save (torch 1.6 and later): one pickle, and one file for each tensor's memory."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         pickles = [name for name in names if re.fullmatch(r"([^/]+/)?data\.pkl", name)]
@@ -130,7 +130,7 @@ def _read_zip(path: Path, left_out: dict[str, None]) -> Any:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """Return one line that says what is wrong with a file."""
+    """Return one line that says why a file cannot be read."""
     with path.open("rb") as file:
         start = file.read(512)
     text = (str(error).strip().splitlines() or [""])[0]
@@ -149,7 +149,7 @@ def _reason(error: Exception, path: Path) -> str:
 
 def _read_safetensors(path: Path) -> dict[str, dict]:
     with safe_open(path, framework="pt") as file:
-        content = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118  it is no dict
+        content = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118  file is not a dict
         header = file.metadata() or {}
     if SAFETENSORS_KEY in header:
         content["metadata"] = json.loads(header[SAFETENSORS_KEY])

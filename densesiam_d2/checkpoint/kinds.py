@@ -1,4 +1,4 @@
-"""Which ResNet a state is, from the shapes of its tensors: depth, groups and widths."""
+"""Find out from the shapes of its tensors which ResNet a state is: depth, groups and widths."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ __all__ = ["ResNetKind", "kind_of"]
 
 
 class ResNetKind(NamedTuple):
-    """The numbers that detectron2 builds a ResNet from, each under its key of MODEL.RESNETS in small letters."""
+    """The numbers that detectron2 builds a ResNet from; each field is a key of MODEL.RESNETS in lower case."""
 
     depth: int
     num_groups: int = 1
@@ -19,7 +19,7 @@ class ResNetKind(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What people call it, such as ``ResNet-50``, ``wide ResNet-50-2`` or ``ResNeXt-50 32x4d``."""
+        """Its usual name, such as ``ResNet-50``, ``wide ResNet-50-2`` or ``ResNeXt-50 32x4d``."""
         if self.num_groups > 1:
             return f"ResNeXt-{self.depth} {self.num_groups}x{self.width_per_group}d"
         if self.width_per_group > 64:
@@ -28,7 +28,7 @@ class ResNetKind(NamedTuple):
 
     @property
     def settings(self) -> str:
-        """The config keys that an ordinary ResNet of this depth does not need; empty if this is one."""
+        """The config keys and values that differ from an ordinary ResNet of this depth; empty if there are none."""
         ordinary = _ordinary(self.depth)
         names = [name for name in self._fields if getattr(self, name) != getattr(ordinary, name)]
         if "num_groups" in names or "width_per_group" in names:
@@ -37,10 +37,10 @@ class ResNetKind(NamedTuple):
 
 
 def kind_of(state: Mapping[str, Any]) -> ResNetKind:
-    """Return which ResNet a whole state is.
+    """Return which ResNet a complete state is.
 
     Args:
-        state: detectron2 name -> tensor or array, as :func:`check_complete` wants it.
+        state: detectron2 name -> tensor or array, without ``num_batches_tracked``.
 
     Raises:
         ValueError: it is not one whole ResNet, or a shape is not that of any ResNet that detectron2 builds.

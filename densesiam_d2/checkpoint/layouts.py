@@ -1,4 +1,4 @@
-"""Finding the ResNet in a checkpoint of any layout, and taking it out."""
+"""Find the ResNet in a checkpoint of any layout, and return its tensors."""
 
 import logging
 import re
@@ -16,11 +16,11 @@ __all__ = ["Found", "exported", "recognise"]
 
 logger = logging.getLogger(__name__)
 
-# How repositories name the parts of a ResNet: naming -> [(pattern, name)], of which the first that fits counts. Group 1
-# of a pattern is the prefix. Names are torchvision's, but for detectron2's own.
-# A nn.Sequential numbers its children: of list(resnet.children()), as in lightly's tutorials, conv1 is 0, bn1 is 1 and
-# layer1 to layer4 are 4 to 7; where the stem is one child, as in OBoW (valeoai/obow, obow/feature_extractor.py), layer1
-# to layer4 are 1 to 4.
+# How repositories name the parts of a ResNet: naming -> [(pattern, function that makes the new name)]. The first
+# pattern that matches is used; its group 1 is the prefix. New names are those of torchvision, for "detectron2" its own.
+# An nn.Sequential numbers its children. In nn.Sequential(*resnet.children()), as in lightly's tutorials, conv1 is 0,
+# bn1 is 1 and layer1 to layer4 are 4 to 7. If the stem is one child, as in OBoW (valeoai/obow,
+# obow/feature_extractor.py), layer1 to layer4 are 1 to 4.
 _NAMINGS = {
     "detectron2": [
         (r"(?:(.*?)\.)?res([2-5])\.(\d+\..+)", lambda stage, rest: f"res{stage}.{rest}"),
@@ -44,13 +44,13 @@ _NAMINGS = {
 
 
 class _Method(NamedTuple):
-    """Which of several networks a method's users take.
+    """Which network of a method's checkpoint to take, if the checkpoint holds several.
 
     Attributes:
-        name: what the user is told.
-        keep: part of the prefix of the network to take.
-        leave: part of the prefix of all others.
-        tell: part of some name that must be there too.
+        name: name of the method and of the network, for messages.
+        keep: a part of the prefix of the network to take.
+        leave: a part of the prefix of every other network.
+        tell: a part of a tensor name that the checkpoint must have as well; "" for no such condition.
     """
 
     name: str
@@ -59,7 +59,7 @@ class _Method(NamedTuple):
     tell: str = ""
 
 
-# Of the methods with a second network that follows the first, SlotCon and DINO use the one that follows (the teacher).
+# Most of these methods have a teacher that follows the trained network. SlotCon and DINO transfer the teacher.
 # Source: the converters and evaluation scripts of CVMI-Lab/SlotCon, facebookresearch/{moco,moco-v3,dino},
 # zdaxie/PixPro, Tete-Xiao/ReSim, WXinlong/DenseCL, HobbitLong/PyContrast, lucidrains/byol-pytorch, valeoai/obow,
 # lightly-ai/lightly, vturrisi/solo-learn, open-mmlab/{OpenSelfSup,mmselfsup} (names only).
@@ -85,11 +85,10 @@ class Found(NamedTuple):
     """The ResNet of a checkpoint.
 
     Attributes:
-        layout: whose network it is, and where it lies; for the user.
-        state: detectron2 name -> float32 array of every tensor but ``num_batches_tracked``.
+        layout: method, naming and prefix of the network, for messages.
+        state: detectron2 name -> float32 array, for every tensor except ``num_batches_tracked``.
         kind: depth, groups and widths.
-        torchvision: whether it is not named as detectron2 does, so that it comes from a training with torchvision's
-            conventions.
+        torchvision: True if its names are not detectron2's. Such networks are trained with torchvision's conventions.
     """
 
     layout: str
@@ -103,7 +102,7 @@ class _Network(NamedTuple):
 
     Attributes:
         naming: key of ``_NAMINGS``.
-        prefixes: where it lies; further ones are of copies.
+        prefixes: prefix of its names, then the prefixes of equal copies.
         names: name in ``_NAMINGS`` -> name in the checkpoint.
     """
 
@@ -115,16 +114,16 @@ class _Network(NamedTuple):
 def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found:
     """Find the one ResNet in a checkpoint, under detectron2's names.
 
-    Every prefix is searched for. Of several networks, equal ones count as one, and a known method decides between
-    different ones; which was taken, and how many other tensors were left out, is logged.
+    All prefixes are searched. Equal networks count as one. If there are different networks, the checkpoint must be of
+    a known method, which says which one to take. The log names the network taken and the number of other tensors.
 
     Args:
         checkpoint: the dict in a checkpoint file, or a model's state dict.
-        prefix: where to look: keys and names on the way to the network, joined by dots, or the last of them. None: a
-            checkpoint of ours says it (``metadata["exports"]``), in others a known method decides.
+        prefix: where to look: the keys and names that lead to the network, joined by dots, or the last of them. None
+            takes it from ``metadata["exports"]`` in our own checkpoints, and from a known method in others.
 
     Raises:
-        ValueError: there is no ResNet, or several; it is incomplete, has tensors left over, or NaN in its weights.
+        ValueError: there is no ResNet, or there are several; it is incomplete, has extra tensors, or contains NaN.
     """
     if "experiment_state" in checkpoint:
         raise ValueError(
@@ -158,7 +157,7 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
 
 
 def exported(checkpoint: Mapping[str, Any]) -> str | None:
-    """Return where in a checkpoint of ours the network lies that its model exports, None for other checkpoints."""
+    """Return the prefix of the network that the model of our own checkpoint exports; None for other checkpoints."""
     metadata = checkpoint.get("metadata")
     exports = metadata.get("exports") if isinstance(metadata, Mapping) else None
     if not isinstance(exports, str):
@@ -167,7 +166,7 @@ def exported(checkpoint: Mapping[str, Any]) -> str | None:
 
 
 def _networks(tensors: Mapping[str, Any]) -> list[_Network]:
-    """Return everything that has convolutions in all four stages of a ResNet."""
+    """Return every group of tensors with convolutions in all four stages of a ResNet."""
     groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for name in tensors:
         if name.endswith("num_batches_tracked"):
@@ -179,7 +178,7 @@ def _networks(tensors: Mapping[str, Any]) -> list[_Network]:
                 prefix, *rest = match.groups()
                 groups[naming, prefix or ""][rename(*rest)] = name
     for naming, prefix in [key for key in groups if key[0] == "detectron2"]:
-        # A C4 detector keeps res5 in its box head; the norm that Res5ROIHeadsExtraNorm adds there is the head's own.
+        # A C4 detector has res5 in its box head. The norm that Res5ROIHeadsExtraNorm adds there is not of the backbone.
         head = groups.get((naming, re.sub(r"(^|\.)backbone$", r"\1roi_heads", prefix)), {})
         groups[naming, prefix] = {**{b: n for b, n in head.items() if b.startswith("res5.")}, **groups[naming, prefix]}
     networks = []
@@ -199,7 +198,7 @@ def _below(networks: list[_Network], prefix: str) -> list[_Network]:
 
 
 def _choose(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, _Network]:
-    """Return the one network, after what is to be said of its method."""
+    """Return the start of the layout text, which names the method ("" if there is none), and the network to take."""
     method, network = _by_method(networks, tensors)
     if network is None:
         networks = _without_copies(networks, tensors)
@@ -224,7 +223,7 @@ def _choose(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, 
 
 
 def _by_method(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, _Network | None]:
-    """Return the only network, or that of the first method whose parts all prefixes have; else None."""
+    """Return the only network, or the one that the first matching method of ``_METHODS`` takes; else None."""
     if len(networks) == 1:
         return "", networks[0]
     parts = [{part for prefix in network.prefixes for part in prefix.split(".")} for network in networks]
@@ -257,7 +256,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _checked(network: _Network, tensors: Mapping[str, Any]) -> tuple[ResNetKind, dict[str, np.ndarray]]:
-    """Return which ResNet a network is, and its arrays; ValueError says what is wrong with it."""
+    """Return which ResNet a network is, and its arrays; raise ValueError if it is not one whole ResNet."""
     state = {bare: as_array(tensors[name]) for bare, name in network.names.items()}
     try:
         renamed = state if network.naming == "detectron2" else from_torchvision(state)

@@ -1,4 +1,4 @@
-"""Loading MODEL.WEIGHTS so that a backbone that is not filled stops the run instead of fine-tuning from scratch."""
+"""Load MODEL.WEIGHTS, and stop the run if the file does not fill the backbone, instead of training from scratch."""
 
 import logging
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ __all__ = ["CheckedCheckpointer", "WeightsError"]
 
 logger = logging.getLogger(__name__)
 
-# Which config key answers for each fact in a backbone file's metadata.
+# Fact in the metadata of a backbone file -> the config key that must agree with it.
 _CONFIG_KEYS = {
     "pixel_format": "INPUT.FORMAT",
     "pixel_mean": "MODEL.PIXEL_MEAN",
@@ -44,20 +44,20 @@ class WeightsError(ValueError):
 
 
 class CheckedCheckpointer(DetectionCheckpointer):
-    """A ``DetectionCheckpointer`` that checks what MODEL.WEIGHTS fills, and reads no code from files.
+    """A ``DetectionCheckpointer`` that checks what MODEL.WEIGHTS fills, and runs no code from files.
 
-    When starting from MODEL.WEIGHTS (``resume_or_load`` that does not resume) it counts how many of the model's
-    backbone tensors the file fills, and compares the metadata in it (of ``save_backbone`` or :meth:`save`) with the
-    config. Checkpoints of other layouts (torchvision, MoCo, our pretraining, ...) are converted while loading. Resuming
-    skips all this, and takes nothing but tensors and plain values.
+    When it starts from MODEL.WEIGHTS (``resume_or_load`` that does not resume), it counts how many of the model's
+    backbone tensors the file fills, and compares the file's metadata (written by ``save_backbone`` or :meth:`save`)
+    with the config. Checkpoints of other layouts (torchvision, MoCo, our pretraining, ...) are converted while loading.
+    When it resumes, it makes none of these checks, and the file may hold only tensors and plain values.
 
     Args:
         model: the model, DDP-wrapped or not.
         save_dir: directory of the run's own checkpoints.
         expect: facts to compare with the file's metadata, from :meth:`expected_metadata`; None compares nothing.
-        strict: raise on an unfilled tensor or a contradiction; False warns instead.
-        whole_model: check every tensor of the model, not only the backbone's: for evaluation.
-        save_to_disk: whether :meth:`save` writes; None: on the main process only.
+        strict: raise an error for an unfilled tensor or a contradiction; False logs a warning instead.
+        whole_model: check every tensor of the model, not only those of the backbone; used for evaluation.
+        save_to_disk: whether :meth:`save` writes; None means only in the main process.
         checkpointables: as in detectron2.
     """
 
@@ -81,14 +81,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
     expected_metadata = staticmethod(expected_metadata)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resume from the last checkpoint in ``save_dir`` if asked and present, else load and check MODEL.WEIGHTS.
+        """Resume from the last checkpoint in ``save_dir`` if there is one, else load and check MODEL.WEIGHTS.
 
         Args:
-            path: MODEL.WEIGHTS; empty trains from random weights.
-            resume: whether to resume when ``save_dir`` has a checkpoint.
+            path: MODEL.WEIGHTS; empty means random weights.
+            resume: whether to resume when ``save_dir`` has a checkpoint; False always loads MODEL.WEIGHTS.
 
         Returns:
-            What the checkpoint holds beside model and checkpointables.
+            The content of the checkpoint without model and checkpointables.
 
         Raises:
             FileNotFoundError: there is no such local file.
@@ -100,7 +100,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if not path:
             logger.info("MODEL.WEIGHTS is empty: random weights")
             return {}
-        # The main process decides, as in detectron2, which sends its weights to machines that lack the file.
+        # Only the main process needs the file: detectron2 sends the weights to machines that do not have it.
         if "://" not in path and not comm.all_gather(Path(path.partition("?")[0]).is_file())[0]:
             raise FileNotFoundError(f"MODEL.WEIGHTS: file {path} does not exist")
         if "://" in path:
@@ -110,26 +110,26 @@ class CheckedCheckpointer(DetectionCheckpointer):
             return self.load(path, checkpointables=[])
         finally:
             self._weights_path = ""
-            self._parsed_url_during_load = None  # detectron2 leaves it set after an error
+            self._parsed_url_during_load = None  # detectron2 does not reset it after an error
 
     def _fetch(self, path: str) -> None:
         try:
             self.path_manager.get_local_path(path)
-        except (OSError, ValueError) as error:  # no such name, or no way to it
+        except (OSError, ValueError) as error:  # unknown name, or the download failed
             raise WeightsError(f"MODEL.WEIGHTS {path}: {error}") from error
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth`` and then the tag that names it; a crash leaves each as it was or complete.
+        """Write ``save_dir/name.pth``, then the tag file that names it; after a crash each file is either old or new.
 
-        Beside what detectron2 saves stand the facts that :meth:`resume_or_load` compares.
+        The file holds what detectron2 saves, and the metadata that :meth:`resume_or_load` compares with the config.
 
         Args:
-            name: of the file, without suffix.
-            tag: whether a resumed run is to start from it.
+            name: name of the file, without suffix.
+            tag: whether a resumed run starts from this file.
             kwargs: further content.
 
         Raises:
-            OSError: the file could not be written; nothing of it is left.
+            OSError: the file could not be written; no partial file is left.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -144,27 +144,27 @@ class CheckedCheckpointer(DetectionCheckpointer):
             with atomic_write(path) as file:
                 torch.save(content, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # of which torch tells only "unexpected pos"
+            if isinstance(error.__context__, OSError):  # torch hides it: "unexpected pos"
                 raise error.__context__ from None
             raise
         if tag:
             self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Write the name of the newest checkpoint."""
+        """Write the name of the newest checkpoint into the tag file."""
         with atomic_write(Path(self.save_dir) / TAG) as file:
             file.write(last_filename_basename.encode())
 
     def has_checkpoint(self) -> bool:
-        """Tell whether the main process has a checkpoint or its tag in ``save_dir``; to be asked in all processes."""
+        """Tell whether the main process has a checkpoint or a tag file in ``save_dir``; call it in all processes."""
         here = bool(self.save_dir) and (Path(self.save_dir, TAG).exists() or bool(own_checkpoints(self.save_dir)))
         return comm.all_gather(here)[0]
 
     def get_checkpoint_file(self) -> str:
-        """Return the checkpoint to resume from; to be asked in all processes, and the main one decides.
+        """Return the checkpoint to resume from, chosen by the main process; call it in all processes.
 
         Raises:
-            WeightsError: there are checkpoints, but none is whole: starting anew would write over them.
+            WeightsError: there are checkpoints, but all are damaged; a new start would overwrite them.
         """
         path, rejected = newest_valid(self.save_dir) if comm.is_main_process() else (None, [])
         for line in rejected:
@@ -176,14 +176,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
         return chosen
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read what detectron2 reads and ``.safetensors``, in its order, but without its unrestricted unpickling."""
+        """Read ``.safetensors`` and every format that detectron2 reads, without running code from a pickle."""
         try:
             content = read_checkpoint(filename, foreign=bool(self._weights_path))
         except ValueError as error:
             raise WeightsError(str(error)) from error
         if self._weights_path:
             self._check_finite(tensors_in(content))
-        if filename.endswith(".safetensors") and "metadata" in content:  # of save_safetensors, so with bare names
+        if filename.endswith(".safetensors") and "metadata" in content:  # from save_safetensors: no prefixes
             content["matching_heuristics"] = True
         if filename.endswith(".pkl") and _is_caffe2(content):
             blobs = content.get("blobs", content)  # detectors have "blobs", ImageNet models do not
@@ -202,14 +202,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
         return content if "model" in content else {"model": content}
 
     def _converted(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Return the backbone of a checkpoint whose names are not the model's, or the checkpoint's own tensors."""
+        """Return a checkpoint's tensors, or only its backbone, renamed, if its names are not those of the model."""
         state = content.get("model", content)
         state = {n: value for n, value in state.items() if is_tensor(value)} if isinstance(state, Mapping) else {}
         as_it_is = {"model": state, **{key: content[key] for key in ("__author__", "metadata") if key in content}}
         named = named_backbone(self.model)
         if content.get("matching_heuristics") and not named:
             return {**as_it_is, "matching_heuristics": True}
-        # Convolutions decide: old files of frozen batch norm lack statistics, which detectron2 fills in.
+        # Compare names of convolutions only: old files with frozen batch norm lack statistics, which detectron2 adds.
         convolutions = {n for n in self._backbone_names() if n.endswith(".weight") and ".norm." not in n}
         unwrapped = {bare_name(name): value for name, value in state.items()}
         other_network = exported(content) not in (None, "model.backbone") and not hasattr(self.model, "exports")
@@ -250,7 +250,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _match_backbone(self, checkpoint: dict[str, Any]) -> None:
-        """Give a checkpoint the exact names of the model's backbone; a teacher beside it has the same endings."""
+        """Rename a checkpoint's tensors to those of the model's backbone.
+
+        detectron2 would compare the ends of names, and those of the teacher's backbone are the same.
+        """
         own = {name: value for name, value in self.model.state_dict().items() if name.startswith("backbone.")}
         self._convert_ndarray_to_tensor(checkpoint["model"])
         is_caffe2 = checkpoint.get("__author__") == "Caffe2"
@@ -258,7 +261,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         checkpoint["matching_heuristics"] = False
 
     def _check_finite(self, state: Mapping[str, Any]) -> None:
-        """Refuse what training from it could only end in: NaN in the first loss."""
+        """Raise an error for weights that are not finite: the first loss would be NaN."""
         for name, value in state.items():
             is_weight = name.endswith(("weight", "bias", "running_mean", "running_var"))
             if is_weight and not np.isfinite(as_array(value)).all():
@@ -268,7 +271,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 )
 
     def _backbone_names(self) -> list[str]:
-        """Return the names of the model's backbone tensors, res5 of a C4 detector's box head included."""
+        """Return the names of the model's backbone tensors, including res5 in the box head of a C4 detector."""
         names = [name for name in self.model.state_dict() if not name.endswith("num_batches_tracked")]
         with_fpn = any(name.startswith("backbone.bottom_up.") for name in names)
         prefixes = ("backbone.bottom_up." if with_fpn else "backbone.", "roi_heads.res5.")
@@ -278,7 +281,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         problems = []
         for fact in sorted(self._expect.keys() & metadata.keys()):
             if fact in ("stride_in_1x1", "width_per_group") and metadata.get("depth") in (18, 34):
-                continue  # basic blocks have no 1x1 convolution to put the stride in, and no width of their own
+                continue  # basic blocks have no 1x1 convolution and no width per group
             in_file, in_config = metadata[fact], self._expect[fact]
             if not _agree(in_file, in_config):
                 problems.append(f"{fact} is {in_file} in the file but {_CONFIG_KEYS[fact]} is {in_config}")
@@ -299,7 +302,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         self._complain(f"{filled}; missing {', '.join(missing[:10])}{more}. {self._reason(missing, state)}")
 
     def _reason(self, missing: list[str], state: Mapping[str, tuple]) -> str:
-        """Return the likeliest reason, with what to do about it, in one sentence."""
+        """Return one sentence with the most likely reason for missing tensors and what to do."""
         if named_backbone(self.model):
             return "The file holds another network: check MODEL.TORCHVISION.NAME"
         if all(name.rpartition(".")[2] in ("running_mean", "running_var") for name in missing):
@@ -335,5 +338,5 @@ def _agree(in_file: Any, in_config: Any) -> bool:
 
 
 def _is_caffe2(content: Mapping[str, Any]) -> bool:
-    """Tell whether a .pkl is of Caffe2, which says nothing of its author: by its names, such as conv1_w."""
+    """Tell whether a .pkl is from Caffe2: it has no author, and tensor names such as conv1_w."""
     return "__author__" not in content and ("blobs" in content or any(str(name).endswith("_w") for name in content))

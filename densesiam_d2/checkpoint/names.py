@@ -110,11 +110,11 @@ def check_complete(state: Iterable[str]) -> int:
         state: detectron2 names, or a dict keyed by them, without ``num_batches_tracked``.
 
     Raises:
-        ValueError: tensors are missing, or left over; both are named.
+        ValueError: tensors are missing, or there are extra ones; the message names both.
     """
     names = set(state)
     depth = depth_of(names)
-    # GroupNorm has no running statistics, every kind of batch norm has them.
+    # Every batch norm has running statistics; GroupNorm has none.
     has_statistics = any(name.endswith(".running_mean") for name in names)
     norm = ("weight", "bias", "running_mean", "running_var") if has_statistics else ("weight", "bias")
     expected = set()
@@ -134,7 +134,7 @@ def _convolutions(depth: int) -> list[str]:
     for stage, num_blocks in enumerate(blocks, start=2):
         for block in range(num_blocks):
             names += [f"res{stage}.{block}.conv{i}.weight" for i in range(1, 4 if bottleneck else 3)]
-        if bottleneck or stage > 2:  # res2 of a basic-block ResNet keeps width and resolution
+        if bottleneck or stage > 2:  # with basic blocks, res2 keeps width and resolution
             names.append(f"res{stage}.0.shortcut.weight")
     return names
 

@@ -16,7 +16,7 @@ __all__ = ["named_backbone", "under_own_names"]
 
 
 def named_backbone(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """Return prefix and module of a model's backbone, if that is one for :func:`under_own_names`, else None."""
+    """Return prefix and module of a model's backbone if it keeps names of another library, else None."""
     prefix, backbone = "backbone.", getattr(model, "backbone", None)
     if hasattr(backbone, "bottom_up"):
         prefix, backbone = "backbone.bottom_up.", backbone.bottom_up
@@ -26,16 +26,16 @@ def named_backbone(model: nn.Module) -> tuple[str, nn.Module] | None:
 def under_own_names(
     checkpoint: Mapping[str, Any], backbone: nn.Module
 ) -> tuple[dict[str, torch.Tensor | np.ndarray], dict[str, Any], str]:
-    """Find the tensors for a backbone in a checkpoint, below whatever prefix, or in any layout of a ResNet.
+    """Find the tensors of a backbone in a checkpoint, below any prefix or in any layout of a ResNet.
 
     Args:
         checkpoint: the dict in a file.
-        backbone: a module with the attributes ``network``, its name in torchvision, and ``input_facts``, what
-            torchvision's own weights expect of images.
+        backbone: a module with the attributes ``network``, its name in torchvision, and ``input_facts``, the image
+            format of torchvision's own weights.
 
     Returns:
-        Name in the backbone -> tensor; what the checkpoint says of its images, or else torchvision does; and where it
-        was found, for the user.
+        Name in the backbone -> tensor; the image format from the checkpoint's metadata, or else torchvision's; and
+        where the network was found, for messages.
 
     Raises:
         ValueError: the checkpoint has no such network, or several.
@@ -64,7 +64,7 @@ def under_own_names(
 
 
 def _lacking(names: Collection[str], tensors: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the prefixes below which the first of some names stands, and which of the names each lacks."""
+    """Return prefix -> missing names, for every prefix with which the first of the names is in the file."""
     first = next(iter(names))
     prefixes = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
     return {prefix: [name for name in names if prefix + name not in tensors] for prefix in prefixes}

@@ -1,4 +1,4 @@
-"""Which of a run's own checkpoints to go on from: the newest one that is whole."""
+"""Choose the checkpoint to resume a run from: the newest one that is not damaged."""
 
 import zipfile
 import zlib
@@ -12,14 +12,14 @@ TAG = "last_checkpoint"
 
 
 def own_checkpoints(folder: str | Path) -> list[Path]:
-    """Return the checkpoints that training left in a folder, by name."""
+    """Return the checkpoints that training wrote into a folder, sorted by name."""
     return sorted(Path(folder).glob("model_*.pth"))
 
 
 def find_damage(path: Path) -> str | None:
-    """Say what is wrong with a file of ``torch.save``; None if nothing is.
+    """Return a description of the damage in a file of ``torch.save``; None if it is not damaged.
 
-    Compares every stored checksum: a flipped bit would become a weight.
+    All stored checksums are compared, because a flipped bit would silently change a weight.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -32,14 +32,14 @@ def find_damage(path: Path) -> str | None:
 def newest_valid(folder: str | Path) -> tuple[Path | None, list[str]]:
     """Find the checkpoint to resume from.
 
-    It is the one that the tag file names or, where the tag or that file is damaged, the whole one of the highest
-    iteration.
+    It is the one that the tag file names. If the tag or that checkpoint is damaged, it is the undamaged one with the
+    highest iteration.
 
     Args:
         folder: OUTPUT_DIR of the run.
 
     Returns:
-        The file, None if there is no whole one; and a line for each thing that was rejected on the way.
+        The file, or None if all are damaged; and one line for each file that was rejected.
     """
     folder, rejected = Path(folder), []
     tagged = _tagged(folder)
@@ -64,7 +64,7 @@ def newest_valid(folder: str | Path) -> tuple[Path | None, list[str]]:
 
 
 def _tagged(folder: Path) -> Path | None:
-    """Return the file that the tag names; None if it leads out of the folder, or to a file of another kind."""
+    """Return the file that the tag names; None if it is missing, outside the folder, or not a .pth file."""
     try:
         name = (folder / TAG).read_text().strip()
         ours = name == Path(name).name and name.endswith(".pth") and (folder / name).is_file()

@@ -1,4 +1,4 @@
-"""All tensors in whatever a checkpoint file holds, under one kind of name."""
+"""Collect all tensors of a checkpoint file under names without wrappers."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from densesiam_d2.checkpoint.unpickling import Placeholder
 
 __all__ = ["as_array", "bare_name", "is_tensor", "tensors_in"]
 
-# Parts of names that say how a network was wrapped or stored (DDP, torch.compile, FSDP, activation checkpointing,
-# DeepSpeed, a whole module in a pickle), not what it is.
+# Parts of names that come from wrapping or storing a network (DDP, torch.compile, FSDP, activation checkpointing,
+# DeepSpeed, a whole module in a pickle), not from the network itself.
 _WRAPPERS = {
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"),
     *("_modules", "_parameters", "_buffers"),
@@ -24,14 +24,14 @@ def is_tensor(value: Any) -> bool:
 
 
 def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Return a tensor or array of any kind of numbers as a float32 array; a copy only where it must be."""
+    """Return a tensor or array of any type of numbers as a float32 array; it is copied only if necessary."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().float().numpy()
     return np.ascontiguousarray(value, dtype=np.float32)
 
 
 def bare_name(name: str) -> str:
-    """Return a name without what wrappers added, at any depth: ``module._orig_mod.fc.bias`` -> ``fc.bias``."""
+    """Return a name without the parts that wrappers added: ``module._orig_mod.fc.bias`` -> ``fc.bias``."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
@@ -39,11 +39,11 @@ def tensors_in(content: Any) -> dict[str, torch.Tensor | np.ndarray]:
     """Return every tensor in nested dicts, lists and placeholders.
 
     Args:
-        content: what a file holds.
+        content: the content of a file.
 
     Returns:
-        Keys on the way to it, joined by dots and without wrappers -> tensor. Where two would have the same name, the
-        second keeps its wrappers. A dict that can be reached in two ways is entered once.
+        Name -> tensor. A name is made of the keys that lead to the tensor, joined by dots, without wrappers. If two
+        tensors would have the same name, the second keeps its wrappers. A dict that appears twice is read once.
     """
     found, seen, waiting = {}, set(), [("", content)]
     while waiting:

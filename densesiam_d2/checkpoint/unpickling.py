@@ -1,7 +1,7 @@
-"""Pickles read without running anything of them: what is no tensor and no plain value becomes a placeholder.
+"""Read pickles without running code from them. Objects that are not tensors or plain values become placeholders.
 
-A pickle names functions and classes, and says what to call them with. Here a name is never looked up: the few names in
-:data:`_ALLOWED` have a meaning of ours, and every other name means :class:`Placeholder`.
+A pickle names functions and classes, and the arguments to call them with. This reader never imports such a name: the
+few names in :data:`_ALLOWED` call functions of this package, and every other name becomes a :class:`Placeholder`.
 """
 
 import functools
@@ -26,12 +26,12 @@ _PYTHON_2 = {"__builtin__": "builtins"}
 
 
 class Placeholder:
-    """Stands for any object of a class that is not read. It keeps what the file says of it, and does nothing.
+    """Takes the place of an object whose class is not imported. It keeps the object's data and does nothing.
 
     Attributes:
-        arguments: what the file would call the class with.
-        state: what it would set the object's attributes to.
-        content: what it would put under keys.
+        arguments: the arguments that the file has for the class.
+        state: the attributes that the file sets on the object.
+        content: the items that the file sets by key.
     """
 
     def __init__(self, *arguments: Any, **_: Any) -> None:
@@ -41,7 +41,7 @@ class Placeholder:
 
     def __new__(cls, *_: Any, **__: Any) -> "Placeholder":
         self = super().__new__(cls)
-        Placeholder.__init__(self)  # a pickle may leave __init__ out
+        Placeholder.__init__(self)  # a pickle may skip __init__
         return self
 
     def __call__(self, *_: Any, **__: Any) -> "Placeholder":
@@ -54,13 +54,13 @@ class Placeholder:
         self.content[key] = value
 
     def append(self, _: Any) -> None:
-        """Take an item of a list, and drop it."""
+        """Ignore an item that the file adds to a list."""
 
     extend = add = append
 
 
 class _Allowed:
-    """A function of ours that a file may call, and cannot change: it has no attributes to set."""
+    """A function of this package that a file may call. It has no attributes, so the file cannot change it."""
 
     __slots__ = ("_function",)
 
@@ -76,7 +76,7 @@ class _Allowed:
 
 
 def _latin1(text: str, *_: Any) -> bytes:
-    return text.encode("latin1")  # bytes in pickles of protocol 2
+    return text.encode("latin1")  # pickles of protocol 2 store bytes this way
 
 
 def _bytearray(content: bytes | str = b"", *_: Any) -> bytearray:
@@ -91,7 +91,7 @@ def _of_type(build: Any, _: Any, arguments: tuple, *__: Any) -> Any:
     return build(*arguments) if isinstance(build, _Allowed) else None
 
 
-# What a file may name. NumPy moved its private modules in 2.0; files name either place.
+# The names that a file may use. NumPy 2.0 renamed its private modules, so both names of each are listed.
 _ALLOWED = {
     name: _Allowed(function)
     for name, function in {
@@ -120,12 +120,13 @@ _ALLOWED = {
 
 
 class InertUnpickler(pickle.Unpickler):
-    """Unpickler that calls nothing but functions of ours.
+    """Unpickler that calls only functions of this package.
 
     Args:
-        file: what to read from.
-        left_out: receives the name of each thing that is no tensor and no plain value.
-        find_storage: dtype (or a placeholder), key, number of elements, further facts -> the memory of a tensor.
+        file: the file to read.
+        left_out: receives the name of each object that is not a tensor or a plain value.
+        find_storage: function of dtype (or a placeholder), key, number of elements and further values that returns the
+            memory of a tensor.
     """
 
     def __init__(self, file: BinaryIO, left_out: dict[str, None], find_storage: Callable | None = None) -> None:
@@ -149,7 +150,7 @@ class InertUnpickler(pickle.Unpickler):
         return Placeholder
 
     def persistent_load(self, saved_id: Any) -> Any:
-        if isinstance(saved_id, tuple) and saved_id[0] == "module":  # a class, with its source
+        if isinstance(saved_id, tuple) and saved_id[0] == "module":  # a class and its source code
             return saved_id[1]
         if self._find_storage is None or not isinstance(saved_id, tuple) or saved_id[0] != "storage":
             raise pickle.UnpicklingError("it refers to something outside of itself")
@@ -163,30 +164,30 @@ class InertUnpickler(pickle.Unpickler):
         return dtype
 
     def _storage_in_bytes(self, data: bytes) -> Any:
-        """Return the memory of a tensor that was pickled without torch.save."""
+        """Return the memory of a tensor that was pickled directly, without torch.save."""
         return read_pickles(io.BytesIO(data), len(data), self._left_out)
 
 
 def read_pickles(file: BinaryIO, size: int, left_out: dict[str, None]) -> Any:
-    """Read one pickle, or the series of them that torch.save wrote before torch 1.6.
+    """Read one pickle, or the series of pickles that torch.save wrote before torch 1.6.
 
     Args:
-        file: open at its first pickle.
-        size: bytes in it.
-        left_out: receives the name of each thing that is no tensor and no plain value.
+        file: open file, positioned at the first pickle.
+        size: size of the file in bytes.
+        left_out: receives the name of each object that is not a tensor or a plain value.
 
     Returns:
         The content, with placeholders.
 
     Raises:
-        Exception: of any kind where the bytes are damaged.
+        Exception: the bytes are damaged; the exception can be of any type.
     """
     first = InertUnpickler(file, left_out).load()
     if not isinstance(first, int) or first != _MAGIC:
         return first
     if InertUnpickler(file, left_out).load() != _PROTOCOL:
         raise pickle.UnpicklingError("it is of an unknown version of torch.save")
-    InertUnpickler(file, left_out).load()  # sizes of C's types on the machine that wrote it
+    InertUnpickler(file, left_out).load()  # sizes of C types on the machine that wrote the file
     storages: dict[str, torch.Tensor] = {}
     find_storage = functools.partial(_reserve, storages, size)
     content = InertUnpickler(file, left_out, find_storage).load()
@@ -204,7 +205,7 @@ def read_pickles(file: BinaryIO, size: int, left_out: dict[str, None]) -> Any:
 def _reserve(
     storages: dict[str, torch.Tensor], size: int, dtype: Any, key: str, elements: int, view: tuple | None = None
 ) -> torch.Tensor:
-    """Return the memory of a key, to be filled when the numbers come, behind the pickles."""
+    """Return the memory of a key, still without its numbers, which follow after the pickles in the file."""
     if not isinstance(dtype, torch.dtype):
         raise pickle.UnpicklingError("it has tensors of quantized numbers")
     if not 0 <= elements * dtype.itemsize <= size:

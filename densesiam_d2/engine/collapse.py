@@ -1,4 +1,4 @@
-"""Detect collapse: embeddings become equal while the loss falls."""
+"""Detect collapse: all embeddings become equal although the loss falls."""
 
 import logging
 
@@ -14,20 +14,20 @@ _WHAT_HELPS = (
 
 
 class CollapseError(RuntimeError):
-    """The embeddings have collapsed; the message holds the numbers."""
+    """The embeddings have collapsed; the message gives the metrics."""
 
 
 class CollapseMonitor(HookBase):
     """Warn when the ``ssl/*`` metrics show a collapse at several checks in a row.
 
-    A check is an iteration that logged such metrics; without them the hook does nothing. It warns of
+    A check is an iteration that logged such metrics; without them the hook does nothing. It warns if
 
-    - ``ssl/between`` below ``min_between``: all images look alike (healthy: 0.8 to 1);
-    - ``ssl/effective_rank`` below ``min_rank``, or D/2 for two channels: most differences lie on one line;
-    - ``ssl/winners`` below 2: one region, cluster or prototype wins every point.
+    - ``ssl/between`` is below ``min_between``: all images look alike (healthy: 0.8 to 1);
+    - ``ssl/effective_rank`` is below the smaller of ``min_rank`` and D/2: most differences lie on one line;
+    - ``ssl/winners`` is below 2: one region, cluster or prototype wins every point.
 
-    Each process looks at its own images. The count of bad checks starts at 0 after a resume. For the numbers see
-    :func:`densesiam_d2.layers.embedding_spread`.
+    Each process checks the metrics of its own images. The count of bad checks starts at 0 after a resume.
+    :func:`densesiam_d2.layers.embedding_spread` explains the metrics.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class CollapseMonitor(HookBase):
         repeat: int = 10,
         stop: bool = False,
     ):
-        """Choose when to warn.
+        """Set the limits.
 
         Args:
-            min_between, min_rank: the least healthy values.
+            min_between, min_rank: the lowest values that are not a collapse.
             patience: bad checks in a row before the first warning.
-            repeat: checks from one warning to the next, while it lasts.
+            repeat: bad checks from one warning to the next.
             stop: raise :class:`CollapseError` instead of warning.
         """
         self._min_between = min_between
@@ -55,10 +55,10 @@ class CollapseMonitor(HookBase):
         self._bad_checks = 0
 
     def after_step(self) -> None:
-        """Look at the metrics of this iteration, if there are any.
+        """Check the metrics of this iteration, if there are any.
 
         Raises:
-            CollapseError: the embeddings have collapsed, and ``stop`` was asked for.
+            CollapseError: the embeddings have collapsed, and ``stop`` is True.
         """
         storage = get_event_storage()
         values = {
@@ -81,7 +81,7 @@ class CollapseMonitor(HookBase):
         logging.getLogger(__name__).warning(message)
 
     def _complaints(self, values: dict[str, float]) -> list[str]:
-        """Return what the values of one check, by name without the prefix, tell of a collapse."""
+        """Return the signs of a collapse in the metrics of one check; the names have no ``ssl/`` prefix."""
         dim = round(values["z_std_ideal"] ** -2) if "z_std_ideal" in values else None
         min_rank = self._min_rank if dim is None else min(self._min_rank, dim / 2)
         complaints = []

@@ -1,4 +1,4 @@
-"""A short run that tries everything a long one needs: training, saving, loading, evaluation."""
+"""Run every stage of a training once and briefly: training, saving, loading, evaluation."""
 
 import logging
 import shutil
@@ -31,7 +31,7 @@ def dry_run(cfg: CfgNode) -> None:
         trainer._hooks = [h for h in trainer._hooks if not isinstance(h, hooks.EvalHook | BestCheckpointHook)]
         trainer.train()
         trained = time.perf_counter()
-        comm.synchronize()  # the others wait for the main process's file
+        comm.synchronize()  # wait until the main process has written its file
         trainer.resume_or_load(resume=True)
         for name in cfg.DATASETS.TEST:
             _evaluate_one_batch(cfg, name, trainer.model)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 PLACES = (
     "DATALOADER.INDEX_ABOVE",
     "DATALOADER.NUM_WORKERS",
-    "DATASETS",  # whose images are compared
+    "DATASETS",  # the images are compared instead of the names
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
     "MODEL.WEIGHTS_STRICT",
@@ -41,25 +41,25 @@ PLACES = (
     "VERSION",
     "VIS_PERIOD",
 )
-# Keys whose change makes it another training, as a change of the images does.
+# Keys whose change stops a resume, as a change of the images does: the result would be that of another training.
 IDENTITY = ("SEED", "MODEL", "INPUT", "SOLVER.IMS_PER_BATCH", "SOLVER.OPTIMIZER")
 # What "SyncBN" becomes, by device and number of processes (engine/setup.py).
 SYNCED_NORMS = ("SyncBN", "naiveSyncBN_N", "BN")
 
 
 class ExactResumeHook(HookBase):
-    """Make randomness a function of (seed, position) and (seed, iteration, rank), and check what a run goes on with.
+    """Make randomness a function of (seed, position) and (seed, iteration, rank), and compare settings on resume.
 
-    With a :class:`~densesiam_d2.data.loader.TrainLoader`, a run that was killed and resumed ends with the weights of
-    one that was not: bit by bit on the CPU with equally many processes, whatever the number of workers. Plain "BN" in
-    several processes is the exception, for only the main process's statistics are saved.
+    With a :class:`~densesiam_d2.data.loader.TrainLoader`, a run that was killed and resumed ends with the same weights
+    as an uninterrupted run: bit by bit on the CPU with the same number of processes and any number of workers. The
+    exception is plain "BN" in several processes, because only the statistics of the main process are saved.
 
-    A checkpoint stores the seed, the config and a hash of the list of images. On resuming, differences are listed;
-    other images, batch size, seed, model or augmentation stop the run, unless ``RUN.ALLOW_MISMATCH`` is set.
+    A checkpoint stores the seed, the config and a hash of the list of images. A resumed run logs all differences. Other
+    images, batch size, seed, model or augmentation stop the run, unless ``RUN.ALLOW_MISMATCH`` is set.
     """
 
     def __init__(self, cfg: CfgNode):
-        """Take the config of the run."""
+        """Store what the hook needs of the run's config."""
         self._config, self._allow = cfg.dump(), cfg.RUN.ALLOW_MISMATCH
         self._metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
         self._seed_given = cfg.SEED >= 0
@@ -83,10 +83,10 @@ class ExactResumeHook(HookBase):
         return self._fingerprint()
 
     def load_state_dict(self, state: dict) -> None:
-        """Compare, and take over the seed that an earlier part of the run drew.
+        """Compare the checkpoint with this run, and use the seed that the first part of the run drew.
 
         Raises:
-            WeightsError: this is another training.
+            WeightsError: the checkpoint is of a training with other data or settings.
         """
         loader, own = self._loader(), self._fingerprint()
         stops, notes = compare(state, own)
@@ -120,7 +120,7 @@ class ExactResumeHook(HookBase):
 
 
 def compare(stored: dict, own: dict) -> tuple[list[str], list[str]]:
-    """Return a line for each difference between two fingerprints: those that make it another training, and others."""
+    """Return one line per difference between two fingerprints: first those that stop the run, then the others."""
     stops, notes = [], []
     if (stored["images"], stored["images_sha256"]) != (own["images"], own["images_sha256"]):
         names = "" if stored["images"] != own["images"] else ", of other names"
@@ -130,7 +130,7 @@ def compare(stored: dict, own: dict) -> tuple[list[str], list[str]]:
         if was.get(key) == now.get(key) or _is_in(key, PLACES) or (key == "SEED" and own["seed"] == stored["seed"]):
             continue
         same_norm = was.get(key) in SYNCED_NORMS and now.get(key) in SYNCED_NORMS
-        both_know_it = key in was and key in now  # or the key is newer than the checkpoint, or has been removed
+        both_know_it = key in was and key in now  # a key may be newer than the checkpoint, or removed
         other_training = _is_in(key, IDENTITY) and not same_norm and both_know_it
         (stops if other_training else notes).append(f"{key} was {was.get(key)} and is {now.get(key)}")
     if stored["world_size"] != own["world_size"]:
@@ -144,7 +144,7 @@ def compare(stored: dict, own: dict) -> tuple[list[str], list[str]]:
 
 
 def cut_metrics(path: Path, iteration: int) -> None:
-    """Remove the rows from ``iteration`` on, which will come again, and half rows of a run that was killed."""
+    """Remove the rows from ``iteration`` on, which will be written again, and incomplete rows of a killed run."""
     if not path.is_file():
         return
     kept = []
@@ -173,7 +173,7 @@ def _flat(config: dict, prefix: str = "") -> dict:
 
 
 def _digest(records: Sequence[dict]) -> str:
-    """Hash the names of images, of each dataset below their common folder."""
+    """Return a hash of the image names; names are relative to the common folder of each dataset."""
     if isinstance(records, ConcatDataset):
         return hashlib.sha256("".join(map(_digest, records.datasets)).encode()).hexdigest()
     if not isinstance(records, ImageFiles):

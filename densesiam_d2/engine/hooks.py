@@ -1,4 +1,4 @@
-"""Hooks of the training loop that all methods share; a method's own come from its ``build_hooks``."""
+"""Hooks of the training loop that all methods share; a method's ``build_hooks`` returns its own hooks."""
 
 import logging
 from pathlib import Path
@@ -18,22 +18,22 @@ def unwrap(model):
 
 
 class ProgressHook(HookBase):
-    """Tell the model before each step what share of training is done, as ``model.progress`` in [0, 1]."""
+    """Before each step, set ``model.progress`` to the share of training that is done, in [0, 1]."""
 
     def before_step(self) -> None:
         unwrap(self.trainer.model).progress = self.trainer.iter / self.trainer.max_iter
 
 
 class ExportBackboneHook(HookBase):
-    """Write ``backbone.pkl`` and the same as ``backbone.safetensors`` into a folder once training is complete."""
+    """Write the backbone as ``backbone.pkl`` and ``backbone.safetensors`` into a folder when training is complete."""
 
     def __init__(self, cfg, output_dir: str):
-        """Take the config, whose facts go into the file's metadata, and the folder."""
+        """Store the folder, and the config for the file's metadata."""
         self._cfg = cfg
         self._path = Path(output_dir) / "backbone.pkl"
 
     def after_train(self) -> None:
-        # Also called when training breaks off: half a pretraining must not look like a whole one.
+        # Also called when training stops early; an incomplete pretraining must not be exported.
         if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
             state = backbone_state(unwrap(self.trainer.model))
             metadata = backbone_metadata(self._cfg, iteration=self.trainer.max_iter)

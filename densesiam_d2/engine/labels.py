@@ -1,4 +1,4 @@
-"""Settle what the labels decide about a run: one process reads them before a model is built and tells the others."""
+"""Check the labels of a run and set its number of classes: one process reads them and tells the others the result."""
 
 import logging
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ __all__ = ["settle_labels"]
 
 logger = logging.getLogger(__name__)
 
-# Kinds of findings that stop only a set to train on, and only a set to score. (COCO's test-dev has no annotations: its
-# predictions are written.)
+# Kinds of findings that stop the run only if a training set has them, and only if a test set has them. COCO's test-dev
+# has no annotations; its predictions are written to files without scores.
 _FOR_TRAINING = ("no-annotations", "one-class")
 _FOR_SCORES = ("all-difficult",)
 
-# Tensors with a row for each class, and how many rows there are besides (background).
+# Tensors with one row per class -> number of further rows (1 for background).
 _CLASSIFIERS = {
     "roi_heads.box_predictor.cls_score.weight": 1,
     "sem_seg_head.main.predictor.weight": 0,
@@ -37,7 +37,7 @@ _CLASSIFIERS = {
 
 @dataclass
 class _Verdict:
-    """What all processes have to know: the error that ends the run, or values of the config."""
+    """The result of the label check, sent to all processes: the error that ends the run, or config values to set."""
 
     error: str = ""
     values: dict[str, Any] = field(default_factory=dict)
@@ -47,19 +47,20 @@ class _Verdict:
 def settle_labels(
     cfg: CfgNode, *, fixed: Sequence[str] = (), eval_only: bool = False, weights: str | Path = ""
 ) -> None:
-    """Look at all labels of a run once, and let the number of classes follow them.
+    """Check all labels of a run once, and set the number of classes from them.
 
-    To be called in all processes, before the model is built: the first one looks and the others learn the verdict.
+    Call it in all processes before the model is built: the main process checks and sends the result to the others.
 
     Args:
         cfg: the config, not frozen; MODEL.CLASS_NAMES and the number of classes of supervised heads are set. The
             number of clusters of unsupervised segmentation is not touched.
-        fixed: keys that the user has set for this run; a number of classes among them must be that of the data.
-        eval_only: DATASETS.TRAIN is not looked at.
-        weights: with ``eval_only``, the checkpoint whose classes count.
+        fixed: keys that the user has set for this run; if the number of classes is one of them, it must be that of the
+            data.
+        eval_only: do not check DATASETS.TRAIN.
+        weights: with ``eval_only``, the checkpoint that gives the classes.
 
     Raises:
-        LabelsError: labels cannot be used, or contradict each other or the config; all problems in one message.
+        LabelsError: labels cannot be used, or contradict each other or the config; one message lists all problems.
     """
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     register_path_datasets(names)
@@ -67,7 +68,7 @@ def settle_labels(
     if comm.is_main_process():
         try:
             verdict = _look(cfg, fixed, eval_only, weights)
-        except Exception as error:  # or the other processes would wait
+        except Exception as error:  # the others wait for a result, so send them the error
             verdict = error
     verdict = comm.all_gather(verdict)[0]
     if isinstance(verdict, Exception):
@@ -78,7 +79,7 @@ def settle_labels(
         raise LabelsError(verdict.error)
     cfg.merge_from_list([word for pair in verdict.values.items() for word in pair])
     for name in names:
-        adopt(name, (*cfg.DATASETS.ACCEPT, *_FOR_TRAINING))  # these have been judged
+        adopt(name, (*cfg.DATASETS.ACCEPT, *_FOR_TRAINING))  # already checked above
         metadata = MetadataCatalog.get(name)
         if metadata.get("sem_seg_root") and metadata.get("stuff_classes") is None:
             metadata.stuff_classes = verdict.values.get("MODEL.CLASS_NAMES") or _numbers(cfg)
@@ -89,7 +90,7 @@ def _numbers(cfg: CfgNode) -> list[str]:
 
 
 def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Path) -> _Verdict:
-    """Look at the sets that need labels, and judge them together."""
+    """Check the labels of all sets that need them, and compare their classes."""
     semantic, key = _kind(cfg)
     if semantic is None:
         return _Verdict()
@@ -119,7 +120,7 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
 
 
 def _kind(cfg: CfgNode) -> tuple[bool | None, str]:
-    """Return whether label maps (True) or instances (False) are needed, None for neither, and the key of the number."""
+    """Return whether the run needs label maps (True), instances (False) or neither (None), and the NUM_CLASSES key."""
     if trains_on_views(cfg):
         return (True if cfg.DATASETS.TEST else None), ""
     kinds = {"semantic": (True, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"), "instances": (False, "MODEL.ROI_HEADS.NUM_CLASSES")}
@@ -127,7 +128,7 @@ def _kind(cfg: CfgNode) -> tuple[bool | None, str]:
 
 
 def _name_by_numbers(labelled: LabelledSet, cfg: CfgNode, fixed: Sequence[str], findings: Findings) -> None:
-    """Let a set of label maps without class names have numbers as names, if the user said how many."""
+    """Use numbers as class names of label maps without names if the user set NUM_CLASSES; otherwise add an error."""
     if "MODEL.SEM_SEG_HEAD.NUM_CLASSES" in fixed:
         labelled.classes = _numbers(cfg)
         return
@@ -141,7 +142,7 @@ def _name_by_numbers(labelled: LabelledSet, cfg: CfgNode, fixed: Sequence[str], 
 
 
 def _classes_of(weights: str | Path) -> tuple[list[str] | None, int | None]:
-    """Return the class names that a checkpoint of ours carries, and the number of classes that its tensors have."""
+    """Return the class names in our own checkpoint, and the number of classes of its tensors; None if unknown."""
     if not weights or "://" in str(weights) or not Path(weights).is_file():
         return None, None
     checkpoint = read_checkpoint(weights, foreign=True)
@@ -162,10 +163,10 @@ def _settle_classes(
     findings: Findings,
     verdict: _Verdict,
 ) -> None:
-    """Find the names of the model's classes, and compare everything else with them.
+    """Find the names of the model's classes, and compare all data sets and the config with them.
 
     Args:
-        known: names and number of classes of the weights to be evaluated; None where the data decides.
+        known: names and number of classes of the weights to evaluate; None for those that come from the data.
     """
     first = (train or test)[0]
     names, source = (known[0], "MODEL.WEIGHTS") if known[0] else (list(first.classes), f"{first.name!r}")

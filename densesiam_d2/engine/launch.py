@@ -24,7 +24,7 @@ __all__ = ["launch", "under_torchrun"]
 
 
 def under_torchrun() -> bool:
-    """Tell whether torchrun, or something like it, has started this process."""
+    """Tell whether torchrun, or a launcher that sets the same variables, has started this process."""
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -40,8 +40,8 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
         args: the parsed command line.
 
     Raises:
-        SystemExit: with code 2, labels cannot be used, or weights or checkpoint do not fit the config; 75, the run has
-            saved and wants to be started again; 1, any other failure of another process than this one.
+        SystemExit: code 2: labels cannot be used, or weights or checkpoint do not fit the config. Code 75: the run was
+            asked to stop, has saved, and can be resumed. Code 1: a child process failed for another reason.
     """
     device, timeout = cfg.MODEL.DEVICE, timedelta(seconds=cfg.RUN.DIST_TIMEOUT_SECONDS)
     if under_torchrun():
@@ -53,7 +53,7 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
             _leave_group()
         return
     if torch.device(device).type == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or detectron2's processes would claim GPUs and speak NCCL
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else detectron2 would use GPUs and NCCL
     alone = args.num_gpus * args.num_machines == 1
     try:
         with contextlib.nullcontext() if alone else handle_stop_signals(_pass_on):
@@ -68,7 +68,7 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
             )
     except ProcessExitedException as error:
         rank = args.machine_rank * args.num_gpus + error.error_index
-        if error.exit_code not in (2, PREEMPTED):  # these have said why
+        if error.exit_code not in (2, PREEMPTED):  # these have printed the reason
             print(f"train_net.py: rank {rank} on {socket.gethostname()}: {error}", file=sys.stderr)
         sys.exit(error.exit_code if error.exit_code in (2, PREEMPTED) else 1)
     except ProcessRaisedException as error:
@@ -84,7 +84,7 @@ def _pass_on(number: int) -> None:
 
 
 def _run_child(main, cfg, args) -> None:
-    end_with_parent()  # torch asks for SIGINT, which processes that a script started in the background ignore
+    end_with_parent()  # torch would end it by SIGINT, which background processes of a script ignore
     _run_or_exit(main, cfg, args)
     _leave_group()
 
@@ -96,7 +96,7 @@ def _run_or_exit(main, cfg, args) -> None:
     except SystemExit as error:
         if error.code != 2:
             raise
-        # Nothing has been built. The interpreter's normal exit aborts now and then, because of threads of the group.
+        # Nothing needs cleaning up yet. A normal exit sometimes aborts, because threads of the process group still run.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(2)
@@ -104,7 +104,7 @@ def _run_or_exit(main, cfg, args) -> None:
 
 def _run(main, cfg, args) -> None:
     try:
-        with handle_stop_signals(lambda _: sys.exit(PREEMPTED)):  # until training has something to save
+        with handle_stop_signals(lambda _: sys.exit(PREEMPTED)):  # used until training has a state to save
             main(cfg, args)
     except (WeightsError, LabelsError) as error:
         if comm.is_main_process():
@@ -124,7 +124,7 @@ def _join_torchrun(device: str, timeout: timedelta) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if on_gpu else "gloo"
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # The store outlives a restart, and with it the addresses of processes that are gone: pytorch#135712.
+        # After a restart the store still holds addresses of processes that ended (pytorch#135712): use a new prefix.
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(*place, is_master=False, timeout=timeout)
         store = dist.PrefixStore(f"densesiam_d2/attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)

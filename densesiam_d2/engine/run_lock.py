@@ -1,4 +1,4 @@
-"""One run per folder."""
+"""Make sure that only one run at a time uses an OUTPUT_DIR."""
 
 import argparse
 import fcntl
@@ -17,18 +17,18 @@ NAME = ".run.lock"
 
 
 def claim_folder(cfg: CfgNode, args: argparse.Namespace) -> TextIO | None:
-    """Claim OUTPUT_DIR for this training until its first process ends, however it ends.
+    """Lock OUTPUT_DIR for this training until its first process ends, even if that process is killed.
 
     Args:
-        cfg: the config; the folder is made if it is not there.
+        cfg: the config; the folder is created if it does not exist.
         args: the parsed command line.
 
     Returns:
-        The open lock file, which holds the claim until it is closed; None where another process of this run does that,
-        and for runs that do not train.
+        The open lock file; the lock lasts until it is closed. None in all processes but the first, and for runs that do
+        not train.
 
     Raises:
-        ValueError: another run has the folder; the message says which.
+        ValueError: another run uses the folder; the message names it.
     """
     first = int(os.environ.get("RANK", args.machine_rank)) == 0
     if args.eval_only or args.dry_run or not first:
@@ -37,7 +37,7 @@ def claim_folder(cfg: CfgNode, args: argparse.Namespace) -> TextIO | None:
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / NAME).open("a+")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by loader workers
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # loader workers do not inherit it, unlike flock
     except (BlockingIOError, PermissionError):
         file.seek(0)
         owner = file.read().strip()

@@ -1,4 +1,4 @@
-"""When checkpoints are written, and which are kept."""
+"""Hooks that write checkpoints and delete old ones."""
 
 import errno
 import functools
@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
-    """Save every so many iterations and at the end; save and leave with exit code 75 when a signal asks for it.
+    """Save every ``period`` iterations and at the end; when a signal asks to stop, save and exit with code 75.
 
-    A save that fails is tried again at the next period; the third failure in a row ends the run. Weights that are not
+    A failed save is tried again after the next period; the third failure in a row ends the run. Weights that are not
     finite are not saved.
     """
 
     def __init__(self, checkpointer, period: int, *, keep_last: int = 0, keep_every: int = 0):
-        """Store the parts.
+        """Store the checkpointer and the settings.
 
         Args:
             checkpointer: a ``CheckedCheckpointer``.
             period: iterations between saves.
             keep_last: how many of the newest numbered checkpoints to keep; 0 keeps all.
-            keep_every: checkpoints after a multiple of so many iterations are kept for good; 0: none.
+            keep_every: never delete checkpoints whose number of iterations is a multiple of this; 0 turns this off.
         """
         self._checkpointer, self._period = checkpointer, period
         self._keep_last, self._keep_every = keep_last, keep_every
@@ -84,16 +84,16 @@ class CheckpointHook(HookBase):
 
 
 def _iterations(path: Path) -> int:
-    """Return how many iterations a checkpoint's name says were done; 0 for names without number."""
+    """Return the number of finished iterations from a checkpoint's name; 0 for names without a number."""
     number = re.fullmatch(r"model_(\d{7,})", path.stem)
     return int(number[1]) + 1 if number else 0
 
 
 class BestCheckpointHook(hooks.BestCheckpointer):
-    """detectron2's keeper of the best model, which remembers the best score over a resume."""
+    """detectron2's ``BestCheckpointer``, which also keeps the best score when a run is resumed."""
 
     def __init__(self, period: int, checkpointer, metric: str):
-        """Take the period of evaluation, the checkpointer, and the name of the score, such as "segm/AP"."""
+        """Store the evaluation period, the checkpointer, and the name of the score, such as "segm/AP"."""
         untagged = SimpleNamespace(save=functools.partial(checkpointer.save, tag=False))
         super().__init__(period, untagged, metric)
 

@@ -1,4 +1,4 @@
-"""From a command line to a checked, frozen config."""
+"""Turn a command line into a checked, frozen config."""
 
 import argparse
 import difflib
@@ -33,12 +33,12 @@ __all__ = ["argument_parser", "checked_config", "load_config", "replace_sync_bn"
 
 RESUME_MODES = ("must", "auto", "never")
 
-# Keys that hold a tuple of names, of which one may stand alone.
+# Keys that hold a tuple of names; a single name without a tuple is accepted too.
 _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.ACCEPT")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser in which ``--resume`` may stand before anything, with or without a mode."""
+    """A parser that accepts ``--resume`` without a mode, even if another word follows it."""
 
     def parse_known_args(self, args=None, namespace=None):
         words = list(sys.argv[1:] if args is None else args)
@@ -49,9 +49,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Return detectron2's parser, with a free port for runs on one machine, modes of ``--resume`` and ``--dry-run``."""
+    """Return detectron2's parser with modes of ``--resume``, ``--dry-run``, and a free port for runs on one machine."""
     parser = _Parser(parents=[default_argument_parser()], add_help=False, conflict_handler="resolve")
-    # The stock default is one port per user: two runs on one machine would meet there.
+    # detectron2's default is one fixed port per user, so that a second run on the same machine would fail.
     parser.set_defaults(dist_url="auto")
     parser.add_argument(
         "--resume",
@@ -68,7 +68,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
-    """Read a yaml and ``KEY VALUE`` pairs over the defaults, and make them fit this machine.
+    """Read a yaml and ``KEY VALUE`` pairs over the defaults; without a GPU, set MODEL.DEVICE to "cpu".
 
     Args:
         config_file: path of a yaml.
@@ -76,7 +76,7 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
 
     Raises:
         ValueError: a key does not exist, or a value is of the wrong type; the message names it and the nearest key. Or
-            a yaml in the chain of ``_BASE_`` is not plain, or not a local file.
+            a yaml in the chain of ``_BASE_`` cannot be read safely, or is not a local file.
         FileNotFoundError: there is no such yaml.
     """
     cfg = get_cfg()
@@ -91,7 +91,7 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
     try:
         cfg.merge_from_other_cfg(_with_tuples(CfgNode(CfgNode.load_yaml_with_base(config_file))))
         if "SOLVER.MAX_ITER" in opts[::2]:
-            cfg.SOLVER.EPOCHS = 0.0  # of the yaml; the command line counts
+            cfg.SOLVER.EPOCHS = 0.0  # the command line overrides the yaml
         cfg.merge_from_list(_as_meant(cfg, opts))
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg, config_file)) from error
@@ -101,11 +101,11 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
 
 
 def _check_bases(path: Path, above: tuple[Path, ...] = ()) -> None:
-    """Check that a yaml and all that it stands on by ``_BASE_`` are plain and local; detectron2 would fetch them.
+    """Check that a yaml and all its ``_BASE_`` files are local and plain; detectron2 would download remote ones.
 
     Args:
         path: an existing yaml.
-        above: the yamls that stand on it, resolved.
+        above: resolved paths of the yamls that have it as their base.
     """
     try:
         with path.open("rb") as file:
@@ -128,12 +128,12 @@ def _check_bases(path: Path, above: tuple[Path, ...] = ()) -> None:
 
 
 def _is_one_name(value: object) -> bool:
-    """Tell whether a value of a key in ``_NAMES`` is one name, not a tuple in Python's notation."""
+    """Tell whether the value of a key in ``_NAMES`` is a single name, not a tuple in Python's notation."""
     return isinstance(value, str) and value.lstrip()[:1] not in ("", "(", "[")
 
 
 def _with_tuples(cfg: CfgNode) -> CfgNode:
-    """Turn one name into a tuple of one where a yaml's key holds names."""
+    """Turn a single name in a yaml into a tuple of one name, for the keys of ``_NAMES``."""
     for key in (name.partition(".")[2] for name in _NAMES):
         if _is_one_name(cfg.get("DATASETS", {}).get(key)):
             cfg.DATASETS[key] = (cfg.DATASETS[key],)
@@ -141,7 +141,7 @@ def _with_tuples(cfg: CfgNode) -> CfgNode:
 
 
 def _as_meant(cfg: CfgNode, opts: list[str]) -> list[str]:
-    """Return the options with "1" as "1.0" where a key holds a float, and a name as a tuple; yacs would refuse them."""
+    """Return the options with "1" as "1.0" for float keys and a single name as a tuple; yacs would refuse both."""
     known, words = set(all_keys(cfg)), list(opts)
     for i in range(0, len(words), 2):
         key, word = words[i], str(words[i + 1])
@@ -166,10 +166,10 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
 
 
 def replace_sync_bn(cfg: CfgNode) -> None:
-    """On the CPU, replace every "SyncBN" by a norm that computes the same there, and say so once.
+    """On the CPU, replace every "SyncBN" by a norm that computes the same, and log the replaced keys.
 
-    ``nn.SyncBatchNorm`` refuses CPU tensors. In one process plain BN is the same; in several, detectron2's own
-    implementation over all-reduce is, in the mode that weighs processes by what they hold.
+    ``nn.SyncBatchNorm`` refuses CPU tensors. In one process plain BN computes the same. In several processes
+    detectron2's own all-reduce implementation does, in the mode that weighs each process by its batch size.
     """
     if cfg.MODEL.DEVICE != "cpu":
         return
@@ -181,17 +181,17 @@ def replace_sync_bn(cfg: CfgNode) -> None:
 
 
 def checked_config(args: argparse.Namespace) -> CfgNode:
-    """Return the config of a run, checked before its processes are started, and settle how many there are.
+    """Return the checked config of a run, and set its number of processes; call it before the processes are started.
 
     Args:
-        args: the parsed command line; without a GPU ``num_gpus`` becomes 1, unless the CPU was asked for by name.
+        args: the parsed command line; without a GPU ``num_gpus`` becomes 1, unless the command line sets MODEL.DEVICE.
 
     Returns:
         The config; MODEL.DEVICE is "cuda" or "cpu".
 
     Raises:
-        ValueError: the config cannot work; all problems in one message.
-        FileNotFoundError: the yaml or the data is not there.
+        ValueError: the config cannot work; one message lists all problems.
+        FileNotFoundError: the yaml or the data does not exist.
         ImportError: a package that the data needs is not installed.
     """
     cfg = load_config(args.config_file, args.opts)
@@ -214,7 +214,7 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     weights, earlier = cfg.MODEL.WEIGHTS, own_checkpoints(cfg.OUTPUT_DIR)
     if earlier and args.resume != "never":
         return
-    on_first_machine = int(os.environ.get("GROUP_RANK", args.machine_rank)) == 0  # under torchrun; its files count
+    on_first_machine = int(os.environ.get("GROUP_RANK", args.machine_rank)) == 0  # only it needs the files
     if args.resume == "must" and on_first_machine:
         raise ValueError(
             f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint; check the path, or start by --resume auto"
@@ -245,10 +245,10 @@ def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """Start logging and fit the config to this run's processes and labels; to be called in each process.
+    """Start logging and adapt the config to this run's processes and labels; call it in every process.
 
     Args:
-        cfg: of :func:`checked_config`; it is not changed.
+        cfg: the result of :func:`checked_config`; it is not changed.
         args: the parsed command line.
 
     Returns:
@@ -276,14 +276,14 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
 
 def _keep_config(cfg: CfgNode) -> None:
-    """Give an earlier config.yaml that says something else a name by its date, for default_setup writes over it."""
+    """Rename an earlier, different config.yaml by its date, because default_setup would overwrite it."""
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if comm.is_main_process() and path.is_file() and path.read_text() != cfg.dump():
         path.rename(path.with_suffix(time.strftime(".%Y%m%d-%H%M%S.yaml", time.localtime(path.stat().st_mtime))))
 
 
 def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: loader workers pass tensors as files."""
+    """Raise the limit of open files to the system's maximum, because loader workers pass tensors as files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -9,21 +9,21 @@ from collections.abc import Callable, Iterator
 
 __all__ = ["PREEMPTED", "handle_stop_signals"]
 
-PREEMPTED = 75  # EX_TEMPFAIL: start me again
+PREEMPTED = 75  # EX_TEMPFAIL: the scheduler should start the run again
 
 _NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
-_depth = 0  # of handle_stop_signals
-_masks = threading.local()  # of signals, before a fork
+_depth = 0  # number of active handle_stop_signals
+_masks = threading.local()  # signal mask before a fork
 
 
 def _before_fork() -> None:
-    """Hold the signals back until the new process has its own way of taking them, or one that comes early is lost."""
+    """Block the signals until the new process has set its own handlers; an early signal would be lost otherwise."""
     if _depth:
         _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
 
 
 def _after_fork(*, in_child: bool) -> None:
-    """Let the new process end by the signals as usual: a handler in Python does not interrupt every wait."""
+    """In the new process, let the signals end it as usual: a Python handler does not interrupt every wait."""
     if _depth:
         if in_child:
             for number in _NUMBERS:
@@ -40,10 +40,10 @@ os.register_at_fork(
 
 @contextlib.contextmanager
 def handle_stop_signals(react: Callable[[int], None]) -> Iterator[None]:
-    """While this holds, SIGTERM and SIGUSR1 to this process call ``react`` with their number.
+    """Inside the ``with`` block, SIGTERM and SIGUSR1 to this process call ``react`` with their number.
 
-    Processes forked from it, such as those of a pool, end by them as usual. Does nothing outside the main thread, which
-    alone can have handlers.
+    In forked processes, such as those of a pool, the signals end the process as usual. Outside the main thread this
+    does nothing, because only the main thread can set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

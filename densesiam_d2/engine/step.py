@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class ForwardState:
-    """What a forward changes besides gradients: buffers, and modules that can undo their last change themselves.
+    """Saves and restores what a forward changes besides gradients: buffers, and modules with ``undo()``.
 
-    A module with ``undo()`` (a teacher, a queue) keeps what it needs for that. With ``undoes_buffers = True`` its own
-    buffers are not copied here.
+    A module with ``undo()`` (a teacher, a queue) undoes its last change itself. If it has ``undoes_buffers = True``,
+    its buffers are not copied here.
     """
 
     def __init__(self, model: nn.Module):
@@ -33,7 +33,7 @@ class ForwardState:
         self._before = [buffer.clone() for buffer in self._buffers]
 
     def remember(self) -> None:
-        """Keep the state before a forward."""
+        """Save the state before a forward."""
         if self._buffers:
             torch._foreach_copy_(self._before, self._buffers)
 
@@ -46,19 +46,20 @@ class ForwardState:
 
 
 class StepTrainer(SimpleTrainer):
-    """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one, with guards.
+    """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one, which drops steps that are not finite.
 
-    A step whose loss or gradient is not finite in any process is dropped in all of them: weights, momentum and what
-    the forward has changed (statistics of batch norm, queues, teachers, centres) are as before. In fp16 that is also
-    how the loss scale falls. The host waits for each step's numbers, so it can decide for any optimizer.
+    If the loss or gradient of a step is not finite in any process, all processes drop the step: weights, momentum and
+    everything that the forward has changed (statistics of batch norm, queues, teachers, centres) are restored. In fp16
+    a dropped step also lowers the loss scale. The host waits for each step's numbers before it calls the optimizer, so
+    this works with any optimizer.
 
     Attributes:
-        stop_requested: set it in any process to have all of them see ``stop_agreed`` after the same step.
-        stop_agreed: whether some process has asked to stop.
+        stop_requested: set it to True in any process; ``stop_agreed`` then becomes True in all after the same step.
+        stop_agreed: whether any process has asked to stop.
     """
 
     def __init__(self, model, data_loader, optimizer, *, precision: str = "fp32", max_dropped: int = 10):
-        """Prepare autocast.
+        """Prepare autocast and the gradient scaler.
 
         Args:
             model, data_loader, optimizer: as in ``SimpleTrainer``.
@@ -113,7 +114,7 @@ class StepTrainer(SimpleTrainer):
         try:
             return next(self._data_loader_iter)
         except (RuntimeError, EOFError, ConnectionError) as error:
-            # A worker was killed, perhaps while it handed a batch over. What a worker itself raised says "Caught".
+            # A worker was killed, perhaps while it sent a batch. Errors raised by a worker's code start with "Caught".
             text = str(error).strip()
             cut_off = not isinstance(error, RuntimeError) and not text.startswith("Caught")
             if cut_off or text.startswith("DataLoader worker"):
@@ -124,7 +125,7 @@ class StepTrainer(SimpleTrainer):
             raise
 
     def _gather_numbers(self, loss_dict: dict[str, torch.Tensor], data_time: float) -> torch.Tensor:
-        """Return losses, gradient norm, data time and the wish to stop, averaged over processes, on the device."""
+        """Return losses, gradient norm, data time and ``stop_requested``, averaged over processes, on the device."""
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         numbers = torch.stack([value.detach().float().reshape(()) for value in (*loss_dict.values(), norm)])
@@ -156,7 +157,7 @@ class StepTrainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict) -> None:
         fused = [group.get("fused") for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
-        for group, own in zip(self.optimizer.param_groups, fused, strict=True):  # not the checkpoint's
+        for group, own in zip(self.optimizer.param_groups, fused, strict=True):  # keep this run's choice
             group["fused"] = own
         scale = state_dict.get("grad_scaler")
         if scale and self.grad_scaler.is_enabled():

@@ -82,10 +82,10 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "classes": list(self.cfg.MODEL.CLASS_NAMES)}
 
     def build_hooks(self) -> list:
-        """Return detectron2's hooks, with guards before them and this project's way to save.
+        """Return detectron2's hooks, with the watchdog and exact resume before them and our own checkpoint hook.
 
-        A method that trains on views has the time and its own hooks before them, which the watchdog does not count, and
-        export and the monitor of collapse after them.
+        For a method that trains on views, ProgressHook and the method's own hooks come first, so that the watchdog does
+        not count their time; the collapse monitor and the export of the backbone come last.
         """
         cfg, solver = self.cfg, self.cfg.SOLVER
         stock = [h for h in super().build_hooks() if h and not isinstance(h, hooks.PeriodicCheckpointer)]
@@ -107,18 +107,18 @@ class Trainer(DefaultTrainer):
         return [
             CommonMetricPrinter(self.max_iter),
             SafeWriter(lambda: JSONWriter(str(Path(folder) / "metrics.json"))),
-            # What a run that was killed wrote after its last checkpoint is hidden.
+            # TensorBoard hides what a killed run wrote after its last checkpoint.
             SafeWriter(lambda: TensorboardXWriter(folder, purge_step=self.start_iter or None)),
             SSLMetricPrinter(),
         ]
 
     def before_train(self) -> None:
-        # Histories of a million values each would take a gigabyte; nobody looks further back than this.
+        # Keep 1,000 values per metric: a million of each would take a gigabyte, and nothing reads older values.
         self.storage._history.default_factory = functools.partial(HistoryBuffer, max_length=1000)
         super().before_train()
 
     def train(self):
-        """Run training; SIGTERM and SIGUSR1 save and leave with exit code 75."""
+        """Run training; on SIGTERM or SIGUSR1 it saves a checkpoint and exits with code 75."""
         with handle_stop_signals(self._ask_to_stop):
             return super().train()
 
@@ -129,7 +129,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg):
         model = super().build_model(cfg)
-        # Convolutions are faster in this memory order: a little on the CPU, far more on tensor cores.
+        # Convolutions are faster in this memory format: a little on the CPU, much more on tensor cores.
         return model.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -163,7 +163,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Evaluate on every test set, and keep the numbers in ``OUTPUT_DIR/results.json`` as well."""
+        """Evaluate on every test set, and also write the scores to ``OUTPUT_DIR/results.json``."""
         names = cfg.DATASETS.TEST
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in names]
@@ -173,7 +173,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process() and names:
             per_dataset = {names[0]: results} if len(names) == 1 else dict(results)
             for name, evaluator in zip(names, evaluators, strict=True):
-                if getattr(evaluator, "absent_classes", None):  # names, which detectron2's hooks do not take
+                if getattr(evaluator, "absent_classes", None):  # detectron2's hooks accept only numbers
                     per_dataset[name] = {**per_dataset[name], "absent_classes": evaluator.absent_classes}
             path = Path(cfg.OUTPUT_DIR) / "results.json"
             write_json(path, per_dataset)
@@ -182,7 +182,7 @@ class Trainer(DefaultTrainer):
 
 
 def in_iterations(cfg, data_loader):
-    """Return a config whose epochs are iterations, scaled to this number of processes, and keep it in OUTPUT_DIR.
+    """Return a config with epochs as iterations, scaled to this number of processes, and write it to OUTPUT_DIR.
 
     Raises:
         ValueError: the loader is not one of this project, so the number of images is not known.
@@ -204,9 +204,9 @@ def in_iterations(cfg, data_loader):
 
 
 def distribute(model):
-    """Wrap a model for data parallel training on CUDA or CPU; one process needs no wrapper.
+    """Wrap a model for data-parallel training on CUDA or CPU; in a single process return it unchanged.
 
-    ``detectron2.engine.create_ddp_model`` asks for a GPU per process.
+    ``detectron2.engine.create_ddp_model`` works only with one GPU per process.
     """
     if comm.get_world_size() == 1:
         return model

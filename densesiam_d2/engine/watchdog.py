@@ -1,4 +1,4 @@
-"""A hung run prints its stacks and exits with a code that lets a scheduler start it again."""
+"""End a run that hangs: print its stacks, and exit with a code that tells a scheduler to start it again."""
 
 import contextlib
 import faulthandler
@@ -18,21 +18,21 @@ from densesiam_d2.engine.signals import PREEMPTED
 
 __all__ = ["WatchdogHook"]
 
-LOOK_SECONDS = 4.0  # in which a live process gives several signs
+LOOK_SECONDS = 4.0  # a live process increases its counter several times in this time
 
 
 class WatchdogHook(HookBase):
-    """Leave with exit code 75 when a step takes too long: a dead mount, a stuck worker, a frozen process elsewhere.
+    """Exit with code 75 when a step takes too long: a dead mount, a stuck worker, a frozen process elsewhere.
 
-    Before that each process writes the stacks of all its threads to stderr, has its loader workers write theirs, and
-    names the processes of the run that have given no sign of life. Only steps are watched, not saves or evaluations.
-    Register it first.
+    Before it exits, each process writes the stacks of all its threads to stderr, makes its loader workers write theirs,
+    and names the processes of the run that do not respond. Only steps are timed, not saves or evaluations. Register
+    this hook first.
     """
 
     def __init__(self, limit: float):
-        """Take the limit of a step in seconds; 0 watches nothing."""
+        """Store the time limit of a step in seconds; 0 turns the watchdog off."""
         self._limit = limit
-        self._started: float | None = None  # of the step in progress
+        self._started: float | None = None  # start time of the current step
         self._over = threading.Event()
 
     def before_train(self) -> None:
@@ -59,16 +59,16 @@ class WatchdogHook(HookBase):
         rank, host = comm.get_rank(), socket.gethostname()
         text = f"rank {rank} on {host} (pid {os.getpid()}): no step done for {self._limit:g} s (RUN.WATCHDOG_SECONDS)"
         print(f"{text}; the stacks:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(2, all_threads=True)  # a notebook has no file behind sys.stderr
+        faulthandler.dump_traceback(2, all_threads=True)  # 2 is stderr; in a notebook sys.stderr is not a file
         for worker in active_children():
             with contextlib.suppress(OSError):
-                os.kill(worker.pid, signal.SIGABRT)  # shows its stack
+                os.kill(worker.pid, signal.SIGABRT)  # makes it print its stack
         time.sleep(1)
         for worker in active_children():
             with contextlib.suppress(OSError):
                 os.kill(worker.pid, signal.SIGKILL)
         if signs:
-            # The store may live in the very process that is frozen: do not wait for it.
+            # The frozen process may be the one that holds the store, so do not wait for an answer without a limit.
             asking = threading.Thread(target=signs.report, daemon=True)
             asking.start()
             asking.join(3 * LOOK_SECONDS)
@@ -79,10 +79,10 @@ class WatchdogHook(HookBase):
 
 
 class SignsOfLife:
-    """Counters of all processes, in the store that they met at, which grow every second as long as a process runs."""
+    """One counter per process in the store of the process group; a process that runs increases its own every second."""
 
     def __init__(self, over: threading.Event):
-        """Start counting for this process, in a thread of its own, until ``over`` is set."""
+        """Start a thread that increases this process's counter until ``over`` is set."""
         self._store = dist.distributed_c10d._get_default_store()
         self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
         self._store.set(self._key(self._rank), f"{socket.gethostname()} (pid {os.getpid()})")
@@ -92,12 +92,12 @@ class SignsOfLife:
         return f"densesiam_d2/who/{rank}"
 
     def _give(self, over: threading.Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the store is gone, which the training itself will notice
+        with contextlib.suppress(RuntimeError):  # the store has ended: the training step fails too
             while not over.wait(1.0):
                 self._store.add(f"{self._key(self._rank)}/signs", 1)
 
     def report(self) -> None:
-        """Name, on stderr, the processes whose counters stand still."""
+        """Print to stderr the processes whose counters do not increase."""
         with contextlib.suppress(RuntimeError):
             first = self._counts()
             time.sleep(LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""Writers of metrics that cannot end a run."""
+"""Writers of metrics whose failures do not end a run."""
 
 import logging
 from collections.abc import Callable
@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 class SafeWriter(EventWriter):
-    """Another writer, made when first needed, whose failures are warnings: a full disk costs rows, not the run."""
+    """Wraps another writer and turns its OSErrors into warnings, so that training goes on when the disk is full."""
 
     def __init__(self, make: Callable[[], EventWriter]):
-        """Take what makes the writer; it may open files."""
+        """Store the function that makes the writer; it is called at the first write, because it may open files."""
         self._make, self._writer = make, None
 
     def write(self, **kwargs) -> None:
@@ -33,7 +33,7 @@ class SafeWriter(EventWriter):
 
 
 class SSLMetricPrinter(EventWriter):
-    """Print the latest ``ssl/*`` metrics, which detectron2's own printer leaves out."""
+    """Print the latest ``ssl/*`` metrics, which detectron2's own printer does not print."""
 
     def write(self) -> None:
         latest = {k[4:]: v for k, (v, _) in get_event_storage().latest().items() if k.startswith("ssl/")}

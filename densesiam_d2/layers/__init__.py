@@ -1,4 +1,4 @@
-"""Layers: modules and tensor helpers that know no config."""
+"""Layers: modules and tensor functions that do not read a config."""
 
 from densesiam_d2.layers.distributed import (
     gather,

@@ -1,4 +1,4 @@
-"""Means, rows and permutations over the images of all processes; one process works alone."""
+"""Means, gathered rows and permutations over the images of all processes; all functions also work in one process."""
 
 import torch
 from torch import distributed as dist
@@ -12,17 +12,17 @@ def world_size() -> int:
 
 
 def mean_over_images(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the mean of the valid images' values, such that averaging it over processes gives the global mean.
+    """Return a mean of the valid images' values whose average over processes is the mean over all their valid images.
 
-    DDP averages gradients over processes. A plain local mean would weigh an image more on a process that has few valid
-    ones; so the local sum is divided by the mean number of valid images per process.
+    DDP averages gradients over processes. With a plain local mean, an image would have a larger weight in a process
+    with few valid images. So the local sum is divided by the mean number of valid images per process.
 
     Args:
         values: (N,) one value per image.
-        valid: (N,) bool; all when None.
+        valid: (N,) bool; None means that all are valid.
 
     Returns:
-        Scalar; 0, with a gradient of 0, when no image of any process is valid.
+        Scalar; 0 with a gradient of 0 when no image of any process is valid.
     """
     if valid is None:
         return values.mean()
@@ -31,7 +31,7 @@ def mean_over_images(values: torch.Tensor, valid: torch.Tensor | None = None) ->
     if world_size() > 1:
         dist.all_reduce(count)
         count = count / world_size()
-    # where, not a product: a NaN of an invalid image must not survive a multiplication by 0.
+    # torch.where, because a multiplication by 0 would keep the NaN of an invalid image.
     return torch.where(valid, values, values.new_zeros(())).sum() / count.clamp(min=1 / world_size())
 
 
@@ -47,7 +47,7 @@ def gather(x: torch.Tensor) -> torch.Tensor:
     """
     if world_size() == 1:
         return x.detach()
-    x = x.contiguous()  # NCCL takes nothing else
+    x = x.contiguous()  # NCCL needs contiguous tensors
     rows = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(rows, x)
     return torch.cat(rows)
@@ -57,9 +57,9 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
     """Return the rows of all processes in the order of their ranks; gradients of all processes flow back to them.
 
     The gradient of a row is the sum of the gradients that the row gets in all processes, and DDP averages the gradients
-    of parameters. So parameters get the gradient of the mean of the processes' losses: that of one process with the
-    whole batch, without a factor, if each process returns the mean over its own rows (compared with all rows), or if
-    each returns the loss of the whole batch.
+    of parameters. So parameters get the gradient of the mean of the processes' losses. It equals the gradient of one
+    process with the whole batch, without a further factor, in two cases: each process returns the mean over its own
+    rows (compared with all rows), or each returns the loss of the whole batch.
 
     Args:
         x: (n, ...), with the same n in every process.
@@ -73,7 +73,7 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """:func:`gather` and its gradient. There is one in torch.distributed.nn, but it is deprecated."""
+    """:func:`gather` with a gradient; the version in torch.distributed.nn is deprecated."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:
@@ -88,10 +88,10 @@ class _Gather(torch.autograd.Function):
 
 @torch.no_grad()
 def shuffle(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Permute the batch of all processes, so that batch norm's statistics do not tell which images belong together.
+    """Permute the batch of all processes, so that batch norm's statistics do not show which images belong together.
 
-    The permutation is drawn by the default CPU generator of rank 0, which is seeded anew in every iteration
-    (engine/exact_resume.py), and is sent to all processes: no generator has to be handed down to the methods.
+    The default CPU generator of rank 0 draws the permutation, which is then sent to all processes. This generator gets
+    a new seed in every iteration (engine/exact_resume.py), so methods need no generator of their own.
 
     Args:
         x: (n, ...), with the same n in every process.
@@ -113,7 +113,7 @@ def unshuffle(x: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
     """Undo :func:`shuffle`.
 
     Args:
-        x: (n, ...) what became of the shuffled rows of this process.
+        x: (n, ...) what the network computed from the shuffled rows of this process.
         permutation: as returned by :func:`shuffle`.
 
     Returns:
@@ -123,5 +123,5 @@ def unshuffle(x: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
 
 
 def _own_rows(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Return this process's share of all rows, taken in some order."""
+    """Return this process's part of all rows after they are sorted by ``order``."""
     return x[order.chunk(world_size())[dist.get_rank() if world_size() > 1 else 0]]

@@ -21,10 +21,10 @@ def conv_mlp(
     Args:
         in_dim: input channels.
         dims: output channels of each convolution; the last one has no ReLU.
-        norm: makes a norm layer from a number of channels.
+        norm: function that makes a norm layer from a number of channels.
         bias_last: whether the last convolution has a bias.
-        last_norm_affine: None: nothing follows the last convolution; otherwise a norm does, with (True) or without
-            (False) learned scale and shift.
+        last_norm_affine: True or False adds a norm after the last convolution, with or without learned scale and shift;
+            None adds nothing.
         bias_hidden: whether the convolutions of the hidden layers have a bias, as in BYOL.
 
     Returns:
@@ -38,7 +38,7 @@ def conv_mlp(
     if last_norm_affine is not None:
         last = norm(dims[-1])
         if not last_norm_affine:
-            last.requires_grad_(False)  # scale stays 1 and shift 0, as without affine parameters
+            last.requires_grad_(False)  # scale stays 1 and shift 0, as if it had none
         layers.append(last)
     return nn.Sequential(*layers)
 
@@ -47,13 +47,13 @@ class ProjectorPredictor(nn.Module):
     """The two heads of one siamese comparison: ``z = projector(f)``, ``p = predictor(z)``."""
 
     def __init__(self, in_dim: int, proj_dims: Sequence[int], pred_dim: int, norm: Callable[[int], nn.Module]):
-        """Build both.
+        """Build projector and predictor.
 
         Args:
             in_dim: channels of f.
-            proj_dims: widths of the projector; the last is D. It ends in a norm without affine parameters.
-            pred_dim: hidden width of the predictor, D -> pred_dim -> D. It ends in a plain convolution.
-            norm: makes a norm layer from a number of channels.
+            proj_dims: widths of the projector; the last is D. The projector ends with a norm without affine parameters.
+            pred_dim: hidden width of the predictor, D -> pred_dim -> D. The predictor ends with a convolution.
+            norm: function that makes a norm layer from a number of channels.
 
         Source: SimSiam, Sec. 3 (arXiv 2011.10566).
         """

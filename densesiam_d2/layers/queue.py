@@ -8,10 +8,10 @@ __all__ = ["FeatureQueue"]
 
 
 class FeatureQueue(nn.Module):
-    """The last ``length`` features that were pushed; the oldest are overwritten first.
+    """Holds the last ``length`` features that were pushed; the oldest are overwritten first.
 
-    A push changes ``features`` in place, while autograd may still need the old values for the gradient of a loss. So a
-    loss takes ``queue.features.clone()``.
+    A push changes ``features`` in place, but autograd may still need the old values for the gradient of a loss. So a
+    loss must use ``queue.features.clone()``.
 
     Source: MoCo, Sec. 3.2 (arXiv 1911.05722).
     """
@@ -21,11 +21,11 @@ class FeatureQueue(nn.Module):
     def __init__(self, dim: int, length: int):
         """Fill the queue with random directions of norm 1.
 
-        They are equal in all processes, because the generator has a fixed seed: DDP without ``broadcast_buffers`` does
-        not send them to the other processes.
+        The generator has a fixed seed, so that they are equal in all processes: DDP without ``broadcast_buffers`` does
+        not copy them from the main process.
 
         Args:
-            dim: length of a feature.
+            dim: number of channels of a feature.
             length: number of features.
         """
         super().__init__()
@@ -36,12 +36,12 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: torch.Tensor) -> None:
-        """Write keys over the oldest rows. One push per forward: :meth:`undo` takes back the last push only.
+        """Overwrite the oldest rows with keys. Push once per forward, because :meth:`undo` undoes only the last push.
 
         Args:
-            keys: (n, dim) of all processes, in the same order everywhere (:func:`~densesiam_d2.layers.gather`). So
-                every process holds the same queue, and the main process's, which is the saved one, is that of all.
-                Any n; of more than ``length`` keys the last ones are kept.
+            keys: (n, dim) keys of all processes, in the same order in each (:func:`~densesiam_d2.layers.gather`). Then
+                all processes have the same queue, and it is enough that the main process saves its own. If n is larger
+                than ``length``, only the last ``length`` keys are stored.
         """
         length = len(self.features)
         kept = keys[-length:].to(self.features)

@@ -1,4 +1,4 @@
-"""Resize logits fast.
+"""Resize logits, faster than detectron2 does.
 
 Shape shorthand: K classes, h,w cells of the logits, H,W pixels.
 """
@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 __all__ = ["resize_logits", "resized_labels"]
 
-BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # of resized logits at a time: what a cache, or launches, ask for
+BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # size of a block of resized logits: fits a CPU's cache
 
 
 def resize_logits(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Return logits (K, H, W) at another size, stored channels last.
 
-    The values are those of detectron2's ``sem_seg_postprocess``, which resizes even to the same size and in the memory
-    format that is slow on CPU.
+    The values equal those of detectron2's ``sem_seg_postprocess``. That function is slower on CPU because of its memory
+    format, and it also resizes when the size does not change.
     """
     if logits.shape[-2:] == (height, width):
         return logits
@@ -26,15 +26,15 @@ def resize_logits(logits: torch.Tensor, height: int, width: int) -> torch.Tensor
 def resized_labels(
     logits: torch.Tensor, padded: tuple[int, int], crop: tuple[int, int], size: tuple[int, int]
 ) -> torch.Tensor:
-    """Return the argmax of logits that are resized, cropped and resized again, without ever holding them in full.
+    """Return the argmax of logits that are resized, cropped and resized again, without storing all resized logits.
 
-    The labels are those of ``F.interpolate`` to ``padded``, ``[:, :, :crop_h, :crop_w]`` and :func:`resize_logits`,
-    bilinear both times; but 500 classes at 480 x 640 would take 0.6 GB there.
+    The labels equal those of bilinear ``F.interpolate`` to ``padded``, then ``[:, :, :crop_h, :crop_w]``, then
+    :func:`resize_logits`. There, the logits of 500 classes at 480 x 640 would take 0.6 GB.
 
     Args:
         logits: (K, h, w).
         padded: height and width of the network's input.
-        crop: height and width of its part that is image, from the top left corner.
+        crop: height and width of the image in this input, without the padding; it starts at the top left corner.
         size: H and W of the labels.
 
     Returns:
@@ -57,21 +57,29 @@ def resized_labels(
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:
-    """Return the argmax over the last axis; on the CPU by NumPy, for many classes in a third of torch's time."""
+    """Return the argmax over the last axis; on the CPU with NumPy, in a third of torch's time for many classes."""
     return values.argmax(dim=-1) if values.is_cuda else torch.from_numpy(values.numpy().argmax(axis=-1))
 
 
 def _neighbours(rows: torch.Tensor, old: int, new: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the two old rows between which each new row lies, and its distance from the first, for pixel centres."""
+    """Return for each new row the old rows above and below its centre, and its distance from the one above."""
     position = ((rows + 0.5) * (old / new) - 0.5).clamp(min=0)
     low = position.long()
     return low, (low + 1).clamp(max=old - 1), position - low
 
 
 def _resized_rows(z: torch.Tensor, first: int, height: int, rows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return some rows (n, W, K) of a map of ``size``; z (m, w, K) are the rows from ``first`` on of ``height``."""
+    """Return the given rows (n, W, K) of a map resized to ``size``.
+
+    Args:
+        z: (m, w, K), rows ``first`` to ``first + m`` of the old map.
+        first: see z.
+        height: number of rows of the whole old map.
+        rows: (n,) indices of the new rows.
+        size: height and width of the whole new map.
+    """
     low, high, distance = _neighbours(rows, height, size[0])
     above, below = z.index_select(0, low - first), z.index_select(0, high - first)  # (n, w, K)
     slab = torch.lerp(above, below, distance[:, None, None].to(z.dtype))
-    slab = slab[None].permute(0, 3, 1, 2)  # the batch axis first: only then does it look channels-last
+    slab = slab[None].permute(0, 3, 1, 2)  # add the batch axis before permuting, so that torch sees channels-last
     return F.interpolate(slab, size=(len(rows), size[1]), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)

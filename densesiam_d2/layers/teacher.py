@@ -10,7 +10,7 @@ __all__ = ["MomentumTeacher", "cosine_momentum"]
 
 
 def cosine_momentum(base: float, progress: float) -> float:
-    """Return the teacher's momentum, which rises from ``base`` to 1 along a cosine, and is 0 at the very start.
+    """Return the teacher's momentum: 0 in the first step, then rising from ``base`` to 1 along a cosine.
 
     The first step copies the student into the teacher, because MODEL.WEIGHTS fills the student only.
 
@@ -24,9 +24,9 @@ def cosine_momentum(base: float, progress: float) -> float:
 
 
 class MomentumTeacher(nn.Module):
-    """Copies of student modules, without gradient, that follow the students by :meth:`update`.
+    """Copies of student modules, without gradient, that :meth:`update` moves towards the students.
 
-    A batch norm of the teacher computes its own running statistics: only parameters are averaged.
+    Only parameters are averaged; a batch norm of the teacher computes its own running statistics.
 
     Source: MoCo, Sec. 3.2 (arXiv 1911.05722); BYOL, Sec. 3 (arXiv 2006.07733).
     """
@@ -37,19 +37,19 @@ class MomentumTeacher(nn.Module):
         for name, student in students.items():
             self.add_module(name, copy.deepcopy(student))
         self.requires_grad_(False)
-        self._before: list[torch.Tensor] = []  # not buffers, which would be saved
-        self._undone, self._copied = True, False  # the last update
+        self._before: list[torch.Tensor] = []  # a list, because buffers would be saved
+        self._undone, self._copied = True, False  # state of the last update
 
     @torch.no_grad()
     def update(self, momentum: float, **students: nn.Module) -> None:
         """Set every parameter to ``momentum * teacher + (1 - momentum) * student``.
 
-        With momentum 0 the buffers are copied as well. If such a copy is undone, the next update is a copy too, with
-        any momentum: otherwise a training whose first step is dropped would never copy the student.
+        With momentum 0 the buffers are copied too. If such a copy is undone, the next update is also a copy, with any
+        momentum; otherwise a training that drops its first step would never copy the student.
 
         Args:
             momentum: in [0, 1].
-            **students: the modules that the teacher was made of, under the same names.
+            **students: the modules that the constructor copied, under the same names.
         """
         copies = dict(self.named_children())
         assert students.keys() == copies.keys(), f"the teacher has {list(copies)}, not {list(students)}"

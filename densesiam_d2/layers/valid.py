@@ -1,4 +1,4 @@
-"""Leaving images out of a loss without changing its shapes."""
+"""Leave images out of a loss without changing tensor shapes."""
 
 import torch
 
@@ -6,7 +6,7 @@ __all__ = ["blank_invalid"]
 
 
 def blank_invalid(x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """Replace the entries of invalid images by zeros, which also stops every gradient, even NaN, from reaching them.
+    """Replace the values of invalid images by zeros; this also stops their gradients, even if they are NaN.
 
     Args:
         x: (N, ...).

@@ -1,4 +1,4 @@
-"""The segmentation loss that makes its own labels. Shape shorthand: N images, K clusters, h,w cells."""
+"""The segmentation loss with pseudo labels. Shape shorthand: N images, K clusters, h,w cells."""
 
 import torch
 from torch.nn import functional as F
@@ -11,14 +11,14 @@ __all__ = ["pseudo_label_loss"]
 def pseudo_label_loss(logits: torch.Tensor, *, rebalance: bool, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Return the cross-entropy of logits against their own argmax, weighted by how frequent each label is.
 
-    The weight of a pixel is the share of its label among the valid pixels of this process's batch: frequency, not its
-    inverse, and the mean is not divided by the weights. So large clusters are favoured, and the loss is about 1/K of
-    the plain one when clusters are balanced.
+    The weight of a pixel is the share of its label among the valid pixels of this process's batch: the frequency, not
+    its inverse. The mean is not divided by the sum of the weights. So large clusters get more weight, and with balanced
+    clusters the loss is about 1/K of the unweighted loss.
 
     Args:
         logits: (N, K, h, w).
-        rebalance: weigh by frequency; otherwise every pixel counts 1.
-        valid: (N,) bool, the images that count; all when None.
+        rebalance: True weights pixels by frequency; False gives every pixel weight 1.
+        valid: (N,) bool, the images to use; None means all.
 
     Returns:
         Scalar >= 0; 0 when no image is valid.
@@ -29,7 +29,7 @@ def pseudo_label_loss(logits: torch.Tensor, *, rebalance: bool, valid: torch.Ten
     labels = logits.detach().argmax(dim=1)  # (N, h, w)
     loss = F.cross_entropy(logits, labels, reduction="none")  # (N, h, w)
     if rebalance:
-        # No labels[valid] and no bincount: on a GPU both would wait for the device.
+        # labels[valid] and bincount would be shorter, but on a GPU both wait for the device.
         counted = torch.ones_like(loss) if valid is None else valid[:, None, None].expand_as(loss).float()
         counts = loss.new_zeros(logits.shape[1]).scatter_add_(0, labels.flatten(), counted.flatten())
         frequency = counts / counts.sum().clamp(min=1)  # (K,)

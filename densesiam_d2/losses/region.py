@@ -1,7 +1,7 @@
 """RegionSim: pool a view into regions by soft masks, and compare the regions of two views.
 
-Shape shorthand: N images, C feature channels, M regions, D embedding, S side of the grid. Regions travel as
-(N, C, M, 1) maps, so that the same 1x1-convolution heads serve points and regions.
+Shape shorthand: N images, C feature channels, M regions, D embedding, S side of the grid. Regions are stored as
+(N, C, M, 1) maps, so that heads of 1x1 convolutions work for both points and regions.
 """
 
 import torch
@@ -26,32 +26,32 @@ def pool_regions(features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam for softmax and sum.
     """
     masks = logits.float().softmax(dim=1).flatten(2)  # (N, M, S*S)
-    with torch.autocast(features.device.type, enabled=False):  # autocast would sum in half precision
+    with torch.autocast(features.device.type, enabled=False):  # else the sum is in half precision
         return torch.einsum("ncs,nms->ncm", features.float().flatten(2), masks).unsqueeze(-1)  # (N, C, M, 1)
 
 
 def region_infonce(
     p: torch.Tensor, z: torch.Tensor, temperature: float, valid: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Tell each region of one view from the other regions of the same image in the other view.
+    """Return the InfoNCE loss between the regions of two views of the same image.
 
-    Positives share the channel index; the M - 1 other regions of the image are the negatives. Gradients flow into both
-    arguments: detach ``z`` to stop them.
+    The positive of a region is the region with the same channel index in the other view; the M - 1 other regions there
+    are its negatives. Gradients flow into both arguments; detach ``z`` to stop them.
 
     Args:
         p: (N, D, M, 1) region predictions of one view.
         z: (N, D, M, 1) region projections of the other view.
         temperature: divides the cosine similarities.
-        valid: (N,) bool, the images that count; all when None.
+        valid: (N,) bool, the images to use; None means all.
 
     Returns:
-        Scalar >= 0; log M when all regions look alike.
+        Scalar >= 0; log M when all regions are equal.
 
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
     """
     p = F.normalize(blank_invalid(p, valid).float().squeeze(-1), dim=1)  # (N, D, M)
     z = F.normalize(blank_invalid(z, valid).float().squeeze(-1), dim=1)  # (N, D, M)
-    with torch.autocast(p.device.type, enabled=False):  # a cosine in half precision, divided by 0.1, is too coarse
+    with torch.autocast(p.device.type, enabled=False):  # half precision is too coarse for a cosine divided by 0.1
         logits = torch.einsum("ndi,ndj->nij", p, z) / temperature  # (N, M, M)
     loss = -logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2)  # (N, M)
     return mean_over_images(loss.mean(dim=1), valid)

@@ -1,6 +1,6 @@
-"""How alike two views are: negative cosine and soft cross-entropy, each with a stop-gradient on the target.
+"""Similarity losses of two views: negative cosine and soft cross-entropy, each with a stop-gradient on the target.
 
-Shape shorthand: N images, D embedding channels or K cluster logits, and any positions behind them (S x S points, or
+Shape shorthand: N images, D embedding channels or K cluster logits, and then any axes of positions (S x S points, or
 M regions x 1).
 """
 
@@ -18,7 +18,7 @@ def negative_cosine(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | None
     Args:
         p: (N, D, ...) predictions.
         z: (N, D, ...) projections of the other view at the same points; no gradient flows into them.
-        valid: (N,) bool, the images that count; all when None.
+        valid: (N,) bool, the images to use; None means all.
 
     Returns:
         Scalar in [-1, 1]; 0 when no image is valid.
@@ -36,7 +36,7 @@ def soft_cross_entropy(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | N
     Args:
         p: (N, K, ...) predicted logits.
         z: (N, K, ...) target logits of the other view; no gradient flows into them.
-        valid: (N,) bool, the images that count; all when None.
+        valid: (N,) bool, the images to use; None means all.
 
     Returns:
         Scalar, at least the mean entropy of softmax(z); 0 when no image is valid.

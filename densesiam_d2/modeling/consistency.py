@@ -1,4 +1,4 @@
-"""The parts that DenseSiam and its segmentor share: heads at the common points (PixSim), regions (RegionSim).
+"""Parts shared by DenseSiam and its segmentor: heads at the common points (PixSim) and regions (RegionSim).
 
 Shape shorthand: N images, C feature channels, D embedding, M regions, h,w feature cells, S side of the grid of points.
 """
@@ -20,10 +20,10 @@ __all__ = ["EncodedView", "RegionSim", "count_winners", "encoded_views", "projec
 
 
 class EncodedView(NamedTuple):
-    """A view's feature map, and the points that the other view shows as well."""
+    """A view's feature map, and the points that both views show (the common points)."""
 
     f: torch.Tensor  # (N, C, h, w)
-    grid: torch.Tensor  # (N, S, S, 2), where the view shows the common points
+    grid: torch.Tensor  # (N, S, S, 2), positions of the common points in the view
     s: torch.Tensor  # (N, C, S, S), f at the common points
 
 
@@ -38,7 +38,7 @@ def encoded_views(
         grid_size: S.
 
     Returns:
-        Both views, and (N,) bool: whether they overlap.
+        Both views, and (N,) bool: whether the two views of each image overlap.
     """
     grid1, grid2, valid = overlap_grids(boxes1, boxes2, grid_size)
     return EncodedView(f1, grid1, sample(f1, grid1)), EncodedView(f2, grid2, sample(f2, grid2)), valid
@@ -52,7 +52,7 @@ def project_points(
     Args:
         heads: a module with ``projector`` and ``predictor``.
         view: the encoded view.
-        sample_features: apply the heads to the sampled features, instead of sampling what the heads return.
+        sample_features: True applies the heads to the sampled features; False samples the outputs of the heads.
 
     Returns:
         z and p, (N, D, S, S) each.
@@ -68,7 +68,7 @@ class RegionSim(ProjectorPredictor):
     """Region consistency: pool the common points into regions, project, predict, compare.
 
     Source: DenseSiam (arXiv 2203.11075), "RegionSim"; densesiam/models/architectures/densesiam.py in
-    ZwwWayne/DenseSiam for "infonce" and for its gradient, which the targets share.
+    ZwwWayne/DenseSiam for "infonce", whose gradient also flows into the targets.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class RegionSim(ProjectorPredictor):
         """Build the heads.
 
         Args:
-            in_dim, proj_dims, pred_dim, norm: of :class:`ProjectorPredictor`.
+            in_dim, proj_dims, pred_dim, norm: see :class:`ProjectorPredictor`.
             loss: "infonce" or "cosine".
-            temperature: of "infonce".
-            stop_gradient: whether "infonce" stops the gradient through its targets; "cosine" always does.
+            temperature: temperature of "infonce".
+            stop_gradient: whether "infonce" stops the gradient through its targets; "cosine" always stops it.
         """
         super().__init__(in_dim, proj_dims, pred_dim, norm)
         self.loss = loss
@@ -97,7 +97,7 @@ class RegionSim(ProjectorPredictor):
 
     @classmethod
     def of(cls, cfg: CfgNode, in_dim: int) -> "RegionSim":
-        """Build it from MODEL.DENSESIAM.REGION and MODEL.SSL.NORM, for features of ``in_dim`` channels."""
+        """Build RegionSim from MODEL.DENSESIAM.REGION and MODEL.SSL.NORM, for features of ``in_dim`` channels."""
         keys = cfg.MODEL.DENSESIAM.REGION
         return cls(
             in_dim,
@@ -115,7 +115,7 @@ class RegionSim(ProjectorPredictor):
         Args:
             f1, f2: (N, C, S, S) features at the common points.
             z1, z2: (N, M, S, S) logits of the soft region masks.
-            valid: (N,) bool, the images that count.
+            valid: (N,) bool, the images to use.
         """
         with torch.autocast(f1.device.type, enabled=False):  # sums over a whole view can exceed fp16's 65,504
             zr1, zr2 = self.project(f1, z1), self.project(f2, z2)  # (N, D, M, 1)
@@ -130,7 +130,8 @@ class RegionSim(ProjectorPredictor):
     def project(self, f: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Return the projections (N, D, M, 1) of features (N, C, S, S) pooled under masks z (N, M, S, S).
 
-        The projector's first convolution and the pooling are both linear: the one that leaves less to do comes first.
+        The projector's first convolution and the pooling are both linear, so their order does not change the result;
+        the cheaper order is used.
         """
         if z.shape[2:].numel() >= z.shape[1]:
             return self.projector(pool_regions(f, z))
@@ -138,6 +139,6 @@ class RegionSim(ProjectorPredictor):
 
 
 def count_winners(logits: torch.Tensor) -> torch.Tensor:
-    """Return how many of the M channels of (N, M, S, S) logits win at least one point of the batch, a 0-dim tensor."""
+    """Return how many of the M channels of (N, M, S, S) logits are the largest at some point, as a 0-dim tensor."""
     winners = logits.detach().argmax(dim=1).flatten()
     return (torch.bincount(winners, minlength=logits.shape[1]) > 0).sum()

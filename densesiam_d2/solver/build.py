@@ -1,4 +1,4 @@
-"""Optimizer and schedule: detectron2's and more, with modules of fixed learning rate."""
+"""Build optimizers and schedules: detectron2's and further ones; some modules can keep a fixed learning rate."""
 
 import torch
 from detectron2.config import CfgNode
@@ -34,12 +34,12 @@ class PolyWithFloor(ParamScheduler):
     """
 
     def __init__(self, power: float, floor: float):
-        """Take the power of the decay and the value at its end, as a fraction of the base learning rate."""
+        """Store the power of the decay and the final value, a fraction of the base learning rate."""
         self._poly = PolynomialDecayParamScheduler(1.0, power)
         self._floor = floor
 
     def __call__(self, where: float) -> float:
-        """Return the multiplier at the share ``where`` of training."""
+        """Return the multiplier when the share ``where`` of training is done."""
         return (1 - self._floor) * self._poly(where) + self._floor
 
 
@@ -99,19 +99,19 @@ def _fixed_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def fuse(optimizer: torch.optim.SGD) -> None:
-    """Make SGD update all parameters in one operation; equal to the plain one up to rounding.
+    """Make SGD update all parameters in one operation; the result equals that of plain SGD except for rounding.
 
-    Every parameter gets its momentum, 0, at once: the fused operation fails when a parameter has its first gradient
-    later than others.
+    Every parameter gets a momentum buffer of zeros now, because the fused operation fails if a parameter gets its first
+    gradient later than the others.
     """
     for group in optimizer.param_groups:
-        group.update(fused=True, foreach=False)  # foreach would go before fused
+        group.update(fused=True, foreach=False)  # foreach=True would override fused
         for p in group["params"] if group["momentum"] else ():
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    """Store loaded state in the memory order of its parameter: fused operations on the CPU do not look at strides."""
+    """Copy loaded state into the memory format of its parameter, because fused operations on the CPU ignore strides."""
     for p, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
@@ -119,7 +119,7 @@ def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-    """Build a schedule that respects fixed groups.
+    """Build a schedule that leaves groups with ``fix_lr`` at their initial learning rate.
 
     ``SOLVER.LR_SCHEDULER_NAME``: "WarmupConstantLR", "WarmupPolyLR" (``POLY_LR_POWER``, ending at the share
     ``POLY_LR_CONSTANT_ENDING`` of the base rate), or any name of detectron2's.
@@ -133,12 +133,12 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
             "SOLVER.EPOCHS or WARMUP_EPOCHS is still set: call densesiam_d2.set_epochs(cfg, number of images) first"
         )
     if solver.LR_SCHEDULER_NAME == "WarmupConstantLR":
-        decay = LinearParamScheduler(1.0, 1.0)  # fvcore's constant one refuses the call after the last step
+        decay = LinearParamScheduler(1.0, 1.0)  # fvcore's constant schedule fails after the last step
     elif solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
         decay = PolyWithFloor(solver.POLY_LR_POWER, solver.POLY_LR_CONSTANT_ENDING)
     else:
-        scheduler = build_d2_lr_scheduler(cfg, optimizer)  # raises for a name that nobody knows
-        # It has warmed up the groups' learning rates already; the scheduler below starts from "initial_lr" as it did.
+        scheduler = build_d2_lr_scheduler(cfg, optimizer)  # raises ValueError for an unknown name
+        # It has already set the groups' learning rates for warm-up; the one below starts from "initial_lr" again.
         return FixedLRMultiplier(optimizer, scheduler._multiplier, solver.MAX_ITER)
     multiplier = WarmupParamScheduler(
         decay,

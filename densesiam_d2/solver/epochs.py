@@ -1,4 +1,4 @@
-"""Length of a training in epochs instead of iterations."""
+"""Turn the length of a training from epochs into iterations."""
 
 import logging
 
@@ -10,19 +10,18 @@ logger = logging.getLogger(__name__)
 
 
 def set_epochs(cfg: CfgNode, num_images: int) -> None:
-    """Set the iterations that ``SOLVER.EPOCHS`` and ``SOLVER.WARMUP_EPOCHS`` stand for, then set these two to 0.
+    """Turn ``SOLVER.EPOCHS`` and ``SOLVER.WARMUP_EPOCHS`` into iterations, then set both keys to 0.
 
-    ``EPOCHS`` above 0 sets ``MAX_ITER`` and turns ``STEPS``, which are then fractions of the training in (0, 1), into
-    iterations. ``WARMUP_EPOCHS`` above 0 sets ``WARMUP_ITERS``. The result can be saved and loaded again: a second call
-    changes nothing. Call it before detectron2's ``auto_scale_workers``, which scales iterations and batch size
-    together.
+    ``EPOCHS`` above 0 sets ``MAX_ITER``, and turns ``STEPS`` from fractions of the training in (0, 1) into iterations.
+    ``WARMUP_EPOCHS`` above 0 sets ``WARMUP_ITERS``. A second call changes nothing, so the result can be saved and
+    loaded again. Call this before detectron2's ``auto_scale_workers``, which scales iterations and batch size together.
 
     Args:
         cfg: a config that is not frozen, changed in place.
         num_images: images of an epoch.
     """
     solver = cfg.SOLVER
-    iterations = num_images / solver.IMS_PER_BATCH  # of one epoch
+    iterations = num_images / solver.IMS_PER_BATCH  # per epoch
     if solver.WARMUP_EPOCHS > 0:
         solver.WARMUP_ITERS = max(1, round(solver.WARMUP_EPOCHS * iterations))
         solver.WARMUP_EPOCHS = 0.0

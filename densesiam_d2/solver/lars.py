@@ -1,4 +1,4 @@
-"""LARS: SGD whose step is scaled tensor by tensor, for large batches."""
+"""LARS: SGD for large batches, with a separate scale of the step for each tensor."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,14 +10,14 @@ __all__ = ["LARS"]
 class LARS(torch.optim.Optimizer):
     """SGD with momentum and weight decay, where the step of each tensor is proportional to the norm of its weights.
 
-    With ``u = gradient + weight_decay * p`` and ``trust = trust_coefficient * |p| / (|u| + eps)``, which is 1 where
-    either norm is 0::
+    Let ``u = gradient + weight_decay * p`` and ``trust = trust_coefficient * |p| / (|u| + eps)``, or 1 if ``|p|`` or
+    ``|u|`` is 0. Then::
 
         buffer = momentum * buffer + trust * u         p = p - lr * buffer     (BYOL, SlotCon, PixPro)
         buffer = momentum * buffer + lr * trust * u    p = p - buffer          (lr_in_momentum; the paper, SimCLR)
 
-    Both are equal while the learning rate does not change. Parameters of at most one dimension (biases, scales and
-    shifts of norms) have ``u = gradient`` and ``trust = 1``.
+    Both give the same result as long as the learning rate is constant. Parameters of at most one dimension (biases,
+    scales and shifts of norms) use ``u = gradient`` and ``trust = 1``.
 
     Source: "Large Batch Training of Convolutional Networks", Algorithm 1 (arXiv 1708.03888); google-research/simclr,
     lars_optimizer.py; BYOL (google-deepmind/deepmind-research, byol/utils/optimizers.py).
@@ -34,7 +34,7 @@ class LARS(torch.optim.Optimizer):
         eps: float = 0.0,
         lr_in_momentum: bool = False,
     ):
-        """Take parameters or parameter groups, as all of torch's optimizers do, and the options of every group."""
+        """Store parameters or parameter groups, as all optimizers of torch do, and the default options of a group."""
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -47,7 +47,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step with the gradients that there are; return what the closure returns."""
+        """Take one step with the parameters that have gradients; return the result of the closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -65,7 +65,7 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     def _move(self, params: list[torch.Tensor], updates: list[torch.Tensor], group: dict) -> None:
-        """Add updates to the momentum, and the momentum to the parameters."""
+        """Add the updates to the momentum, and move the parameters by the momentum."""
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -77,7 +77,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def _trust(params: list[torch.Tensor], updates: list[torch.Tensor], group: dict) -> tuple[torch.Tensor, ...]:
-    """Return the factor of each tensor, computed on the device for all of them together."""
+    """Return the trust factor of each tensor; all are computed together on the device."""
     weights, steps = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates))
     trust = group["trust_coefficient"] * weights / (steps + group["eps"])
     return torch.where((weights > 0) & (steps > 0), trust, 1.0).unbind()

@@ -14,10 +14,10 @@ __all__ = ["TorchvisionBackbone", "build_torchvision_backbone", "build_torchvisi
 
 STAGES = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # stride -> name
 
-# The children of torchvision's networks run in their order; the first of these ends the part with feature maps.
+# torchvision's networks run their children in order. The feature maps end before the first child with such a name.
 _END = ("avgpool", "classifier", "fc")
 
-# Transformers; and networks that do not pad, whose features have no whole stride.
+# Networks that cannot be a backbone: transformers, and networks without padding, whose strides are not whole numbers.
 _UNFIT = ("maxvit", "swin", "vit", "alexnet", "inception", "squeezenet")
 
 
@@ -27,10 +27,10 @@ def torchvision_cnns() -> list[str]:
 
 
 class TorchvisionBackbone(Backbone):
-    """A CNN of torchvision up to its last feature map, under torchvision's own names of modules and tensors.
+    """A CNN of torchvision up to its last feature map, with torchvision's own names of modules and tensors.
 
-    ``res2`` to ``res5`` are the last feature maps at strides 4 to 32, taken between its blocks, never inside one. All
-    that torchvision does before it pools counts, such as the last convolution of a MobileNetV2 (1280 channels).
+    ``res2`` to ``res5`` are the last feature maps at strides 4 to 32, taken after whole blocks. Everything before
+    torchvision's pooling belongs to the backbone, such as the last convolution of a MobileNetV2 (1280 channels).
 
     Attributes:
         network: its name in torchvision.
@@ -38,15 +38,15 @@ class TorchvisionBackbone(Backbone):
 
     @configurable
     def __init__(self, *, network: str, out_features: list[str], norm: str = "", freeze_at: int = 0):
-        """Build the network with torchvision's own initial weights, and find its stages.
+        """Build the network with torchvision's own random initial weights, and find its stages.
 
         Args:
             network: a name of :func:`torchvision_cnns`.
             out_features: which of "res2", "res3", "res4" and "res5" to return.
             norm: kind of batch norm that replaces ``nn.BatchNorm2d``, with its epsilon and momentum; "" keeps it. Other
                 norms, such as the layer norm of a ConvNeXt, stay.
-            freeze_at: freeze all blocks up to stride ``2 ** freeze_at``, batch norm included; as in detectron2, 0 is
-                nothing, 1 the stem, and 2 also res2.
+            freeze_at: freeze all blocks up to stride ``2 ** freeze_at``, including batch norm. As in detectron2, 0
+                freezes nothing, 1 the stem, and 2 the stem and res2.
 
         Raises:
             ValueError: an unknown network or feature.
@@ -88,10 +88,10 @@ class TorchvisionBackbone(Backbone):
 
     @property
     def input_facts(self) -> dict:
-        """What torchvision's own weights of the network expect of images of 0-255 values."""
+        """Image format that torchvision's own weights of the network expect, for images of 0-255 values."""
         preset = next(iter(torchvision.models.get_model_weights(self.network))).transforms()
         mean, std = preset.mean, preset.std
-        if self.network == "googlenet":  # which turns them into these itself (torchvision/models/googlenet.py)
+        if self.network == "googlenet":  # it converts to these itself (torchvision/models/googlenet.py)
             mean = std = [0.5, 0.5, 0.5]
         return {
             "pixel_format": "RGB",
@@ -101,7 +101,7 @@ class TorchvisionBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Side that images are padded to a multiple of: some networks round sizes down, and would leave a rim out."""
+        """Images are padded to a multiple of this side: some networks round sizes down and would ignore the border."""
         return max(self._out_feature_strides.values())
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -115,8 +115,8 @@ class TorchvisionBackbone(Backbone):
 
     @torch.no_grad()
     def _trace(self, side: int = 64) -> dict[str, ShapeSpec]:
-        """Return the channels and the stride of each block's output, found by a small image."""
-        self.eval()  # one image has no batch statistics, and those of the network must not move
+        """Return the channels and the stride of each block's output, measured with a small image."""
+        self.eval()  # one image has no useful batch statistics, and the running ones must not change
         x = torch.zeros(1, 3, side, side, device=next(self.parameters()).device)
         shapes = {}
         for block in self._blocks:
@@ -127,7 +127,7 @@ class TorchvisionBackbone(Backbone):
         return shapes
 
     def _drop_after(self, last: int) -> None:
-        """Remove the blocks that no feature needs: DDP waits for the gradient of every parameter."""
+        """Remove the blocks that no feature needs, because DDP waits for the gradient of every parameter."""
         for block in self._blocks[last + 1 :]:
             parent, _, key = block.rpartition(".")
             delattr(self.get_submodule(parent), key)
@@ -143,13 +143,13 @@ class TorchvisionBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionBackbone:
-    """Return the network that MODEL.TORCHVISION names, with the features of MODEL.RESNETS.OUT_FEATURES."""
+    """Return the network of MODEL.TORCHVISION.NAME with the features of MODEL.RESNETS.OUT_FEATURES."""
     return TorchvisionBackbone(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Return a feature pyramid, as of MODEL.FPN, on the network that MODEL.TORCHVISION names."""
+    """Return a feature pyramid with the settings of MODEL.FPN on the network of MODEL.TORCHVISION.NAME."""
     return FPN(
         bottom_up=TorchvisionBackbone(cfg, input_shape, out_features=cfg.MODEL.FPN.IN_FEATURES),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -161,7 +161,7 @@ def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 def _trunk(network: str) -> list[tuple[str, nn.Module]]:
-    """Return name and module of a new network's children before pooling and classifier."""
+    """Build a network and return the names and modules of its children before pooling and classifier."""
     names = torchvision_cnns()
     if network not in names:
         near = difflib.get_close_matches(network, names, n=1)
@@ -176,12 +176,12 @@ def _trunk(network: str) -> list[tuple[str, nn.Module]]:
             break
         trunk.append((name, child))
     if network.startswith("densenet"):
-        trunk.append(("relu", nn.ReLU()))  # there it is a function call (torchvision/models/densenet.py, forward)
+        trunk.append(("relu", nn.ReLU()))  # a function call in torchvision/models/densenet.py, forward
     return trunk
 
 
 def _blocks_of(name: str, child: nn.Module) -> list[str]:
-    """Return the names of what runs one after the other in a child, which may be one block itself."""
+    """Return the names of the blocks in a child: its own children if it is an nn.Sequential, else the child itself."""
     return [f"{name}.{key}" for key, _ in child.named_children()] if isinstance(child, nn.Sequential) else [name]
 
 
@@ -194,7 +194,7 @@ def _batch_norms(module: nn.Module):
 
 
 def _replace(parent: nn.Module, key: str, norm: str) -> None:
-    """Replace a new batch norm by one of another kind that normalises alike."""
+    """Replace a new batch norm by another kind of norm with the same epsilon and momentum."""
     old = getattr(parent, key)
     new = get_norm(norm, old.num_features)
     new.eps = old.eps

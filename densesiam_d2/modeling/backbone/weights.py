@@ -1,7 +1,7 @@
-"""Weights of torchvision's networks: one file by package, all others by name, and ours back under torchvision's names.
+"""Find or download torchvision's weights, and write our weights under torchvision's names.
 
 ``MODEL.WEIGHTS torchvision://NAME`` takes the name of a network (its first weights, IMAGENET1K_V1) or of weights, such
-as ``ResNet50_Weights.IMAGENET1K_V2``.
+as ``ResNet50_Weights.IMAGENET1K_V2``. The weights of MobileNetV2 come with a Python package.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
 
 
 def mobilenet_v2_weights() -> Path:
-    """Return torchvision's ImageNet weights of its MobileNetV2 (IMAGENET1K_V1), which a package brings.
+    """Return the file with torchvision's ImageNet weights of MobileNetV2 (IMAGENET1K_V1) from an installed package.
 
     Raises:
         FileNotFoundError: the package is not installed.
@@ -45,10 +45,10 @@ def mobilenet_v2_weights() -> Path:
 
 
 def torchvision_weights(name: str) -> Path:
-    """Return the file of weights that torchvision knows, from the package, torch.hub's folder, or the internet.
+    """Return the file with torchvision's weights, from the package, from torch.hub's folder, or by download.
 
     Args:
-        name: of a network or of weights; see the top of this file.
+        name: name of a network or of weights; see the top of this file.
 
     Raises:
         ValueError: torchvision has no weights of this name.
@@ -60,9 +60,9 @@ def torchvision_weights(name: str) -> Path:
         return mobilenet_v2_weights()
     path = Path(torch.hub.get_dir(), "checkpoints", file_name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(str(path)):  # one process downloads, the others find the file
+    with file_lock(str(path)):  # one process downloads, the others wait and use the file
         if not path.is_file():
-            digits = re.search(r"-([0-9a-f]{8,})\.", file_name)  # of its sha256, as torchvision names its files
+            digits = re.search(r"-([0-9a-f]{8,})\.", file_name)  # torchvision's names hold the start of the sha256
             try:
                 torch.hub.download_url_to_file(url, str(path), digits and digits[1], progress=False)
             except OSError as error:
@@ -83,16 +83,16 @@ def _weights_named(name: str) -> WeightsEnum:
 
 
 def save_torchvision_weights(path: str | Path, model: nn.Module) -> None:
-    """Write a model's backbone as a ``.pth`` that torchvision's network of that name loads, but for its classifier.
+    """Write a model's backbone as a ``.pth`` that torchvision's network of that name can load; it has no classifier.
 
-    ``torchvision.models.get_model(NAME).load_state_dict(torch.load(path), strict=False)`` misses the classifier only.
+    ``torchvision.models.get_model(NAME).load_state_dict(torch.load(path), strict=False)`` lacks only the classifier.
 
     Args:
         path: file to write, ending in ``.pth``.
-        model: a model with one :class:`TorchvisionBackbone`, or that itself.
+        model: a model with one :class:`TorchvisionBackbone`, or that backbone itself.
 
     Raises:
-        ValueError: there is no such backbone in it, or the path has another suffix.
+        ValueError: the model has no such backbone, or the path has another suffix.
     """
     if Path(path).suffix != ".pth":
         raise ValueError(f"output {path}: this format needs a name ending in .pth")
@@ -103,7 +103,7 @@ def save_torchvision_weights(path: str | Path, model: nn.Module) -> None:
 
 
 class _TorchvisionHandler(PathHandler):
-    """Gives detectron2 the files that MODEL.WEIGHTS names by ``torchvision://``."""
+    """Lets detectron2 read MODEL.WEIGHTS that start with ``torchvision://``."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["torchvision://"]

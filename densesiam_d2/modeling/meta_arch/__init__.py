@@ -9,7 +9,7 @@ from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.modeling.meta_arch.simsiam import SimSiam
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
 
-# Every method: config.py adds its keys, config_checks.py its rules, and the contract tests run it.
+# All methods. config.py adds the keys of each, config_checks.py applies its rules, and the contract tests run it.
 METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL)
 
 __all__ = [

@@ -18,15 +18,15 @@ __all__ = ["BYOL"]
 
 @META_ARCH_REGISTRY.register()
 class BYOL(SiameseMetaArch):
-    """Predict what a teacher, the moving average of this network, says of the other view.
+    """Predict the projection that a teacher, the moving average of this network, computes for the other view.
 
-    Letters: x view, f encoder feature, z projection, p prediction, t the teacher's projection; the number is the view.
-    N images, C feature channels, D embedding.
+    Letters: x view, f encoder feature, z projection, p prediction, t the teacher's projection; the digit is the number
+    of the view. N images, C feature channels, D embedding.
 
     Source: google-deepmind/deepmind-research, byol/byol_experiment.py and byol/configs/byol.py. Departures: the teacher
-    starts as a copy of the student, so that MODEL.WEIGHTS reaches both (there: from a draw of its own), and is updated
-    before the forward of the next step instead of after this one; heads start from PyTorch's initialisation; the
-    linear classifier that is trained there beside it, without influence on the encoder, is left out.
+    starts as a copy of the student, so that MODEL.WEIGHTS fills both (there: with its own random weights); it is
+    updated before the forward of the next step, not after the current step; heads use PyTorch's initialisation; the
+    linear classifier that is trained there at the same time, without influence on the encoder, is left out.
     """
 
     RULES = {
@@ -40,9 +40,9 @@ class BYOL(SiameseMetaArch):
         """Store the modules and copy the teacher.
 
         Args:
-            projector, predictor: on (N, C, 1, 1) and (N, D, 1, 1).
-            momentum: of the teacher at the start; it rises to 1 along a cosine.
-            kwargs: of :class:`SiameseMetaArch`.
+            projector, predictor: modules for inputs (N, C, 1, 1) and (N, D, 1, 1).
+            momentum: momentum of the teacher at the start; it rises to 1 along a cosine.
+            kwargs: arguments of :class:`SiameseMetaArch`.
         """
         super().__init__(**kwargs)
         self.projector = projector
@@ -54,7 +54,7 @@ class BYOL(SiameseMetaArch):
     def add_config(cfg: CfgNode) -> None:
         """Add MODEL.BYOL."""
         keys = cfg.MODEL.BYOL = CfgNode()
-        # Hidden width of projector and predictor, and D, the width of what they return.
+        # Hidden width of projector and predictor, and D, the width of their outputs.
         keys.HIDDEN_DIM = 4096
         keys.OUT_DIM = 256
         # Momentum of the teacher at the start of training (0.996 for 1,000 epochs, 0.99 for 300 and 100).
@@ -76,7 +76,7 @@ class BYOL(SiameseMetaArch):
         return {**ret, "projector": head(in_dim), "predictor": head(keys.OUT_DIM), "momentum": keys.MOMENTUM}
 
     def forward(self, batched_inputs):
-        """Compare two views with the teacher's in training; return features otherwise.
+        """Compare two views with the teacher's projections in training; return features otherwise.
 
         Args:
             batched_inputs: in training, the dict of ``collate_views`` ("views" uint8 (N, 2, 3, H, W), "view_boxes"

@@ -18,9 +18,9 @@ __all__ = ["DenseSiam"]
 
 @META_ARCH_REGISTRY.register()
 class DenseSiam(SiameseMetaArch):
-    """Pixel and region consistency between two views: no negatives among pixels, no second network.
+    """Pixel and region consistency between two views, without negative pixels and without a second network.
 
-    Letters: x view, f encoder feature, z projection, p prediction; the number is the view.
+    Letters: x view, f encoder feature, z projection, p prediction; the digit is the number of the view.
     N images, C feature channels, D embedding, M = D regions, S side of the grid of common points.
     """
 
@@ -56,12 +56,12 @@ class DenseSiam(SiameseMetaArch):
 
         Args:
             grid_size: S, points per side sampled in the overlap.
-            sample_features: sample encoder features before the heads, instead of the heads' outputs.
-            dense_heads: of PixSim.
-            region_heads: of RegionSim.
+            sample_features: True samples the encoder's features before the heads; False samples the heads' outputs.
+            dense_heads: heads of PixSim.
+            region_heads: heads of RegionSim.
             pixel_weight, region_weight: loss weights >= 0.
-            region_start: share of training from which on the region loss counts.
-            kwargs: of :class:`SiameseMetaArch`.
+            region_start: share of training after which the region loss has its weight; before that the weight is 0.
+            kwargs: arguments of :class:`SiameseMetaArch`.
         """
         super().__init__(**kwargs)
         self.grid_size = grid_size
@@ -74,17 +74,18 @@ class DenseSiam(SiameseMetaArch):
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
-        """Add MODEL.DENSESIAM, which DenseSiamSegmentor reads as well."""
+        """Add MODEL.DENSESIAM; DenseSiamSegmentor reads these keys too."""
         ds = cfg.MODEL.DENSESIAM = CfgNode()
         # Output widths of the dense projector's 1x1 convolutions. The last is D, the embedding size of PixSim and, as
         # in the released construction, the number of soft region masks of RegionSim. Inferred.
         ds.PROJ_DIMS = [512, 512, 256]
         # Hidden width of the dense predictor (D -> PRED_DIM -> D). Inferred.
         ds.PRED_DIM = 128
-        # Side S of the grid of points sampled in the overlap (GridSample). In pretraining the side of res5 at 224 px
-        # (inferred), in segmentation that of the aligned feature map.
+        # Side S of the grid of points sampled in the overlap (GridSample). In pretraining this is the side of res5 at
+        # 224 px (inferred), in segmentation the side of the aligned feature map.
         ds.GRID_SIZE = 7
-        # What GridSample samples: "output" (p and z; the paper's text) or "feature" (the encoder's; the released code).
+        # What GridSample samples: "output" (p and z, as in the paper's text) or "feature" (features of the encoder, as
+        # in the released code).
         ds.GRID_POSITION = "output"
 
         # PixSim: weight of the symmetrised similarity of p and stop-gradient z.
@@ -97,9 +98,10 @@ class DenseSiam(SiameseMetaArch):
         ds.REGION.LOSS = "infonce"
         # Temperature of "infonce".
         ds.REGION.TEMPERATURE = 0.1
-        # Stop the gradient through the target regions. "cosine" always does; the released "infonce" does not.
+        # Stop the gradient through the target regions. "cosine" always stops it; the released "infonce" does not.
         ds.REGION.STOP_GRADIENT = False
-        # Weight, and the fraction of training in [0, 1) from which on it holds (0 before; still computed).
+        # Weight of the loss, and the share of training in [0, 1) at which it starts. Before, the weight is 0, but the
+        # loss is still computed.
         ds.REGION.LOSS_WEIGHT = 0.1
         ds.REGION.START = 0.0
         # Widths of the region projector, hidden width of the region predictor. Inferred for pretraining.

@@ -18,8 +18,8 @@ __all__ = ["DenseSiamSegmentor"]
 class DenseSiamSegmentor(LabelFreeSegmentor):
     """DenseSiam whose projections are cluster logits: soft cross-entropy between views, regions, pseudo labels.
 
-    Letters as in ``DenseSiam``; K clusters take the place of D. The keys are those of MODEL.DENSESIAM (without its
-    dense heads) and of MODEL.SEM_SEG_HEAD.
+    Letters as in ``DenseSiam``, with K clusters instead of D. The config keys are those of MODEL.DENSESIAM (without
+    those of its dense heads) and of MODEL.SEM_SEG_HEAD.
 
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
     """
@@ -40,11 +40,12 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
 
         Args:
             grid_size: S, points per side sampled in the overlap.
-            sample_features: sample decoder features before the classifiers, instead of the classifiers' outputs.
-            region_heads: of RegionSim.
+            sample_features: True samples the decoder's features before the classifiers; False samples the classifiers'
+                outputs.
+            region_heads: heads of RegionSim.
             pixel_weight, region_weight: loss weights >= 0.
-            region_start: share of training from which on the region loss counts.
-            kwargs: of :class:`LabelFreeSegmentor`; the head is a ``PseudoLabelSemSegHead``.
+            region_start: share of training after which the region loss has its weight; before that the weight is 0.
+            kwargs: arguments of :class:`LabelFreeSegmentor`; the head must be a ``PseudoLabelSemSegHead``.
         """
         super().__init__(**kwargs)
         self.grid_size = grid_size

@@ -1,4 +1,4 @@
-"""What a config's model is trained on and what it predicts, as its class says."""
+"""Read from the class of a config's model what it is trained on and what it predicts."""
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSegmentor
@@ -9,16 +9,16 @@ __all__ = ["model_output", "trains_on_views"]
 
 
 def trains_on_views(cfg: CfgNode) -> bool:
-    """Tell whether MODEL.META_ARCHITECTURE is trained on two views of unlabelled images; False for unknown names."""
+    """Tell whether MODEL.META_ARCHITECTURE trains on two views of unlabelled images; False for unknown names."""
     return _is_subclass(cfg, SiameseMetaArch)
 
 
 def model_output(cfg: CfgNode) -> str | None:
-    """Return what MODEL.META_ARCHITECTURE gives in evaluation.
+    """Return what MODEL.META_ARCHITECTURE predicts in evaluation.
 
     Returns:
-        "features", "semantic" (a class or cluster for each pixel), "instances" (boxes, masks), or None for a model that
-        is not known. Models of this project say it in their class attribute ``output``.
+        "features", "semantic" (a class or cluster for each pixel), "instances" (boxes, masks), or None for an unknown
+        model. For two-view methods it is the class attribute ``output``.
     """
     if trains_on_views(cfg):
         return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).output

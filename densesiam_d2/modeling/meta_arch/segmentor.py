@@ -15,10 +15,10 @@ __all__ = ["LabelFreeSegmentor"]
 
 
 class LabelFreeSegmentor(SiameseMetaArch):
-    """A two-view method whose features are a decoder's map, and whose evaluation returns clusters of pixels.
+    """A two-view method that uses the feature map of a decoder, and predicts a cluster for each pixel in evaluation.
 
-    The head is one of SEM_SEG_HEADS_REGISTRY with ``decode(features)`` -> (N, C, h, w), ``layers(features)`` -> cluster
-    logits (N, K, h, w), ``num_classes`` and ``common_stride``, such as ``PseudoLabelSemSegHead``.
+    The head is a module of SEM_SEG_HEADS_REGISTRY, such as ``PseudoLabelSemSegHead``. It needs ``decode(features)`` ->
+    (N, C, h, w), ``layers(features)`` -> cluster logits (N, K, h, w), ``num_classes`` and ``common_stride``.
     """
 
     output = "semantic"
@@ -28,9 +28,9 @@ class LabelFreeSegmentor(SiameseMetaArch):
         """Store the head.
 
         Args:
-            sem_seg_head: see the class.
+            sem_seg_head: the head; the class docstring says what it needs.
             predict_labels: return labels instead of logits.
-            kwargs: of :class:`SiameseMetaArch`.
+            kwargs: arguments of :class:`SiameseMetaArch`.
         """
         super().__init__(**kwargs)
         self.sem_seg_head = sem_seg_head
@@ -56,8 +56,8 @@ class LabelFreeSegmentor(SiameseMetaArch):
             batched_inputs: dicts with "image", (3, H, W), and optionally "height" and "width" of the result.
 
         Returns:
-            Per image "sem_seg" (K, H, W) logits of the clusters, or with ``predict_labels`` "sem_seg_labels" (H, W) and
-            "num_classes".
+            Per image a dict with "sem_seg", the (K, H, W) logits of the clusters, or with ``predict_labels`` a dict
+            with "sem_seg_labels" (H, W) and "num_classes".
         """
         head, results = self.sem_seg_head, []
         for x in batched_inputs:

@@ -1,4 +1,4 @@
-"""The base of all two-view methods: batches to tensors, the encoder, time, metrics. It has no loss and no forward."""
+"""The base class of all two-view methods: preprocessing, encoder, schedule, metrics. It has no loss and no forward."""
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -14,21 +14,21 @@ from densesiam_d2.rules import Rule
 
 __all__ = ["SiameseMetaArch"]
 
-METRIC_PERIOD = 20  # iterations, as detectron2's writers
+METRIC_PERIOD = 20  # iterations; the same as for detectron2's writers
 
 
 class SiameseMetaArch(nn.Module):
     """Base of methods that learn from two views of each image.
 
-    A method subclasses it, follows its paper in ``forward`` and returns ``{"loss_*": scalar}`` in training. Everything
-    that the forward changes besides gradients is a buffer, or belongs to a module with ``undo()``: a training step that
-    is dropped puts it back.
+    A method is a subclass that implements its paper in ``forward`` and returns ``{"loss_*": scalar}`` in training.
+    Everything that the forward changes besides gradients must be a buffer or belong to a module with ``undo()``,
+    because the trainer restores it when it drops a step.
 
     Attributes:
-        output: what evaluation returns: "features" or "semantic".
-        exports: name of the submodule that transfer takes, such as "teacher.backbone".
-        fixed_lr_modules: names of submodules that keep SOLVER.BASE_LR throughout.
-        RULES: config key -> what values it may have, for the keys of :meth:`add_config`.
+        output: what the model returns in evaluation: "features" or "semantic".
+        exports: name of the submodule that is exported for transfer, such as "teacher.backbone".
+        fixed_lr_modules: names of submodules that keep SOLVER.BASE_LR during the whole training.
+        RULES: config key -> rule for its values, for the keys of :meth:`add_config`.
     """
 
     output = "features"
@@ -50,9 +50,9 @@ class SiameseMetaArch(nn.Module):
 
         Args:
             backbone: any backbone of detectron2's registry.
-            in_feature: name of the backbone output that the method sees.
+            in_feature: name of the backbone output that the method uses.
             pixel_mean, pixel_std: per channel, in the order of ``INPUT.FORMAT`` and the range of the images.
-            zero_init_residual: start the last norm of each residual branch at 0.
+            zero_init_residual: initialise the scale of the last norm of each residual branch with 0.
         """
         super().__init__()
         self.backbone = backbone
@@ -70,11 +70,11 @@ class SiameseMetaArch(nn.Module):
 
     @classmethod
     def problems(cls, cfg: CfgNode) -> list[str]:
-        """Return what in a config cannot work with this method, a line each; single keys are judged by ``RULES``."""
+        """Return one line for each problem of a config with this method; ``RULES`` already check single keys."""
         return []
 
     def build_hooks(self, cfg: CfgNode) -> list[HookBase]:
-        """Return the method's own hooks of the training loop; a step that waits for them is not timed."""
+        """Return the method's own hooks of the training loop; the watchdog does not count their time."""
         return []
 
     @classmethod
@@ -115,17 +115,17 @@ class SiameseMetaArch(nn.Module):
         return x1, x2, boxes[:, 0], boxes[:, 1]
 
     def preprocess_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Return a whole image (3, H, W) on the device, normalised, as (1, 3, H', W') padded for the backbone."""
+        """Move a whole image (3, H, W) to the device, normalise it, and pad it for the backbone to (1, 3, H', W')."""
         image = (image.to(self.device) - self.pixel_mean) / self.pixel_std
         padding = (self.backbone.size_divisibility, 0.0, self.backbone.padding_constraints)
         return ImageList.from_tensors([image], *padding).tensor
 
     def encode(self, x: torch.Tensor, backbone: nn.Module | None = None) -> torch.Tensor:
-        """Return the feature map of a view: (N, 3, H, W) to (N, C, h, w).
+        """Return the feature map (N, C, h, w) of a view (N, 3, H, W).
 
         Args:
             x: a normalised view.
-            backbone: a teacher's, instead of the model's own.
+            backbone: backbone to use instead of the model's own, such as that of a teacher.
         """
         features = (self.backbone if backbone is None else backbone)(x)
         f = features.pop(self.in_feature)
@@ -139,7 +139,7 @@ class SiameseMetaArch(nn.Module):
         """Return the share of training done, in [0, 1].
 
         Raises:
-            RuntimeError: nobody has set it.
+            RuntimeError: ``progress`` was not set.
         """
         if self.progress is None:
             raise RuntimeError(
@@ -149,7 +149,7 @@ class SiameseMetaArch(nn.Module):
         return self.progress
 
     def weight_from(self, start: float, weight: float) -> float:
-        """Return ``weight`` once the share ``start`` of training is done, and 0 before."""
+        """Return 0 until the share ``start`` of training is done, and ``weight`` after that."""
         return weight if start <= 0 or self.time() >= start else 0.0
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
@@ -159,8 +159,8 @@ class SiameseMetaArch(nn.Module):
             batched_inputs: dicts with "image", (3, H, W) in the range and order of training.
 
         Returns:
-            Per image a dict with "features", (C, h, w), of the backbone that ``exports`` names; the image is padded to
-            what the backbone can divide.
+            Per image a dict with "features", (C, h, w), of the backbone that ``exports`` names. The image is padded to
+            a multiple of the backbone's ``size_divisibility``.
         """
         backbone = self.get_submodule(self.exports)
         return [{"features": self.encode(self.preprocess_image(x["image"]), backbone)[0]} for x in batched_inputs]
@@ -169,7 +169,7 @@ class SiameseMetaArch(nn.Module):
     def metrics_due() -> bool:
         """Tell whether this iteration logs ``ssl/*`` metrics: the first, and those at which detectron2 writes its own.
 
-        Not every one, for a metric waits for the device.
+        The other iterations log none, because reading a metric waits for the device.
         """
         iteration = get_event_storage().iter
         return iteration == 0 or (iteration + 1) % METRIC_PERIOD == 0
@@ -178,14 +178,14 @@ class SiameseMetaArch(nn.Module):
         """Write ``ssl/*`` metrics of this process's images to the event storage.
 
         ``ssl/z_std`` is the standard deviation of L2-normalised embeddings over images and points, averaged over
-        channels. ``ssl/z_std_ideal`` is 1/sqrt(D), its value for directions spread evenly; far below it, the
-        embeddings have collapsed. It misses collapses that ``ssl/between`` or ``ssl/effective_rank`` show; for these,
-        ``ssl/within`` and ``ssl/mean_norm`` see :func:`embedding_spread`.
+        channels. ``ssl/z_std_ideal`` is 1/sqrt(D), its value for evenly spread directions. If ``ssl/z_std`` is far
+        below that, the embeddings have collapsed. Some collapses show only in ``ssl/between`` or
+        ``ssl/effective_rank``; for these, ``ssl/within`` and ``ssl/mean_norm`` see :func:`embedding_spread`.
 
         Args:
             z: (N, D, ...) embeddings.
-            overlap: (N,) share of view 2 that view 1 shows; None for methods that do not look at it.
-            metrics: further scalars, by name without the prefix.
+            overlap: (N,) share of view 2 that view 1 shows; None for methods that do not use the overlap.
+            metrics: further scalars; the names have no ``ssl/`` prefix.
 
         Source: SimSiam, Fig. 2 (arXiv 2011.10566).
         """
@@ -196,7 +196,7 @@ class SiameseMetaArch(nn.Module):
         if overlap is not None:
             spread |= {"overlap": overlap.mean(), "no_overlap": (overlap <= 0).float().mean()}
         metrics = {**spread, **metrics}
-        values = torch.stack([value.float() for value in metrics.values()]).tolist()  # waits for the device once
+        values = torch.stack([value.float() for value in metrics.values()]).tolist()  # a single wait for the device
         metrics = dict(zip(metrics, values, strict=True)) | {"z_std_ideal": z_std_ideal}
         get_event_storage().put_scalars(smoothing_hint=False, **{f"ssl/{name}": v for name, v in metrics.items()})
 

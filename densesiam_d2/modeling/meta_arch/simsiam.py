@@ -16,13 +16,13 @@ __all__ = ["SimSiam"]
 
 @META_ARCH_REGISTRY.register()
 class SimSiam(SiameseMetaArch):
-    """Two views of an image agree as a whole: a predictor, a stop-gradient, nothing else.
+    """Image-level similarity of two views, with a predictor and a stop-gradient; no negatives and no teacher.
 
-    Letters: x view, f encoder feature, z projection, p prediction; the number is the view.
+    Letters: x view, f encoder feature, z projection, p prediction; the digit is the number of the view.
     N images, C feature channels, D embedding.
 
-    Source: facebookresearch/simsiam, simsiam/builder.py, for the widths and the norm after the projector. The bias that
-    is frozen there before that norm is left out: the norm removes it.
+    Source: facebookresearch/simsiam, simsiam/builder.py, for the widths and the norm after the projector. That code has
+    a frozen bias before this norm; it is left out, because the norm removes it.
     """
 
     fixed_lr_modules = ("heads.predictor",)
@@ -33,8 +33,8 @@ class SimSiam(SiameseMetaArch):
         """Store the modules.
 
         Args:
-            heads: projector and predictor, on (N, C, 1, 1).
-            kwargs: of :class:`SiameseMetaArch`.
+            heads: projector and predictor, for inputs (N, C, 1, 1).
+            kwargs: arguments of :class:`SiameseMetaArch`.
         """
         super().__init__(**kwargs)
         self.heads = heads

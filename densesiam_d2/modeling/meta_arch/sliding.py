@@ -16,7 +16,7 @@ __all__ = ["SlidingSemanticSegmentor", "window_starts"]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Return where windows start along one axis, in pixels; the last one ends at the border.
+    """Return the starts of the windows along one axis, in pixels; the last window ends at the border.
 
     Args:
         length: pixels to cover, at least window.
@@ -57,7 +57,7 @@ class SlidingSemanticSegmentor(SemanticSegmentor):
         }
 
     def forward(self, batched_inputs: list[dict]):
-        """Train as ``SemanticSegmentor``; in inference return one {"sem_seg": (K, height, width) logits} per image."""
+        """Train like ``SemanticSegmentor``; in inference return {"sem_seg": (K, height, width) logits} per image."""
         if self.training:
             return super().forward(batched_inputs)
         results = []
@@ -69,17 +69,17 @@ class SlidingSemanticSegmentor(SemanticSegmentor):
         return results
 
     def _logits(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the logits (K, H, W) of a normalised image (3, H, W); what the head rounds up is cut off."""
+        """Return the logits (K, H, W) of a normalised image (3, H, W); padding and rounding of the head are cut off."""
         height, width = image.shape[-2:]
         padding = (self.backbone.size_divisibility, 0.0, self.backbone.padding_constraints)
         batch = ImageList.from_tensors([image], *padding).tensor  # (1, 3, H', W'), larger for FPNs
         return self.sem_seg_head(self.backbone(batch))[0][0, :, :height, :width]
 
     def _slide(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the mean of the windows' logits, (K, H, W), of a normalised image (3, H, W)."""
+        """Return the logits (K, H, W) of a normalised image (3, H, W), averaged over all windows."""
         side = self.slide_window
         height, width = image.shape[-2:]
-        # Zero is the mean colour here, the same padding that detectron2 gives the smaller images of a batch.
+        # Zero is the mean colour, because the image is normalised. detectron2 pads small images with the same value.
         image = F.pad(image, (0, max(side - width, 0), 0, max(side - height, 0)))
         total = count = None
         for y in window_starts(image.shape[-2], side, self.slide_stride):

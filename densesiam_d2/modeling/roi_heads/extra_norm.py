@@ -1,4 +1,4 @@
-"""The box head of C4 detectors with a norm behind res5."""
+"""The box head of C4 detectors with a norm after res5."""
 
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
@@ -12,8 +12,8 @@ __all__ = ["Res5ROIHeadsExtraNorm"]
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """``Res5ROIHeads`` with one norm of type MODEL.RESNETS.NORM after res5.
 
-    The norm fixes the scale of res5's output, which an unfrozen, self-supervised backbone leaves arbitrary. It is part
-    of the head: pretrained weights do not fill it.
+    With an unfrozen, self-supervised backbone the output of res5 can have any scale; the norm fixes it. The norm is
+    part of the head, so pretrained weights do not fill it.
 
     Source: MoCo's detection transfer (facebookresearch/moco, ``detection/train_net.py``); our own implementation.
     """

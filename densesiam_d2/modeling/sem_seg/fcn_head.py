@@ -64,7 +64,7 @@ class FCNBranch(nn.Module):
         concat_input: bool = False,
         dropout: float = 0.0,
     ):
-        """Build it; see :class:`FCNSemSegHead` for the arguments."""
+        """Build the branch; see :class:`FCNSemSegHead` for the arguments."""
         super().__init__()
         dims = [in_dim] + [conv_dim] * num_convs
         self.convs = nn.Sequential(*[self._conv(a, b, norm, dilation) for a, b in pairwise(dims)])
@@ -99,7 +99,7 @@ class FCNBranch(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class FCNSemSegHead(nn.Module):
-    """Fully convolutional head on one feature, with an auxiliary one on an earlier feature in training.
+    """Fully convolutional head on one feature; in training it has an auxiliary branch on an earlier feature.
 
     Source: FCN R50-d8 of WXinlong/mmsegmentation, configs/densecl and configs/_base_/models/fcn_r50-d8.py.
     """
@@ -131,18 +131,19 @@ class FCNSemSegHead(nn.Module):
             in_feature: name of the feature that is classified.
             num_classes: K.
             conv_dim: channels of the 3x3 convolutions.
-            norm: name of the norm after each of them, "" = none.
+            norm: name of the norm after each convolution, "" = none.
             num_convs: 3x3 convolutions before the optional concatenation.
-            dilation: their dilation.
-            concat_input: concatenate the feature with their output and apply one more 3x3 convolution.
+            dilation: dilation of these convolutions.
+            concat_input: concatenate the feature with the output of these convolutions, and apply one more 3x3
+                convolution.
             dropout: share of channels dropped before each classifier.
             aux_feature: feature of the auxiliary branch (one 3x3 convolution), "" = none.
             aux_conv_dim: channels of that convolution.
-            align_corners: True: cell i lies at pixel i * stride, where stride-2 convolutions put it; False: cells are
-                squares of stride pixels.
+            align_corners: True: cell i lies at pixel i * stride, as after convolutions with stride; False: each cell is
+                a square with a side of stride pixels.
             loss_weight: weight of ``loss_sem_seg``.
             aux_loss_weight: weight of ``loss_sem_seg_aux``.
-            ignore_value: label of the pixels that do not count.
+            ignore_value: label of the pixels that the loss leaves out.
         """
         super().__init__()
         self.in_feature, self.aux_feature = in_feature, aux_feature
@@ -167,7 +168,7 @@ class FCNSemSegHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        """Read ``MODEL.SEM_SEG_HEAD``; what does not fit the backbone is a ValueError."""
+        """Read ``MODEL.SEM_SEG_HEAD``; raise ValueError if it does not fit the backbone."""
         head, fcn = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SEM_SEG_HEAD.FCN
         in_feature = _checked_feature(head, input_shape)
         return {
@@ -191,7 +192,7 @@ class FCNSemSegHead(nn.Module):
     def forward(
         self, features: dict[str, torch.Tensor], targets: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """Return what detectron2 asks of a semantic segmentation head.
+        """Return the losses in training and the logits in inference, as detectron2 expects of a segmentation head.
 
         Args:
             features: name -> (N, C_i, h_i, w_i).
@@ -203,7 +204,7 @@ class FCNSemSegHead(nn.Module):
         """
         logits = self.main(features[self.in_feature])
         if not self.training:
-            logits = logits.contiguous(memory_format=torch.channels_last)  # a faster resize and argmax on CPU
+            logits = logits.contiguous(memory_format=torch.channels_last)  # resize and argmax are faster on CPU
             return self._upsample(logits, self.in_feature), {}
         if targets is None:
             raise ValueError("FCNSemSegHead needs labels to train: the dataset's images have no 'sem_seg_file_name'")
@@ -219,7 +220,7 @@ class FCNSemSegHead(nn.Module):
         return masked_cross_entropy(self._upsample(logits.float(), feature), targets, self.ignore_value)
 
     def _upsample(self, logits: torch.Tensor, feature: str) -> torch.Tensor:
-        """Return (N, K, h * stride, w * stride)."""
+        """Return logits (N, K, h, w) resized to (N, K, h * stride, w * stride)."""
         stride = self.strides[feature]
         if not self.align_corners:
             return F.interpolate(logits, scale_factor=stride, mode="bilinear", align_corners=False)

@@ -10,12 +10,12 @@ def masked_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, ignore_val
     """Return the mean cross-entropy over the labelled pixels, at label resolution.
 
     Args:
-        logits: (N, K, H', W') with H' >= H and W' >= W; what lies beyond the labels (strides round up) is cut off.
+        logits: (N, K, H', W') with H' >= H and W' >= W, because strides round up; the part outside the labels is cut.
         targets: (N, H, W) class ids in [0, K), or ignore_value.
-        ignore_value: label of the pixels that do not count.
+        ignore_value: label of the pixels that are left out.
 
     Returns:
-        Scalar >= 0. A batch without any labelled pixel gives 0 with a gradient of 0, where a plain mean gives NaN.
+        Scalar >= 0. A batch without any labelled pixel gives 0 with a gradient of 0; a plain mean would give NaN.
     """
     height, width = targets.shape[-2:]
     assert logits.shape[-2] >= height and logits.shape[-1] >= width, f"{logits.shape} against {targets.shape}"

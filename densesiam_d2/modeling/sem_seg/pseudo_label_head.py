@@ -1,4 +1,4 @@
-"""The segmentation head that labels its own pixels: a top-down decoder and one or two cluster classifiers.
+"""The segmentation head that makes pseudo labels itself: a top-down decoder and one or two cluster classifiers.
 
 Shape shorthand: N images, C decoder channels, K clusters, h,w cells at the finest stride, H,W input pixels.
 """
@@ -21,13 +21,13 @@ __all__ = ["ClusterClassifier", "PseudoLabelSemSegHead", "TopDownDecoder"]
 
 
 class TopDownDecoder(nn.Module):
-    """Sum backbone features into one map at the finest stride; an FPN without norm, smoothing or outputs in between.
+    """Sum backbone features into one map at the finest stride, like an FPN with one output, no norm and no smoothing.
 
     Source: densesiam/models/architectures/picie.py in ZwwWayne/DenseSiam ("FPNDecoder").
     """
 
     def __init__(self, input_shape: dict[str, ShapeSpec], conv_dim: int):
-        """Make one 1x1 convolution, with bias, per feature.
+        """Make one 1x1 convolution with bias per feature.
 
         Args:
             input_shape: channels and stride of each feature.
@@ -49,22 +49,22 @@ class TopDownDecoder(nn.Module):
 
 
 class ClusterClassifier(nn.Module):
-    """Projector onto K cluster logits, and the predictor that training puts behind it.
+    """A projector to K cluster logits, and a predictor on these logits that is used only in training.
 
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
     """
 
     def __init__(self, in_dim: int, num_classes: int, *, num_convs: int, norm: Callable[[int], nn.Module]):
-        """Build both.
+        """Build projector and predictor.
 
         Args:
             in_dim: C, channels of the decoder's output, and of all hidden layers.
             num_classes: K.
             num_convs: convolution-norm-ReLU blocks of the projector before its last convolution.
-            norm: makes a norm layer from a number of channels.
+            norm: function that makes a norm layer from a number of channels.
         """
         super().__init__()
-        # The norm after the last convolution has no learned scale: logits keep unit variance, clusters cannot fade.
+        # The last norm has no learned scale, so that the logits of every cluster keep unit variance and none dies out.
         self.projector = conv_mlp(
             in_dim, [in_dim] * num_convs + [num_classes], norm=norm, bias_last=True, last_norm_affine=False
         )
@@ -80,7 +80,7 @@ class PseudoLabelSemSegHead(nn.Module):
     """Cluster pixels without labels, or classify them with labels.
 
     Under ``SemanticSegmentor`` it computes its own loss: pseudo labels without targets, cross-entropy with targets.
-    ``DenseSiam`` calls :meth:`decode` and the classifiers, and adds the similarity of two views.
+    ``DenseSiamSegmentor`` calls :meth:`decode` and the classifiers, and adds the similarity of two views.
 
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
     """
@@ -108,16 +108,16 @@ class PseudoLabelSemSegHead(nn.Module):
             num_classes: K, clusters of the main classifier.
             conv_dim: C, channels of the decoder and of the hidden layers.
             common_stride: stride of the finest feature, by which logits are upsampled to input pixels.
-            norm: makes a norm layer from a number of channels.
+            norm: function that makes a norm layer from a number of channels.
             num_proj_convs: hidden blocks of each projector.
             aux_classes: clusters of the auxiliary classifier; 0 = none.
             rebalance: see :func:`densesiam_d2.losses.pseudo_label_loss`.
-            similarity_weight: total weight that :meth:`similarity_weights` shares out.
+            similarity_weight: total weight that :meth:`similarity_weights` divides between the classifiers.
             loss_weight: weight of ``loss_sem_seg``.
-            ignore_value: label of the pixels that do not count, when there are labels.
+            ignore_value: label of the pixels that the loss leaves out, when there are labels.
 
         Raises:
-            ValueError: IN_FEATURES empty, or the finest of them not at COMMON_STRIDE.
+            ValueError: IN_FEATURES is empty, or the finest of them is not at COMMON_STRIDE.
         """
         super().__init__()
         strides = {name: shape.stride for name, shape in input_shape.items()}
@@ -172,7 +172,7 @@ class PseudoLabelSemSegHead(nn.Module):
     def forward(
         self, features: dict[str, torch.Tensor], targets: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """Return what detectron2 asks of a semantic segmentation head.
+        """Return the loss in training and the logits in inference, as detectron2 expects of a segmentation head.
 
         Args:
             features: name -> (N, C_i, h_i, w_i).
@@ -184,7 +184,7 @@ class PseudoLabelSemSegHead(nn.Module):
         z = self.layers(features)
         if self.training:
             return None, self.losses(z, targets)
-        # Channels last: detectron2's later resize and the argmax of the evaluator run several times faster on CPU.
+        # In channels-last format detectron2's resize and the evaluator's argmax are several times faster on CPU.
         return self._upsample(z.contiguous(memory_format=torch.channels_last)), {}
 
     def decode(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -203,7 +203,7 @@ class PseudoLabelSemSegHead(nn.Module):
             loss = pseudo_label_loss(z, rebalance=self.rebalance)
         else:
             loss = masked_cross_entropy(self._upsample(z.float()), targets, self.ignore_value)
-        # Predictors and the auxiliary classifier play no part here.
+        # The predictor and the auxiliary classifier are not used here, but DDP waits for their gradients.
         idle = [self.classifier.predictor] + ([self.aux_classifier] if self.aux_classifier else [])
         parameters = [p for module in idle for p in module.parameters() if p.requires_grad]
         return {"loss_sem_seg": with_idle(self.loss_weight * loss, parameters)}
@@ -211,8 +211,8 @@ class PseudoLabelSemSegHead(nn.Module):
     def similarity_weights(self) -> tuple[float, float]:
         """Return the weights of the soft cross-entropy between views, for the main and the auxiliary classifier.
 
-        A cross-entropy over K clusters is of the order of log K; each weight is proportional to the other classifier's
-        log K, so that both terms weigh the same: 0.5955 and 0.4045 for 27 and 128 clusters. Without an auxiliary
+        A cross-entropy over K clusters is about log K. Each weight is proportional to the log K of the other
+        classifier, so that both terms count the same: 0.5955 and 0.4045 for 27 and 128 clusters. Without an auxiliary
         classifier its weight is 0.
         """
         if not self.aux_classes:
