@@ -42,11 +42,11 @@ def _files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
 
 
-def train_main(args):
+def train_main(cfg, args):
     """Train with the hook."""
     build_hooks = train_net.Trainer.build_hooks
     train_net.Trainer.build_hooks = lambda self: [*build_hooks(self), UsageHook()]
-    return train_net.main(args)
+    return train_net.main(cfg, args)
 
 
 def soak(iterations: int, folder: Path) -> list[dict]:
