@@ -137,7 +137,8 @@ def _all_rules() -> dict[str, Rule]:
 def _misspelt(cfg: CfgNode) -> list[str]:
     """Find keys that were set in Python under a slightly wrong name; keys of other projects are accepted.
 
-    A CfgNode takes any name that is set in Python, so a slip would change nothing without a word. This takes 0.7 ms.
+    A CfgNode takes any name that is set in Python, so a misspelt one would have no effect and give no error. This
+    search takes 0.7 ms.
     """
     schema = get_cfg()
     add_densesiam_config(schema)

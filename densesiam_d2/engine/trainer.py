@@ -197,9 +197,14 @@ def in_iterations(cfg, data_loader):
     set_epochs(cfg, len(data_loader.dataset))
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     cfg.freeze()
-    if comm.is_main_process() and Path(cfg.OUTPUT_DIR).is_dir():
-        with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
-            file.write(cfg.dump().encode())
+    folder, text = Path(cfg.OUTPUT_DIR), cfg.dump()
+    if comm.is_main_process() and folder.is_dir():
+        with atomic_write(folder / "config.yaml") as file:
+            file.write(text.encode())
+        # On a resume, setup() compared the earlier config.yaml with epochs, and kept it although it is equal to this.
+        for earlier in folder.glob("config.*.yaml"):
+            if earlier.read_text() == text:
+                earlier.unlink()
     return cfg
 
 

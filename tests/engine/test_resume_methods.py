@@ -76,3 +76,5 @@ def test_resumed_equals_undisturbed(method, tmp_path):
     one, other = ({**tensors(x["model"]), **tensors(x["trainer"])} for x in (expected, actual))
     assert one.keys() == other.keys() and len(one) > 100
     assert not [name for name in one if not torch.equal(one[name], other[name])]
+    run(half, "--resume")  # nothing is left to train
+    assert not list(half.glob("config.*.yaml")), "copies of a config.yaml that has not changed"
