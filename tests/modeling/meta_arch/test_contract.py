@@ -36,6 +36,7 @@ def shallow_cfg(method, norm="BN"):
     cfg.MODEL.SIMSIAM.PROJ_DIMS, cfg.MODEL.SIMSIAM.PRED_DIM = [64, 64, 64], 32
     cfg.MODEL.DENSESIAM.PROJ_DIMS, cfg.MODEL.DENSESIAM.PRED_DIM = [64, 64, 64], 32
     cfg.MODEL.BYOL.HIDDEN_DIM, cfg.MODEL.BYOL.OUT_DIM = 64, 64
+    cfg.MODEL.SIMCLR.PROJ_DIMS = [64, 64, 64]
     return cfg
 
 
