@@ -3,6 +3,7 @@
 from densesiam_d2.modeling.meta_arch.byol import BYOL
 from densesiam_d2.modeling.meta_arch.densesiam import DenseSiam
 from densesiam_d2.modeling.meta_arch.densesiam_segmentor import DenseSiamSegmentor
+from densesiam_d2.modeling.meta_arch.moco import MoCo
 from densesiam_d2.modeling.meta_arch.output import model_output, trains_on_views
 from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
@@ -11,7 +12,7 @@ from densesiam_d2.modeling.meta_arch.simsiam import SimSiam
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
 
 # All methods. config.py adds the keys of each, config_checks.py applies its rules, and the contract tests run it.
-METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SimCLR)
+METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SimCLR, MoCo)
 
 __all__ = [
     "METHODS",

@@ -45,6 +45,7 @@ def tiny_cfg(depth=None, **densesiam):
     cfg.MODEL.BYOL.HIDDEN_DIM = 16
     cfg.MODEL.BYOL.OUT_DIM = 8
     cfg.MODEL.SIMCLR.PROJ_DIMS = [16, 16, 8]
+    cfg.MODEL.MOCO.PROJ_DIMS, cfg.MODEL.MOCO.QUEUE_LENGTH = [16, 8], 64
     for key, value in densesiam.items():
         cfg.merge_from_list([f"MODEL.DENSESIAM.{key.replace('__', '.')}", value])
     return cfg

@@ -1,0 +1,81 @@
+"""MoCo: its loss against a slow reference, what enters the queue, and how the teacher follows."""
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from densesiam_d2.modeling.meta_arch import MoCo
+from tests.evaluation.processes import in_two_processes
+from tests.modeling.meta_arch.test_image_level import pooled
+from tests.modeling.meta_arch.tiny import assert_close_gradients, gradients, method_cfg, tiny_batch, tiny_model
+
+
+def step(model, batch, iteration=1):
+    with EventStorage(iteration):
+        return model(batch)
+
+
+def model_with_another_teacher(method):
+    """Return a model whose teacher has other weights than its student, in the middle of training."""
+    model = tiny_model(method_cfg(method))
+    model.progress = 0.5
+    model.teacher.load_state_dict(tiny_model(method_cfg(method), seed=7).teacher.state_dict())
+    return model
+
+
+def slow_info_nce(query, key, queue, temperature=0.2):
+    scores = [torch.exp((query * other).sum() / temperature) for other in [key, *queue]]
+    return -torch.log(scores[0] / sum(scores))
+
+
+def normed(vector):
+    return vector / vector.square().sum().sqrt()
+
+
+def test_moco_equals_the_slow_reference():
+    model, batch = model_with_another_teacher(MoCo), tiny_batch(4)
+    queue = model.queue.features.clone()
+    losses = step(model, batch)
+    teacher = model.teacher  # updated by the step
+    keys = list(pooled(model, batch, teacher.backbone))[1]
+    keys = [normed(k) for k in teacher.head(keys).detach().flatten(1)]
+    queries = [normed(q) for q in model.head(next(pooled(model, batch, model.backbone))).flatten(1)]
+    expected = sum(slow_info_nce(q, k, queue) for q, k in zip(queries, keys, strict=True)) / 4
+    assert set(losses) == {"loss_image"}
+    assert losses["loss_image"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert_close_gradients(gradients(model, losses["loss_image"]), gradients(model, expected))
+    assert torch.allclose(
+        model.queue.features[:4], torch.stack(keys), atol=1e-4
+    )  # the shuffle changes the order of sums
+    assert torch.equal(model.queue.features[4:], queue[4:])
+
+
+@pytest.mark.parametrize(("progress", "momentum"), [(0.0, 0.0), (0.001, 0.999), (0.9, 0.999)])
+def test_the_teacher_follows_by_a_constant_momentum(progress, momentum):
+    model = model_with_another_teacher(MoCo)
+    model.progress = progress
+    before = {name: p.clone() for name, p in model.teacher.named_parameters()}
+    step(model, tiny_batch(4))
+    students = {name: p for name, p in model.named_parameters() if name in before}
+    assert students.keys() == before.keys()
+    for name, student in students.items():
+        expected = momentum * before[name] + (1 - momentum) * student
+        assert torch.allclose(model.teacher.get_parameter(name), expected, rtol=1e-5, atol=1e-6), name
+
+
+def keys_in_the_queue(rank):
+    model, batch = model_with_another_teacher(MoCo), tiny_batch(8)
+    for module in model.modules():
+        module.training = module is model  # statistics are fixed, so that a key depends on its own image only
+    step(model, {key: values[rank * 4 : rank * 4 + 4] for key, values in batch.items()})
+    return model.queue.features[:8]
+
+
+def test_two_processes_have_the_same_queue_in_the_order_of_the_ranks():
+    first, second = in_two_processes(keys_in_the_queue)
+    assert torch.equal(first, second)
+    model, batch = model_with_another_teacher(MoCo), tiny_batch(8)
+    for module in model.modules():
+        module.training = module is model
+    step(model, batch)
+    assert torch.allclose(first, model.queue.features[:8], atol=1e-5)
