@@ -1,6 +1,7 @@
 """Meta-architectures, registered in detectron2's META_ARCH_REGISTRY by import."""
 
 from densesiam_d2.modeling.meta_arch.byol import BYOL
+from densesiam_d2.modeling.meta_arch.densecl import DenseCL
 from densesiam_d2.modeling.meta_arch.densesiam import DenseSiam
 from densesiam_d2.modeling.meta_arch.densesiam_segmentor import DenseSiamSegmentor
 from densesiam_d2.modeling.meta_arch.moco import MoCo
@@ -12,7 +13,7 @@ from densesiam_d2.modeling.meta_arch.simsiam import SimSiam
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
 
 # All methods. config.py adds the keys of each, config_checks.py applies its rules, and the contract tests run it.
-METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SimCLR, MoCo)
+METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SimCLR, MoCo, DenseCL)
 
 __all__ = [
     "METHODS",

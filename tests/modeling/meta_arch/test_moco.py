@@ -1,10 +1,10 @@
-"""MoCo: its loss against a slow reference, what enters the queue, and how the teacher follows."""
+"""MoCo and DenseCL: losses against slow references, what enters the queues, how the teacher follows."""
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from densesiam_d2.modeling.meta_arch import MoCo
+from densesiam_d2.modeling.meta_arch import DenseCL, MoCo
 from tests.evaluation.processes import in_two_processes
 from tests.modeling.meta_arch.test_image_level import pooled
 from tests.modeling.meta_arch.tiny import assert_close_gradients, gradients, method_cfg, tiny_batch, tiny_model
@@ -79,3 +79,39 @@ def test_two_processes_have_the_same_queue_in_the_order_of_the_ranks():
         module.training = module is model
     step(model, batch)
     assert torch.allclose(first, model.queue.features[:8], atol=1e-5)
+
+
+def maps(model, batch, backbone):
+    """Yield the feature map (N, C, h, w) of each view."""
+    for view in batch["views"].unbind(dim=1):
+        view = ((view - model.pixel_mean) / model.pixel_std).contiguous(memory_format=torch.channels_last)
+        yield backbone(view)["res5"]
+
+
+def test_densecl_equals_the_slow_reference():
+    """Each position of view 1 is compared with the position of view 2 whose feature has the largest cosine."""
+    model, batch = model_with_another_teacher(DenseCL), tiny_batch(4)
+    queue, dense_queue = model.queue.features.clone(), model.dense_queue.features.clone()
+    losses = step(model, batch)
+    teacher = model.teacher  # updated by the step
+    f1, f2 = next(maps(model, batch, model.backbone)), list(maps(model, batch, teacher.backbone))[1].detach()
+    dense1, dense2 = model.head["dense"](f1), teacher.head["dense"](f2).detach()
+    image1 = model.head["image"](f1.mean(dim=(2, 3), keepdim=True)).flatten(1)
+    image2 = teacher.head["image"](f2.mean(dim=(2, 3), keepdim=True)).flatten(1).detach()
+    cells = [(i, j) for i in range(2) for j in range(2)]
+    assert f1.shape[2:] == (2, 2)
+    image = dense = 0
+    for n in range(4):
+        image = image + slow_info_nce(normed(image1[n]), normed(image2[n]), queue) / 4
+        for i, j in cells:
+            cosines = [(normed(f1[n, :, i, j]) * normed(f2[n, :, a, b])).sum().item() for a, b in cells]
+            a, b = cells[cosines.index(max(cosines))]
+            dense = dense + slow_info_nce(normed(dense1[n, :, i, j]), normed(dense2[n, :, a, b]), dense_queue) / 16
+    expected = {"loss_image": 0.5 * image, "loss_dense": 0.5 * dense}
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-4)
+        assert_close_gradients(gradients(model, losses[name]), gradients(model, value))
+    means = torch.stack([normed(sum(dense2[n, :, i, j] for i, j in cells)) for n in range(4)])
+    assert torch.allclose(model.dense_queue.features[:4], means, atol=1e-4)
+    assert torch.equal(model.dense_queue.features[4:], dense_queue[4:])
