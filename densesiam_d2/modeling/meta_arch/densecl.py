@@ -91,7 +91,8 @@ class DenseCL(MoCo):
         if not self.training:
             return self.inference(batched_inputs)
         x1, x2, *_ = self.preprocess_views(batched_inputs)
-        k, k_dense, k_mean, k_f = self.teach(x2)
+        self.update_teacher()
+        k, k_dense, k_mean, k_f = self.teach(self.embed, x2)
         q, q_dense, _, q_f = self.embed(x1, self.backbone, self.head)
 
         # For each position of view 1, the position of view 2 whose feature is most similar.

@@ -1,5 +1,7 @@
 """MoCo v2: Improved Baselines with Momentum Contrastive Learning (arXiv 2003.04297), and the base of its successors."""
 
+from collections.abc import Callable
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -91,14 +93,19 @@ class MoCo(SiameseMetaArch):
         """
         return (F.normalize(head(self.encode_image(x, backbone)).flatten(1).float(), dim=1),)
 
-    @torch.no_grad()
-    def teach(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Update the teacher and return its :meth:`embed` of a view, with batch norm on a shuffled batch."""
+    def update_teacher(self) -> None:
+        """Move the teacher towards the student; call it once per forward."""
         momentum = 0.0 if self.time() == 0 else self.momentum  # the first step copies: MODEL.WEIGHTS fills the student
         self.teacher.update(momentum, backbone=self.backbone, head=self.head)
+
+    @torch.no_grad()
+    def teach(self, embed: Callable[..., tuple[torch.Tensor, ...]], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return ``embed(x, backbone, head)`` of the teacher, with the images shuffled over all processes meanwhile.
+
+        So the batch norm of a key sees other images than that of its query.
+        """
         x, permutation = shuffle(x)
-        x = x.contiguous(memory_format=torch.channels_last)
-        outputs = self.embed(x, self.teacher.backbone, self.teacher.head)
+        outputs = embed(x, self.teacher.backbone, self.teacher.head)
         return tuple(unshuffle(output, permutation) for output in outputs)
 
     def forward(self, batched_inputs):
@@ -117,7 +124,8 @@ class MoCo(SiameseMetaArch):
         if not self.training:
             return self.inference(batched_inputs)
         x1, x2, *_ = self.preprocess_views(batched_inputs)
-        (k,) = self.teach(x2)  # (N, D)
+        self.update_teacher()
+        (k,) = self.teach(self.embed, x2)  # (N, D)
         (q,) = self.embed(x1, self.backbone, self.head)
         loss = info_nce(q, k, self.queue.features.clone(), self.temperature).mean()
         self.queue.push(gather(k))
