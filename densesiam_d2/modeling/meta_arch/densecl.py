@@ -27,17 +27,17 @@ class DenseCL(MoCo):
     RULES = {"MODEL.DENSECL.DENSE_WEIGHT": PROBABILITY}
 
     @configurable
-    def __init__(self, *, dense_weight: float, dim: int, queue_length: int, **kwargs):
-        """Store the weight and add the second queue.
+    def __init__(self, *, dense_queue: FeatureQueue, dense_weight: float, **kwargs):
+        """Store the weight and the second queue.
 
         Args:
+            dense_queue: queue of the means over the positions.
             dense_weight: weight of the loss of positions, in [0, 1]; the loss of images has the rest.
-            dim, queue_length: of both queues.
             kwargs: arguments of :class:`MoCo`; ``head`` has the children "image" and "dense".
         """
-        super().__init__(dim=dim, queue_length=queue_length, **kwargs)
+        super().__init__(**kwargs)
+        self.dense_queue = dense_queue
         self.dense_weight = dense_weight
-        self.dense_queue = FeatureQueue(dim, queue_length)
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
@@ -57,7 +57,8 @@ class DenseCL(MoCo):
                     nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
                     if layer.bias is not None:
                         nn.init.zeros_(layer.bias)
-        return {**ret, "head": head, "dense_weight": cfg.MODEL.DENSECL.DENSE_WEIGHT}
+        dense_queue = FeatureQueue(cfg.MODEL.MOCO.PROJ_DIMS[-1], cfg.MODEL.MOCO.QUEUE_LENGTH)
+        return {**ret, "head": head, "dense_queue": dense_queue, "dense_weight": cfg.MODEL.DENSECL.DENSE_WEIGHT}
 
     def embed(self, x: torch.Tensor, backbone: nn.Module, head: nn.Module) -> tuple[torch.Tensor, ...]:
         """Return what the losses compare of a view (N, 3, H, W).

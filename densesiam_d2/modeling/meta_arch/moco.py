@@ -36,15 +36,14 @@ class MoCo(SiameseMetaArch):
     }
 
     @configurable
-    def __init__(self, *, head: nn.Module, dim: int, temperature: float, momentum: float, queue_length: int, **kwargs):
-        """Store the modules, copy the teacher and fill the queue.
+    def __init__(self, *, head: nn.Module, queue: nn.Module, temperature: float, momentum: float, **kwargs):
+        """Store the modules and copy the teacher.
 
         Args:
             head: what :meth:`embed` applies to the encoder's features.
-            dim: D.
+            queue: a :class:`FeatureQueue` of keys.
             temperature: see :func:`info_nce`.
             momentum: momentum of the teacher, the same during the whole training.
-            queue_length: number of keys in the queue.
             kwargs: arguments of :class:`SiameseMetaArch`.
         """
         super().__init__(**kwargs)
@@ -52,7 +51,7 @@ class MoCo(SiameseMetaArch):
         self.temperature = temperature
         self.momentum = momentum
         self.teacher = MomentumTeacher(backbone=self.backbone, head=head)
-        self.queue = FeatureQueue(dim, queue_length)
+        self.queue = queue
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
@@ -73,10 +72,9 @@ class MoCo(SiameseMetaArch):
         return {
             **ret,
             "head": cls.mlp(ret["backbone"].output_shape()[cfg.MODEL.SSL.IN_FEATURE].channels, keys.PROJ_DIMS),
-            "dim": keys.PROJ_DIMS[-1],
+            "queue": FeatureQueue(keys.PROJ_DIMS[-1], keys.QUEUE_LENGTH),
             "temperature": keys.TEMPERATURE,
             "momentum": keys.MOMENTUM,
-            "queue_length": keys.QUEUE_LENGTH,
         }
 
     @staticmethod

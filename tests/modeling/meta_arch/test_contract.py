@@ -39,6 +39,7 @@ def shallow_cfg(method, norm="BN"):
     cfg.MODEL.BYOL.HIDDEN_DIM, cfg.MODEL.BYOL.OUT_DIM = 64, 64
     cfg.MODEL.SIMCLR.PROJ_DIMS = [64, 64, 64]
     cfg.MODEL.MOCO.PROJ_DIMS = [64, 64]
+    cfg.MODEL.DETCO.IN_FEATURES, cfg.MODEL.DETCO.STAGE_WEIGHTS = ["res2"], [1.0]
     return cfg
 
 

@@ -1,10 +1,10 @@
-"""MoCo and DenseCL: losses against slow references, what enters the queues, how the teacher follows."""
+"""MoCo, DenseCL, DetCo: losses against slow references, what enters the queues, how the teacher follows."""
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from densesiam_d2.modeling.meta_arch import DenseCL, MoCo
+from densesiam_d2.modeling.meta_arch import DenseCL, DetCo, MoCo
 from tests.evaluation.processes import in_two_processes
 from tests.modeling.meta_arch.test_image_level import pooled
 from tests.modeling.meta_arch.tiny import assert_close_gradients, gradients, method_cfg, tiny_batch, tiny_model
@@ -115,3 +115,55 @@ def test_densecl_equals_the_slow_reference():
     means = torch.stack([normed(sum(dense2[n, :, i, j] for i, j in cells)) for n in range(4)])
     assert torch.allclose(model.dense_queue.features[:4], means, atol=1e-4)
     assert torch.equal(model.dense_queue.features[4:], dense_queue[4:])
+
+
+def test_detco_equals_the_slow_reference():
+    """At each stage: views with views, patches with patches, and patches with the views' keys."""
+    model, batch = model_with_another_teacher(DetCo), tiny_batch(4)
+    queues = {kind: {s: q.features.clone() for s, q in stages.items()} for kind, stages in model.queue.items()}
+    losses = step(model, batch)
+
+    def embeddings(view, backbone, head):
+        """Return {"image", "patches"} -> stage -> N vectors of norm 1."""
+        image, patches = batch["views"][:, view], batch["patches"][:, view]
+        x = ((image - model.pixel_mean) / model.pixel_std).contiguous(memory_format=torch.channels_last)
+        x_patches = torch.stack([(patches[:, p] - model.pixel_mean) / model.pixel_std for p in range(9)], dim=1)
+        x_patches = x_patches.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        maps, out = backbone(x), {"image": {}, "patches": {}}
+        in_one_batch = backbone(x_patches)  # one batch norm for all patches
+        for stage in ("res2", "res3", "res4", "res5"):
+            pooled = in_one_batch[stage].mean(dim=(2, 3))  # rows: patches of image 0, then of image 1
+            vectors = [torch.cat([pooled[n * 9 + p] for p in range(9)]) for n in range(4)]
+            out["image"][stage] = [head["image"][stage](m.mean(dim=(1, 2)).reshape(1, -1, 1, 1)) for m in maps[stage]]
+            out["patches"][stage] = [head["patches"][stage](v.reshape(1, -1, 1, 1)) for v in vectors]
+        return {k: {s: [normed(z.flatten()) for z in zs] for s, zs in stages.items()} for k, stages in out.items()}
+
+    teacher = model.teacher  # updated by the step
+    q = embeddings(0, model.backbone, model.head)
+    with torch.no_grad():
+        k = embeddings(1, teacher.backbone, teacher.head)
+    weights = {"res2": 0.1, "res3": 0.4, "res4": 0.7, "res5": 1.0}
+    pairs = {"loss_image": ("image", "image"), "loss_patches": ("patches", "patches")}
+    pairs["loss_patches_to_image"] = ("patches", "image")
+    assert losses.keys() == pairs.keys()
+    for name, (query, key) in pairs.items():
+        expected = 0
+        for stage, weight in weights.items():
+            for n in range(4):
+                term = slow_info_nce(q[query][stage][n], k[key][stage][n], queues[key][stage])
+                expected = expected + weight * term / 4
+        assert losses[name].item() == pytest.approx(expected.item(), rel=1e-3)
+        assert_close_gradients(gradients(model, losses[name]), gradients(model, expected))
+    for kind, stages in model.queue.items():
+        for stage, queue in stages.items():
+            assert torch.allclose(queue.features[:4], torch.stack(k[kind][stage]), atol=1e-3), (kind, stage)
+
+
+def test_detco_names_what_does_not_fit():
+    cfg = method_cfg(DetCo)
+    assert DetCo.problems(cfg) == []
+    cfg.INPUT.SSL.PATCH_GRID, cfg.MODEL.DETCO.STAGE_WEIGHTS = 0, [1.0]
+    assert len(DetCo.problems(cfg)) == 2
+    cfg.INPUT.SSL.PATCH_GRID, cfg.MODEL.RESNETS.OUT_FEATURES = 3, ["res5"]
+    with pytest.raises(ValueError, match=r"\['res2', 'res3', 'res4'\] are not among"):
+        tiny_model(cfg)
