@@ -35,13 +35,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Image format of torchvision's ResNets, and of all methods that train them on ImageNet.
+# Image format of torchvision's ResNets, and of nearly all methods that train them on ImageNet.
 TORCHVISION_METADATA = {
     "pixel_format": "RGB",
     "pixel_mean": [123.675, 116.28, 103.53],
     "pixel_std": [58.395, 57.12, 57.375],
     "stride_in_1x1": False,
 }
+# Google's SimCLR reads values from 0 to 1, without mean and std (google-research/simclr, data_util.py).
+_FROM_0_TO_1 = {**TORCHVISION_METADATA, "pixel_mean": [0.0, 0.0, 0.0], "pixel_std": [255.0, 255.0, 255.0]}
 
 
 def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -130,6 +132,8 @@ def known_metadata(checkpoint: Mapping[str, Any], found: Found) -> dict[str, Any
     metadata = checkpoint.get("metadata")
     if isinstance(metadata, Mapping) and "pixel_format" in metadata:  # ours; others use "metadata" too
         facts = {str(key): value for key, value in metadata.items() if _is_plain(value) and key != "exports"}
+    elif found.naming == "SimCLRv2-Pytorch":
+        facts = dict(_FROM_0_TO_1)
     elif found.torchvision:
         facts = dict(TORCHVISION_METADATA)
     else:

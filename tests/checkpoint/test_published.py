@@ -1,0 +1,73 @@
+"""Published files from end to end: exported by the tool, loaded by detectron2, features equal to torchvision's."""
+
+import functools
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from densesiam_d2.checkpoint import TORCHVISION_METADATA, CheckedCheckpointer, read_checkpoint
+from densesiam_d2.tools.export_backbone import main
+from tests.checkpoint.networks import d2_resnet, resnet_cfg, tv_resnet
+from tests.checkpoint.published import BOTTLENECKS, CHECKPOINTS
+
+IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+# The tensors of Google's SimCLR take x / 255, which is (x - mean) / std of these.
+FROM_0_TO_1 = TORCHVISION_METADATA | {"pixel_mean": [0.0, 0.0, 0.0], "pixel_std": [255.0, 255.0, 255.0]}
+ALL = {f"{name}, R18": (18, *entry) for name, entry in CHECKPOINTS.items()}
+ALL |= {f"{name}, R50": (50, *entry) for name, entry in BOTTLENECKS.items()}
+
+
+@functools.lru_cache
+def expected(depth, seed):
+    """Features of layer1 to layer4 of the torchvision network whose tensors are in the files."""
+    network, features = tv_resnet(depth, seed), {}
+    with torch.no_grad():
+        x = network.maxpool(network.relu(network.bn1(network.conv1(IMAGE))))
+        for stage in range(1, 5):
+            x = features[f"res{stage + 1}"] = getattr(network, f"layer{stage}")(x)
+            assert x.std() > 1e-3  # a dead network would be equal to anything dead
+    return features
+
+
+@functools.lru_cache
+def unfilled(depth):
+    return d2_resnet(depth)
+
+
+def empty_network(depth):
+    """A detectron2 ResNet full of NaN: what a file does not fill spoils all features."""
+    network = unfilled(depth)
+    for value in network.state_dict().values():
+        value.fill_(float("nan") if value.is_floating_point() else 0)
+    return network
+
+
+def assert_online(network, depth):
+    with torch.no_grad():
+        features = network.eval()(IMAGE)
+    for name, feature in features.items():
+        online, other = expected(depth, 1)[name], expected(depth, 2)[name]
+        assert (feature - online).norm() < 1e-5 * online.norm(), name
+        assert (feature - other).norm() > 0.1 * other.norm(), name
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_published_file_gives_the_features_of_its_network(tmp_path, name):
+    depth, layout, checkpoint = ALL[name]
+    source, output = tmp_path / "published.pth", tmp_path / "backbone.pkl"
+    torch.save(checkpoint, source)
+    assert main(["--input", str(source), "--output", str(output)]) == 0
+    network = empty_network(depth)
+    DetectionCheckpointer(network).load(str(output))
+    assert_online(network, depth)
+    metadata = read_checkpoint(output)["metadata"]
+    assert metadata["method"] == layout and metadata["depth"] == depth
+    pixels = FROM_0_TO_1 if name.startswith("SimCLRv2") else TORCHVISION_METADATA
+    assert {key: metadata[key] for key in pixels} == pixels
+
+    model = nn.ModuleDict({"backbone": empty_network(depth)})
+    expect = CheckedCheckpointer.expected_metadata(resnet_cfg(depth)) | pixels
+    CheckedCheckpointer(model, expect=expect).resume_or_load(str(source), resume=False)
+    assert_online(model.backbone, depth)
