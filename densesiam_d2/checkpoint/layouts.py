@@ -1,6 +1,7 @@
 """Find the ResNet in a checkpoint of any layout, and return its tensors."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -66,12 +67,15 @@ class Found(NamedTuple):
         state: detectron2 name -> float32 array, for every tensor except ``num_batches_tracked``.
         kind: depth, groups and widths.
         naming: whose names the file uses: "detectron2", "torchvision", "Hugging Face", ...
+        fpn: name in a detectron2 detector -> float32 array, for the FPN layers that were trained with the ResNet, as
+            ReSim does; mostly empty.
     """
 
     layout: str
     state: dict[str, np.ndarray]
     kind: ResNetKind
     naming: str
+    fpn: dict[str, np.ndarray]
 
     @property
     def torchvision(self) -> bool:
@@ -111,17 +115,20 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
         networks = _below(networks, bare_name(prefix.strip(".")))
     method, network = _choose(networks, tensors)
     kind, state = _checked(network, tensors)
-    broken = [name for name in network.names.values() if not np.isfinite(as_array(tensors[name])).all()]
+    fpn = _fpn_beside(network, tensors)
+    taken = {*network.names.values(), *fpn.values()}
+    broken = [name for name in tensors if name in taken and not np.isfinite(as_array(tensors[name])).all()]
     if broken:
         raise ValueError(
-            f"{broken[0]} holds NaN or infinite values ({len(broken)} of {len(state)} tensors do): the training "
+            f"{broken[0]} holds NaN or infinite values ({len(broken)} of {len(taken)} tensors do): the training "
             "diverged; give a checkpoint from before"
         )
     layout = f"{method}{network.naming} names {_where(network)}"
     logger.info("recognised %s: %s, %d backbone tensors", layout, kind.name, len(state))
-    taken = set(network.names.values())
+    if fpn:
+        logger.info("with %d tensors of the FPN that was trained with it", len(fpn))
     _log_left_out([n for n in tensors if n not in taken and not n.endswith("num_batches_tracked")])
-    return Found(layout, state, kind, network.naming)
+    return Found(layout, state, kind, network.naming, {bare: as_array(tensors[name]) for bare, name in fpn.items()})
 
 
 def exported(checkpoint: Mapping[str, Any]) -> str | None:
@@ -208,6 +215,18 @@ def _checked(network: Network, tensors: Mapping[str, Any]) -> tuple[ResNetKind, 
     except ValueError as error:
         raise ValueError(f"the ResNet {_where(network)}: {error}") from None
     return kind, renamed
+
+
+def _fpn_beside(network: Network, tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Return detectron2 name -> name in the checkpoint of the FPN convolutions beside a network's own tensors.
+
+    Source: Tete-Xiao/ReSim moco/models.py and detection/convert-pretrain-to-detectron2.py (names only). Its FPN with
+    batch norm (--fpn-bn) has other names and is left out.
+    """
+    prefix = re.escape(f"{network.prefixes[0]}." if network.prefixes[0] else "")
+    pattern = rf"{prefix}(?:backbone\.)?(fpn_(?:lateral|output)[2-5]\.(?:weight|bias))"
+    matches = ((re.fullmatch(pattern, name), name) for name in tensors)
+    return {f"backbone.{match[1]}": name for match, name in matches if match}
 
 
 def _where(network: Network) -> str:

@@ -224,7 +224,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
             self._complain(f"MODEL.WEIGHTS {self._weights_path}: {error}")
             return as_it_is
         logger.info("%s: taking the backbone only, layout %s", self._weights_path, found.layout)
-        return {"model": found.state, "__author__": found.layout, "matching_heuristics": True, "metadata": metadata}
+        model = {**found.state, **found.fpn}
+        return {"model": model, "__author__": found.layout, "matching_heuristics": True, "metadata": metadata}
 
     def _for_named(self, content: dict[str, Any], prefix: str, backbone: nn.Module) -> dict[str, Any]:
         state, metadata, where = under_own_names(content, backbone)

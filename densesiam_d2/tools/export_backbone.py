@@ -66,12 +66,13 @@ def export_backbone(
         metadata = backbone_metadata(_config(source, config_file), iteration)
         with _naming(source):
             metadata = with_kind(metadata, found.kind)
+    state = {**found.state, **found.fpn}
     if layout == "torchvision":
         save_torchvision(output, found.state)
     elif layout == "safetensors":
-        save_safetensors(output, found.state, metadata)
+        save_safetensors(output, state, metadata)
     else:
-        save_backbone(output, found.state, metadata)
+        save_backbone(output, state, metadata)
     print("\n".join(["metadata:", *(f"  {key}: {value}" for key, value in metadata.items())]))
     print(f"recognised {found.layout}: {found.kind.name}, {len(found.state)} tensors")
     print(f"wrote {output} ({layout})")

@@ -60,6 +60,17 @@ def simclr_v2(state):
     return renamed
 
 
+def converted(state):
+    """Rename as the converters of MoCo, DenseCL, PixPro, ReSim, ... for detectron2 do, into arrays."""
+    renamed = {}
+    for name, value in state.items():
+        new = name if "layer" in name else f"stem.{name}"
+        new = re.sub(r"layer(\d)", lambda match: f"res{int(match[1]) + 1}", new)
+        new = re.sub(r"bn(\d)", r"conv\1.norm", new).replace("downsample.0", "shortcut")
+        renamed[new.replace("downsample.1", "shortcut.norm").replace("stem.fpn", "backbone.fpn")] = value.numpy()
+    return renamed
+
+
 def fpn(seed, width=8):
     """Tensors of ReSim's FPN over a ResNet-18: laterals of C5, C4 and C3, outputs of P4 and P3."""
     generator = torch.Generator().manual_seed(seed)
@@ -347,5 +358,25 @@ BOTTLENECKS = {
     "SimCLRv2-Pytorch": (
         "SimCLRv2-Pytorch names below resnet",
         {"resnet": {**simclr_v2(ONLINE_50), "fc.weight": X}, "head": {"layers.0.weight": X}},
+    ),
+}
+
+# Files that the authors' own converters for detectron2 wrote; the backbone to find is ONLINE.
+CONVERTED = {
+    "MoCo and others, converted": (
+        "detectron2 names below model",
+        {
+            "model": converted({**without_fc(ONLINE), "fc.0.weight": X, "fc.2.weight": X}),
+            "__author__": "MOCO",
+            "matching_heuristics": True,
+        },
+    ),
+    "torchvision, converted by detectron2": (
+        "detectron2 names below model",
+        {"model": converted(ONLINE), "__author__": "torchvision", "matching_heuristics": True},
+    ),
+    "ReSim, backbone": (
+        "detectron2 names below model",
+        {"model": converted({**ONLINE, **fpn(1)}), "__author__": "MOCO", "matching_heuristics": True},
     ),
 }

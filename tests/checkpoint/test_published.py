@@ -1,21 +1,24 @@
 """Published files from end to end: exported by the tool, loaded by detectron2, features equal to torchvision's."""
 
 import functools
+import logging
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from densesiam_d2.checkpoint import TORCHVISION_METADATA, CheckedCheckpointer, read_checkpoint
+from densesiam_d2.checkpoint import TORCHVISION_METADATA, CheckedCheckpointer, read_checkpoint, recognise
 from densesiam_d2.tools.export_backbone import main
-from tests.checkpoint.networks import d2_resnet, resnet_cfg, tv_resnet
-from tests.checkpoint.published import BOTTLENECKS, CHECKPOINTS
+from tests.checkpoint.networks import d2_resnet, fpn_cfg, fpn_detector, prefixed, resnet_cfg, tv_resnet
+from tests.checkpoint.published import BOTTLENECKS, CHECKPOINTS, CONVERTED, ONLINE, fpn
 
 IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 # The tensors of Google's SimCLR take x / 255, which is (x - mean) / std of these.
 FROM_0_TO_1 = TORCHVISION_METADATA | {"pixel_mean": [0.0, 0.0, 0.0], "pixel_std": [255.0, 255.0, 255.0]}
-ALL = {f"{name}, R18": (18, *entry) for name, entry in CHECKPOINTS.items()}
+ALL = {f"{name}, R18": (18, *entry) for name, entry in (CHECKPOINTS | CONVERTED).items()}
 ALL |= {f"{name}, R50": (50, *entry) for name, entry in BOTTLENECKS.items()}
 
 
@@ -71,3 +74,45 @@ def test_a_published_file_gives_the_features_of_its_network(tmp_path, name):
     expect = CheckedCheckpointer.expected_metadata(resnet_cfg(depth)) | pixels
     CheckedCheckpointer(model, expect=expect).resume_or_load(str(source), resume=False)
     assert_online(model.backbone, depth)
+
+
+def test_converters_names_are_read_from_a_plain_pickle(tmp_path):
+    content = CONVERTED["MoCo and others, converted"][1]
+    (tmp_path / "moco.pkl").write_bytes(pickle.dumps(content))
+    assert main(["--input", str(tmp_path / "moco.pkl"), "--output", str(tmp_path / "b.pkl")]) == 0
+    state = read_checkpoint(tmp_path / "b.pkl")["model"]
+    assert len(state) == 100 and not any("fc" in name for name in state)
+    assert np.array_equal(state["stem.conv1.norm.bias"], ONLINE["bn1.bias"].numpy())
+
+
+@pytest.mark.parametrize("name", ["ReSim", "ReSim, backbone"])
+def test_the_fpn_of_resim_fills_a_detector(tmp_path, name):
+    """Its lateral layers 5, 4 and 3 and output layers 4 and 3; the detector keeps its own others."""
+    source, output = tmp_path / "resim.pth.tar", tmp_path / "backbone.pkl"
+    torch.save((CHECKPOINTS | CONVERTED)[name][1], source)
+    assert main(["--input", str(source), "--output", str(output)]) == 0
+    safe = tmp_path / "backbone.safetensors"
+    assert main(["--input", str(output), "--output", str(safe), "--format", "safetensors"]) == 0
+    trained = {f"backbone.{n}": value for n, value in fpn(1).items()}
+    for path in (source, output, safe):
+        detector = fpn_detector(18, seed=3)
+        before = {n: value.clone() for n, value in detector.state_dict().items()}
+        expect = CheckedCheckpointer.expected_metadata(fpn_cfg(18))
+        CheckedCheckpointer(detector, expect=expect).resume_or_load(str(path), resume=False)
+        layers = {n: value for n, value in detector.state_dict().items() if n.startswith("backbone.fpn_")}
+        assert len(layers) == 16 and len(trained) == 10
+        assert all(torch.equal(value, trained.get(n, before[n])) for n, value in layers.items())
+    torchvision = ["--input", str(source), "--output", str(tmp_path / "b.pth"), "--format", "torchvision"]
+    assert main(torchvision) == 0
+    assert not any("fpn" in n for n in torch.load(tmp_path / "b.pth", weights_only=True))
+
+
+def test_an_fpn_with_batch_norm_is_left_out(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="densesiam_d2")
+    norms = {"fpn_lateral5.0.weight": torch.ones(8), "fpn_lateral5.1.weight": torch.ones(8)}
+    found = recognise({"state_dict": prefixed("module.encoder_q.", {**ONLINE, **norms})})
+    assert not found.fpn and "left out 4 other tensors" in caplog.text  # these two, fc.weight and fc.bias
+
+
+def test_a_detector_exports_no_fpn():
+    assert recognise({"model": fpn_detector(18).state_dict()}).fpn == {}
