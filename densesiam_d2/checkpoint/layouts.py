@@ -97,11 +97,6 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
     Raises:
         ValueError: there is no ResNet, or there are several; it is incomplete, has extra tensors, or contains NaN.
     """
-    if "experiment_state" in checkpoint:
-        raise ValueError(
-            "this is a JAX checkpoint of BYOL (google-deepmind): its kernels and padding are not those of a PyTorch "
-            "ResNet; convert it to a torchvision ResNet first"
-        )
     tensors = tensors_in(checkpoint)
     networks = networks_in(tensors)
     if not networks:
