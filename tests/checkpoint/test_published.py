@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from safetensors.torch import save_file
 from torch import nn
 
 from densesiam_d2.checkpoint import TORCHVISION_METADATA, CheckedCheckpointer, read_checkpoint, recognise
 from densesiam_d2.tools.export_backbone import main
 from tests.checkpoint.networks import d2_resnet, fpn_cfg, fpn_detector, prefixed, resnet_cfg, tv_resnet
-from tests.checkpoint.published import BOTTLENECKS, CHECKPOINTS, CONVERTED, ONLINE, fpn
+from tests.checkpoint.published import BOTTLENECKS, CHECKPOINTS, CONVERTED, ONLINE, OTHER, fpn, hugging_face, without_fc
 
 IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 # The tensors of Google's SimCLR take x / 255, which is (x - mean) / std of these.
@@ -107,6 +109,19 @@ def test_the_fpn_of_resim_fills_a_detector(tmp_path, name):
     assert not any("fpn" in n for n in torch.load(tmp_path / "b.pth", weights_only=True))
 
 
+def test_the_fpn_of_resim_fills_one_with_norms(tmp_path):
+    """ReSim's own config has FPN.NORM SyncBN: its convolutions have no bias, and the norms start afresh."""
+    cfg = fpn_cfg(18)
+    cfg.MODEL.FPN.NORM = "BN"
+    detector = build_model(cfg)
+    torch.save(CHECKPOINTS["ReSim"][1], tmp_path / "resim.pth.tar")
+    CheckedCheckpointer(detector).resume_or_load(str(tmp_path / "resim.pth.tar"), resume=False)
+    for name in ("fpn_lateral5", "fpn_lateral4", "fpn_lateral3", "fpn_output4", "fpn_output3"):
+        layer = getattr(detector.backbone, name)
+        assert torch.equal(layer.weight, fpn(1)[f"{name}.weight"]) and layer.bias is None
+        assert torch.equal(layer.norm.weight, torch.ones(8))
+
+
 def test_an_fpn_with_batch_norm_is_left_out(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="densesiam_d2")
     norms = {"fpn_lateral5.0.weight": torch.ones(8), "fpn_lateral5.1.weight": torch.ones(8)}
@@ -116,3 +131,39 @@ def test_an_fpn_with_batch_norm_is_left_out(tmp_path, caplog):
 
 def test_a_detector_exports_no_fpn():
     assert recognise({"model": fpn_detector(18).state_dict()}).fpn == {}
+
+
+def test_a_file_of_torch_save_may_be_called_pkl(tmp_path):
+    """As DetCo's is; detectron2 alone would take it for a pickle."""
+    torch.save({"state_dict": without_fc(ONLINE)}, tmp_path / "detco_200ep_AA.pkl")
+    assert main(["--input", str(tmp_path / "detco_200ep_AA.pkl"), "--output", str(tmp_path / "b.pkl")]) == 0
+    network = empty_network(18)
+    DetectionCheckpointer(network).load(str(tmp_path / "b.pkl"))
+    assert_online(network, 18)
+
+
+@pytest.mark.parametrize("rename", [dict, hugging_face])  # timm's names are torchvision's
+def test_safetensors_of_a_hub(tmp_path, rename):
+    source, output = tmp_path / "model.safetensors", tmp_path / "b.pkl"
+    save_file(rename(ONLINE), source, {"format": "pt"})
+    assert main(["--input", str(source), "--output", str(output)]) == 0
+    model = nn.ModuleDict({"backbone": empty_network(18)})
+    for path in (output, source):
+        empty_network(18)
+        CheckedCheckpointer(model).resume_or_load(str(path), resume=False)
+        assert_online(model.backbone, 18)
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [("model", "model_ema"), ("state_dict", "state_dict_ema")],  # torchvision's references/classification, timm
+)
+def test_an_average_beside_the_network_is_asked_about(tmp_path, capsys, first, second):
+    torch.save({first: OTHER, second: {**prefixed("module.", ONLINE), "n_averaged": torch.ones(1)}}, tmp_path / "x.pth")
+    command = ["--input", str(tmp_path / "x.pth"), "--output", str(tmp_path / "b.pkl")]
+    assert main(command) == 1
+    assert f"2 different ResNets, below {first}, below {second}; choose one with --prefix" in capsys.readouterr().err
+    assert main([*command, "--prefix", second]) == 0
+    network = empty_network(18)
+    DetectionCheckpointer(network).load(str(tmp_path / "b.pkl"))
+    assert_online(network, 18)
