@@ -92,7 +92,9 @@ class _Run:
                     self._collect()
                     self._start_some()
                     if time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-                        self._line("running")
+                        now = time.monotonic()
+                        parts = [f"{name} for {duration(now - job.began)}" for name, job in self._running.items()]
+                        self._line(", ".join(parts) or "waiting for other calls")
                     time.sleep(_POLL_SECONDS)
             finally:
                 self._stop_all()

@@ -64,7 +64,7 @@ class Grid:
 
         Args:
             path: the yaml.
-            settings: "axis=v1,v2", which replaces the values of an axis, or "word=text".
+            settings: "axis=v1,v2", which replaces the values of an axis, or "word=text", also over ``values``.
 
         Raises:
             ValueError: the file or a setting is wrong; the message names it.
@@ -108,7 +108,7 @@ class Grid:
 
     def _with(self, settings: Iterable[str]) -> "Grid":
         """Return the grid with other words, and with some of the values of its axes."""
-        axes, words = dict(self.axes), dict(self.words)
+        axes, words, fixed = dict(self.axes), dict(self.words), set()
         for setting in settings:
             name, equals, text = setting.partition("=")
             if not equals or name not in {**axes, **words}:
@@ -117,13 +117,18 @@ class Grid:
                 )
             if name in words:
                 words[name] = text
+                fixed.add(name)
                 continue
             axes[name] = [yaml.safe_load(value) for value in text.split(",")]
             numbers = all(isinstance(value, int | float) for value in [*self.axes[name], *axes[name]])
             for value in axes[name]:
                 if value not in self.axes[name] and not numbers:
                     raise ValueError(f"--set {setting}: {name} has no value {value}{_near(value, self.axes[name])}")
-        return Grid(axes, self.stages, words, self.values)
+        values = {
+            axis: {value: {n: w for n, w in (own or {}).items() if n not in fixed} for value, own in of_axis.items()}
+            for axis, of_axis in self.values.items()
+        }
+        return Grid(axes, self.stages, words, values)
 
     def cells(self, root: Path) -> list[Cell]:
         """Return all cells, in the order of the stages.

@@ -110,8 +110,9 @@ class Table:
         lines += [
             _line([*row, *(str(entries.get(score, "")) for score in self.scores)]) for row, entries in self.rows.items()
         ]
-        lines += ["", "Seconds of a cell, median (min to max): " + "; ".join(map(self._time, self.seconds)) + "."]
-        lines += [f"Code: {'; '.join(self.codes)}.", f"Hardware: {'; '.join(self.machines)}."] if self.codes else []
+        if self.seconds:
+            lines += ["", "Seconds of a cell, median (min to max): " + "; ".join(map(self._time, self.seconds)) + "."]
+            lines += [f"Code: {'; '.join(self.codes)}.", f"Hardware: {'; '.join(self.machines)}."]
         if self.missing:
             lines += ["", f"Not done ({len(self.missing)}):", ""]
             lines += [f"- {name}: {reason}" for name, reason in self.missing.items()]

@@ -66,6 +66,8 @@ def test_settings_replace_words_and_values(load):
     cells = load(YAML, "seed=7,8", "method=a", "data=/other")
     assert [cell.name for cell in cells if cell.stage == "test"] == ["test/a/seed_7", "test/a/seed_8"]
     assert "folder:/other/x y" in cells[0].words
+    scratch = load(YAML, "method=scratch", "weights=random")[0]
+    assert scratch.words[1] == "random"  # although the grid has another word for scratch
 
 
 def test_a_stage_may_have_fewer_axes(load):
