@@ -69,7 +69,7 @@ class _Run:
     def __init__(self, cells: Sequence[Cell], jobs: int, only: Collection[str], show: Callable[[str], None]):
         self._cells = {cell.name: cell for cell in cells}
         self._jobs, self._show = jobs, show
-        self._left = [cell.name for cell in cells if not only or cell.stage in only]
+        self._left = [name for name, cell in self._cells.items() if not only or cell.stage in only]
         self._total = len(self._left)
         self._running: dict[str, _Job] = {}
         self._elsewhere: set[str] = set()  # cells that other calls run
