@@ -21,6 +21,7 @@ BENCHMARKS = {
     "loader": "files to batches through worker processes, and what crosses their borders (G5, G6)",
     "released_data": "the released unsupervised segmentation's pipeline (G7)",
     "step": "a pretraining step: its own backbone, lightly's SimSiam and DenseCL (G8, G9)",
+    "methods": "a training step of every two-view method: SimSiam's",
     "seg_step": "a step of unsupervised segmentation: the released one (G10)",
     "evaluation": "evaluating segmentations: the released evaluator (G11, G12)",
     "scale": "100 million images: heap, start-up, sampler (G13)",

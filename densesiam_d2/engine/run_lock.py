@@ -1,4 +1,4 @@
-"""Make sure that only one run at a time uses an OUTPUT_DIR."""
+"""Make sure that only one run at a time uses an OUTPUT_DIR, or another thing that a file stands for."""
 
 import argparse
 import fcntl
@@ -11,9 +11,13 @@ from typing import TextIO
 
 from detectron2.config import CfgNode
 
-__all__ = ["claim_folder"]
+__all__ = ["InUseError", "claim_folder", "lock_file"]
 
 NAME = ".run.lock"
+
+
+class InUseError(ValueError):
+    """Another process holds a lock; the message names it."""
 
 
 def claim_folder(cfg: CfgNode, args: argparse.Namespace) -> TextIO | None:
@@ -34,17 +38,37 @@ def claim_folder(cfg: CfgNode, args: argparse.Namespace) -> TextIO | None:
     if args.eval_only or args.dry_run or not first:
         return None
     folder = Path(cfg.OUTPUT_DIR)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / NAME).open("a+")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # loader workers do not inherit it, unlike flock
+        return lock_file(folder / NAME)
+    except InUseError as error:
+        raise ValueError(f"OUTPUT_DIR {folder} is in use by {error}: wait for it, or name another one") from None
+
+
+def lock_file(path: Path) -> TextIO:
+    """Lock a file until it is closed or this process ends, even if that process is killed.
+
+    Other processes are kept out, also on other machines that share the file system; this process is not.
+
+    Args:
+        path: the file; it and its folder are created if they do not exist. It names the process that holds the lock.
+
+    Returns:
+        The open file.
+
+    Raises:
+        InUseError: another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # child processes do not inherit it, unlike flock
     except (BlockingIOError, PermissionError):
         file.seek(0)
         owner = file.read().strip()
         file.close()
-        raise ValueError(f"OUTPUT_DIR {folder} is in use by {owner}: wait for it, or name another one") from None
+        raise InUseError(owner) from None
     except OSError as error:  # a file system without locks
-        logging.getLogger(__name__).warning("cannot lock %s, so nothing keeps a second run out: %s", folder, error)
+        logging.getLogger(__name__).warning("cannot lock %s, so nothing keeps a second run out: %s", path, error)
         return file
     file.truncate(0)
     file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")

@@ -1,0 +1,246 @@
+"""Read a grid from a yaml and make its cells. ``configs/grids/methods.yaml`` is an example with comments."""
+
+import difflib
+import itertools
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from densesiam_d2.grid.cells import Cell, Score
+
+__all__ = ["Grid", "Stage"]
+
+Value = str | int | float
+Words = Mapping[str, str | list]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command with placeholders, which is run once for each combination of some axes' values.
+
+    Attributes:
+        name: name of the stage.
+        command: the command line with placeholders: {axis}, {word} of the grid's words, {folder} of the cell, and
+            {folder_of[STAGE]} of the cell of an earlier stage with the same axes, which must then be done before.
+        over: names of the axes.
+        skip: axis -> values for which the stage has no cells.
+        scores: the numbers to read.
+    """
+
+    name: str
+    command: str
+    over: list[str]
+    skip: Mapping[str, list[Value]] = field(default_factory=dict)
+    scores: tuple[Score, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Axes, and the stages that run over them.
+
+    Attributes:
+        axes: name -> values.
+        stages: in the order in which they run.
+        words: placeholder -> text, or a list of words where the placeholder stands alone. Both may hold placeholders.
+        values: axis -> value -> words that hold for this value only, over those of the grid.
+    """
+
+    axes: Mapping[str, list[Value]]
+    stages: list[Stage]
+    words: Words = field(default_factory=dict)
+    values: Mapping[str, Mapping[Value, Words]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path, settings: Iterable[str] = ()) -> "Grid":
+        """Read a yaml with the keys of this class.
+
+        ``$NAME`` in a word is an environment variable. A stage is written as name -> its other attributes, a score as
+        name -> [file, path].
+
+        Args:
+            path: the yaml.
+            settings: "axis=v1,v2", which replaces the values of an axis, or "word=text", also over ``values``.
+
+        Raises:
+            ValueError: the file or a setting is wrong; the message names it.
+            FileNotFoundError: there is no such file.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        try:
+            content = yaml.safe_load(path.read_text())
+            _check_keys(content, cls, "a grid")
+            grid = cls(
+                axes=content["axes"],
+                stages=[_stage(name, keys) for name, keys in content["stages"].items()],
+                words=dict(content.get("words") or {}),
+                values=content.get("values") or {},
+            )
+            grid.check()
+            return grid._with(settings)
+        except (yaml.YAMLError, TypeError, AttributeError, KeyError, ValueError) as error:
+            text = f"the key {error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise ValueError(f"{path}: {text}") from error
+
+    def check(self) -> None:
+        """Check the names of axes and values.
+
+        Raises:
+            ValueError: one cannot be; the message names it.
+        """
+        for axis, values in self.axes.items():
+            for value in values:
+                if not re.fullmatch(r"[\w.+-]+", str(value)):
+                    raise ValueError(f"axis {axis}: {value!r} must be letters, digits and . + - _ (it names a folder)")
+        named = [(f"stage {stage.name}", {**dict.fromkeys(stage.over, ()), **stage.skip}) for stage in self.stages]
+        for where, axes in [("values", self.values), *named]:
+            for axis, values in axes.items():
+                if axis not in self.axes:
+                    raise ValueError(f"{where}: there is no axis {axis}{_near(axis, self.axes)}")
+                for value in values:
+                    if value not in self.axes[axis]:
+                        raise ValueError(f"{where}: {axis} has no value {value}{_near(value, self.axes[axis])}")
+
+    def _with(self, settings: Iterable[str]) -> "Grid":
+        """Return the grid with other words, and with some of the values of its axes."""
+        axes, words, fixed = dict(self.axes), dict(self.words), set()
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals or name not in {**axes, **words}:
+                raise ValueError(
+                    f"--set {setting}: write NAME=VALUE with one of the names {', '.join([*axes, *words])}"
+                )
+            if name in words:
+                words[name] = text
+                fixed.add(name)
+                continue
+            axes[name] = [yaml.safe_load(value) for value in text.split(",")]
+            numbers = all(isinstance(value, int | float) for value in [*self.axes[name], *axes[name]])
+            for value in axes[name]:
+                if value not in self.axes[name] and not numbers:
+                    raise ValueError(f"--set {setting}: {name} has no value {value}{_near(value, self.axes[name])}")
+        values = {
+            axis: {value: {n: w for n, w in (own or {}).items() if n not in fixed} for value, own in of_axis.items()}
+            for axis, of_axis in self.values.items()
+        }
+        return Grid(axes, self.stages, words, values)
+
+    def cells(self, root: Path) -> list[Cell]:
+        """Return all cells, in the order of the stages.
+
+        Args:
+            root: the grid's folder.
+
+        Raises:
+            ValueError: a command has an unknown placeholder, or an environment variable is not set.
+        """
+        found: list[Cell] = []
+        for stage in self.stages:
+            for values in itertools.product(*(self.axes[axis] for axis in stage.over)):
+                axes = dict(zip(stage.over, values, strict=True))
+                if not any(axes.get(axis) in skipped for axis, skipped in stage.skip.items()):
+                    found.append(self._cell(stage, axes, root.resolve(), found))
+        return found
+
+    def _cell(self, stage: Stage, axes: dict[str, Value], root: Path, earlier: list[Cell]) -> Cell:
+        name = "/".join([stage.name, *(_folder_name(axis, value) for axis, value in axes.items())])
+        folders = _Folders({cell.stage: [c for c in earlier if c.stage == cell.stage] for cell in earlier}, axes)
+        words = dict(self.words)
+        for axis, value in axes.items():
+            words.update(self.values.get(axis, {}).get(value) or {})
+        given = {**axes, "folder": str(root / name), "folder_of": folders}
+        try:
+            command = [w for word in shlex.split(stage.command, comments=True) for w in _expand(word, given, words)]
+        except ValueError as error:
+            raise ValueError(f"cell {name}: {error}") from None
+        return Cell(name, stage.name, tuple(command), root, axes, tuple(folders.used), stage.scores)
+
+
+class _Folders:
+    """The folders of earlier cells, by stage; it notes which ones a command has asked for."""
+
+    def __init__(self, earlier: Mapping[str, list[Cell]], axes: Mapping[str, Value]):
+        self._earlier, self._axes, self.used = earlier, axes, []
+
+    def __getitem__(self, stage: str) -> str:
+        if stage not in self._earlier:
+            raise ValueError(f"{{folder_of[{stage}]}}: no earlier stage of this name{_near(stage, self._earlier)}")
+        fitting = [c for c in self._earlier[stage] if all(self._axes.get(a) == v for a, v in c.axes.items())]
+        if not fitting:
+            raise ValueError(f"{{folder_of[{stage}]}}: this stage has no cell with the same axes; is it skipped?")
+        if fitting[0].name not in self.used:
+            self.used.append(fitting[0].name)
+        return str(fitting[0].folder)
+
+
+def _expand(word: str, given: Mapping, words: Words, above: tuple[str, ...] = ()) -> list[str]:
+    """Return the words that one word of a template stands for.
+
+    Args:
+        word: the template.
+        given: placeholder -> what it stands for.
+        words: placeholder -> another template, or a list of them.
+        above: the placeholders that this template is the text of.
+    """
+
+    class Texts(dict):
+        def __missing__(self, name):
+            return _text(name, given, words, above)
+
+    alone = re.fullmatch(r"\{(\w+)\}", word)
+    if alone and isinstance(words.get(alone[1]), list):
+        _check_loop(alone[1], above)
+        return [w for part in words[alone[1]] for w in _expand(str(part), given, words, (*above, alone[1]))]
+    try:
+        return [word.format_map(Texts(given))]
+    except (IndexError, AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"{word!r}: {error} (braces that are no placeholder are written twice)") from None
+
+
+def _text(name: str, given: Mapping, words: Words, above: tuple[str, ...]) -> str:
+    """Return the text of a placeholder that is another template."""
+    if name not in words:
+        raise ValueError(f"there is no placeholder {{{name}}}{_near(name, [*given, *words])}")
+    _check_loop(name, above)
+    if words[name] is None:
+        raise ValueError(f"{{{name}}} has no value: give --set {name}=...")
+    if isinstance(words[name], list):
+        raise ValueError(f"{{{name}}} is a list of words, so it must stand alone, with spaces around it")
+    text = os.path.expandvars(str(words[name]))
+    if unset := re.search(r"\$\{?(\w+)", text):
+        raise ValueError(f"{{{name}}} is the environment variable {unset[1]}, which is not set: give --set {name}=...")
+    return " ".join(_expand(text, given, words, (*above, name)))
+
+
+def _check_loop(name: str, above: tuple[str, ...]) -> None:
+    if name in above:
+        raise ValueError(f"{{{name}}} stands for itself")
+
+
+def _stage(name: str, keys: Mapping) -> Stage:
+    _check_keys({"name": name, **keys}, Stage, f"stage {name}")
+    scores = tuple(Score(score, *place) for score, place in (keys.get("scores") or {}).items())
+    return Stage(name, keys["command"], keys["over"], keys.get("skip") or {}, scores)
+
+
+def _check_keys(content: object, kind: type, what: str) -> None:
+    known = list(kind.__dataclass_fields__)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{what} has the keys {', '.join(known)}")
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{what} has no key {key}{_near(key, known)}")
+
+
+def _folder_name(axis: str, value: Value) -> str:
+    return value if isinstance(value, str) else f"{axis}_{value}"
+
+
+def _near(name: object, known: Iterable) -> str:
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(map(str, known))}" if known else ""

@@ -1,0 +1,102 @@
+"""Run a grid of commands that is written down in a yaml, and sum up its scores.
+
+    python -m densesiam_d2.tools.grid run configs/grids/methods.yaml --output output/methods --set seed=0,1
+    python -m densesiam_d2.tools.grid table configs/grids/methods.yaml --output output/methods
+
+``run`` runs what is not done yet. It can be stopped by Ctrl-C or SIGTERM and called again: finished cells are kept, a
+stopped training goes on from its last checkpoint, failed cells are tried again. Several calls on one folder share the
+cells, also on several machines with a shared file system. On a machine with several GPUs, start one call for each, with
+CUDA_VISIBLE_DEVICES=0, 1 and so on. Every cell has a folder with log.txt and cell.json: command, seed, code version,
+hardware, date, seconds, memory, scores.
+
+``table`` writes mean and sample standard deviation over the seeds, and lists the cells that are missing or failed.
+
+Commands run in the working directory, which is the project's root for the yamls in configs/grids.
+
+Exit status: 0; 1 if a cell is not done; 2 for wrong usage or a folder with results of other commands; 75 when stopped.
+"""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+from densesiam_d2.engine.signals import PREEMPTED
+from densesiam_d2.evaluation.json_scores import write_json
+from densesiam_d2.grid import Cell, Grid, State, Table, run_cells, state_of
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        grid = Grid.load(args.grid, args.set)
+        unknown = [name for name in args.only if name not in [stage.name for stage in grid.stages]]
+        if unknown:
+            names = ", ".join(stage.name for stage in grid.stages)
+            raise ValueError(f"--only {unknown[0]}: no such stage in {args.grid}, which has {names}")
+        cells = grid.cells(args.output)
+        return args.do(args, cells)
+    except (ValueError, OSError) as error:
+        print(f"grid: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("grid: stopped; the same command goes on", file=sys.stderr)
+        return PREEMPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="run | table")
+    for name, do in (("run", _run), ("table", _table)):
+        command = commands.add_parser(name)
+        command.set_defaults(do=do)
+        command.add_argument("grid", type=Path, metavar="GRID.yaml")
+        command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the grid's folder")
+        command.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="only the cells of these stages")
+        command.add_argument(
+            "--set",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="NAME=VALUE",
+            help="other values of an axis, such as seed=0,1, or another text for one of the words",
+        )
+        if do is _run:
+            command.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default 1)")
+            command.add_argument("--dry-run", action="store_true", help="only print the commands that would run")
+        else:
+            command.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here too")
+            command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+    return parser
+
+
+def _run(args: argparse.Namespace, cells: list[Cell]) -> int:
+    if args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: at least 1")
+    if args.dry_run:
+        for cell in cells:
+            if (not args.only or cell.stage in args.only) and state_of(cell) != State.DONE:
+                print(cell.command)
+        return 0
+    not_done = run_cells(cells, jobs=args.jobs, only=args.only, show=functools.partial(print, flush=True))
+    if not_done:
+        print(f"not done ({len(not_done)}):", *(f"  {n}: {why}" for n, why in not_done.items()), sep="\n")
+    return int(bool(not_done))
+
+
+def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
+    table = Table(cells, only=args.only)
+    print(table.markdown(), end="")
+    if args.markdown:
+        args.markdown.parent.mkdir(parents=True, exist_ok=True)
+        args.markdown.write_text(table.markdown())
+    if args.json:
+        write_json(args.json, table.to_json())
+    return int(bool(table.missing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

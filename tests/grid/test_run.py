@@ -1,0 +1,210 @@
+"""Real processes of tiny commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from densesiam_d2.engine.run_lock import lock_file
+from densesiam_d2.grid import Cell, Score, run_cells
+from densesiam_d2.grid.records import read_record
+
+# Adds a line to runs.txt in the grid's folder, so that a test sees what ran, and how often.
+NOTE = "import sys, time, pathlib; root = pathlib.Path(sys.argv[1]); name = sys.argv[2];"
+NOTE += "(root / 'runs.txt').open('a').write(name + chr(10));"
+SCORE = "(root / name / 'r.json').write_text('{\"AP\": 3.5}')"
+
+
+def cell(root: Path, name: str, code: str = SCORE, *, needs=(), **axes) -> Cell:
+    words = ("python", "-c", NOTE + code, str(root), name)
+    scores = (Score("AP", "r.json", "AP"),) if code == SCORE else ()
+    return Cell(name, name.split("/")[0], words, root, axes, needs, scores)
+
+
+def runs(root: Path) -> list[str]:
+    return (root / "runs.txt").read_text().split()
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def test_cells_run_once_in_order_of_need_and_leave_a_record(tmp_path):
+    cells = [cell(tmp_path, "one", seed=3), cell(tmp_path, "two", needs=("one",))]
+    lines = []
+    assert run_cells(cells, show=lines.append) == {}
+    assert runs(tmp_path) == ["one", "two"]
+    record = json.loads((tmp_path / "one" / "cell.json").read_text())
+    assert record["state"] == "done" and record["scores"] == {"AP": 3.5} and record["exit_code"] == 0
+    assert record["seed"] == 3 and record["axes"] == {"seed": 3} and record["command"] == cells[0].command
+    assert record.keys() >= {"code", "hardware", "date", "seconds", "cpu_seconds", "peak_mib"}
+    assert record["hardware"].keys() == {"cpu", "cores", "gpus", "torch"}
+    assert (tmp_path / "one" / "log.txt").read_text().startswith(f"$ {cells[0].command}\n")
+    assert any("[2/2] two: done" in line and "AP 3.5" in line for line in lines)
+    assert run_cells(cells, show=silent) == {}
+    assert runs(tmp_path) == ["one", "two"]
+
+
+def test_jobs_run_at_the_same_time(tmp_path):
+    """Each of the two waits for the other."""
+    wait = "other = root / {'a': 'b', 'b': 'a'}[name]; (root / name / 'here').touch();"
+    wait += "[time.sleep(0.05) for _ in range(400) if not (other / 'here').exists()];"
+    wait += "sys.exit(not (other / 'here').exists())"
+    assert run_cells([cell(tmp_path, "a", wait), cell(tmp_path, "b", wait)], jobs=2, show=silent) == {}
+
+
+def test_a_failed_cell_is_named_with_its_last_line_and_tried_again(tmp_path):
+    fails = "sys.exit('no such luck' if not (root / 'fixed').exists() else 0)"
+    cells = [cell(tmp_path, "one", fails), cell(tmp_path, "two", needs=("one",)), cell(tmp_path, "three")]
+    not_done = run_cells(cells, show=silent)
+    assert "exit code 1: no such luck" in not_done["one"] and not_done["two"] == "it needs one, which failed"
+    assert runs(tmp_path) == ["one", "three"]
+    assert read_record(cells[0])["state"] == "failed"
+    (tmp_path / "fixed").touch()
+    assert run_cells(cells, show=silent) == {}
+    assert runs(tmp_path) == ["one", "three", "one", "two"]
+
+
+def test_a_cell_without_its_score_has_failed(tmp_path):
+    words = ("python", "-c", "pass")
+    lost = Cell("a", "a", words, tmp_path, scores=(Score("AP", "r.json", "AP"),))
+    assert "score AP" in run_cells([lost], show=silent)["a"]
+    assert "r.json" in read_record(lost)["error"]
+
+
+def test_a_command_that_does_not_exist_is_a_failure(tmp_path):
+    assert "no_such_command" in run_cells([Cell("a", "a", ("no_such_command",), tmp_path)], show=silent)["a"]
+
+
+def test_only_some_stages(tmp_path):
+    cells = [cell(tmp_path, "one"), cell(tmp_path, "two", needs=("one",)), cell(tmp_path, "three")]
+    not_done = run_cells(cells, only=["two", "three"], show=silent)
+    assert not_done == {"two": "it needs one, which is not done"} and runs(tmp_path) == ["three"]
+
+
+def test_a_done_cell_with_another_command_is_refused(tmp_path):
+    run_cells([cell(tmp_path, "one")], show=silent)
+    with pytest.raises(ValueError, match="one was done with another command: python"):
+        run_cells([cell(tmp_path, "one", SCORE + ";1")], show=silent)
+    assert runs(tmp_path) == ["one"]
+
+
+def test_a_failed_cell_with_another_command_starts_anew(tmp_path):
+    run_cells([cell(tmp_path, "one", "(root / name / 'old').touch(); 1/0")], show=silent)
+    assert (tmp_path / "one" / "old").exists()
+    assert run_cells([cell(tmp_path, "one")], show=silent) == {}
+    assert not (tmp_path / "one" / "old").exists()
+
+
+def test_a_result_from_an_earlier_run_of_what_it_needs_is_refused(tmp_path):
+    cells = [cell(tmp_path, "one"), cell(tmp_path, "two", needs=("one",))]
+    run_cells(cells, show=silent)
+    (tmp_path / "one" / "cell.json").unlink()
+    with pytest.raises(ValueError, match="two was done from a run of one that is not there any more"):
+        run_cells(cells, show=silent)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "cell.json").write_text("{")
+    with pytest.raises(ValueError, match=r"one/cell.json is no record of a cell"):
+        run_cells([cell(tmp_path, "one")], show=silent)
+
+
+# Several calls on one folder, each a process.
+CALL = """
+import sys
+from pathlib import Path
+from tests.grid.test_run import cell
+from densesiam_d2.grid import run_cells
+root = Path(sys.argv[1])
+cells = [cell(root, f"a/{i}", "time.sleep(0.3)") for i in range(8)]
+cells += [cell(root, f"b/{i}", needs=(f"a/{i}",)) for i in range(8)]
+print(run_cells(cells, jobs=2), flush=True)
+"""
+
+
+def call(root: Path, code: str = CALL) -> subprocess.Popen:
+    repo = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(root)], cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(path: Path, text: str = "") -> None:
+    end = time.monotonic() + 60
+    while not (path.is_file() and text in path.read_text()):
+        assert time.monotonic() < end, path
+        time.sleep(0.05)
+
+
+def test_two_calls_share_the_cells(tmp_path):
+    calls = [call(tmp_path), call(tmp_path)]
+    said = [process.communicate(timeout=120)[0] for process in calls]
+    assert [process.returncode for process in calls] == [0, 0], said
+    assert all(text.strip().endswith("{}") for text in said), said
+    assert sorted(runs(tmp_path)) == sorted(f"{stage}/{i}" for stage in "ab" for i in range(8))
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path):
+    holder = call(
+        tmp_path,
+        "import sys, time; from pathlib import Path; from densesiam_d2.engine.run_lock import lock_file\n"
+        "root = Path(sys.argv[1]); lock = lock_file(root / '.locks' / 'one.lock'); (root / 'held').touch()\n"
+        "while not (root / 'runs.txt').exists(): time.sleep(0.05)",
+    )
+    wait_for(tmp_path / "held")
+    cells = [cell(tmp_path, "one"), cell(tmp_path, "two")]
+    assert run_cells(cells, show=silent) == {}
+    assert runs(tmp_path) == ["two", "one"]  # the holder ends after the first, so that "one" becomes free
+    holder.wait(20)
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from tests.grid.test_run import cell
+from densesiam_d2.grid import run_cells
+root = Path(sys.argv[1])
+code = "import os; (root / 'done').exists() or ((root / 'pid').write_text(str(os.getpid())), time.sleep(100))"
+cells = [cell(root, "one", code)]
+try:
+    print(run_cells(cells))
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_commands_and_the_next_call_goes_on(tmp_path, number):
+    process = call(tmp_path, STOPPED)
+    wait_for(tmp_path / "pid")
+    child = int((tmp_path / "pid").read_text())
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[0].endswith("stopped\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    assert json.loads((tmp_path / "one" / "cell.json").read_text())["state"] == "stopped"
+    lock_file(tmp_path / ".locks" / "one.lock").close()  # free again
+    (tmp_path / "done").touch()
+    assert call(tmp_path, STOPPED).communicate(timeout=60)[0].endswith("{}\n")
+    assert runs(tmp_path) == ["one", "one"]
+
+
+def test_commands_end_with_a_call_that_is_killed(tmp_path):
+    process = call(tmp_path, STOPPED)
+    wait_for(tmp_path / "pid")
+    child = int((tmp_path / "pid").read_text())
+    process.kill()
+    process.communicate(timeout=60)
+    end = time.monotonic() + 20
+    while time.monotonic() < end and Path(f"/proc/{child}").exists():
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists() or Path(f"/proc/{child}/stat").read_text().split()[2] == "Z"
+    (tmp_path / "done").touch()
+    assert call(tmp_path, STOPPED).communicate(timeout=60)[0].endswith("{}\n")

@@ -1,0 +1,101 @@
+import json
+import math
+
+import pytest
+
+from densesiam_d2.grid import Cell, Score, Table
+from densesiam_d2.grid.progress import duration, time_left
+from densesiam_d2.grid.records import write_record
+
+HARDWARE = {"cpu": "Some CPU", "cores": 2, "gpus": [], "torch": "2.6"}
+
+
+def make(root, method, seed, *, AP=None, state="done", **more):
+    cell = Cell(
+        f"t/{method}/seed_{seed}",
+        "t",
+        ("run", method, str(seed)),
+        root,
+        {"method": method, "seed": seed},
+        scores=(Score("AP", "r.json", "AP"),),
+    )
+    if state != "missing":
+        record = {"state": state, "words": cell.fixed_words, "command": cell.command, "needs": {}, "date": "today"}
+        record |= {"hardware": HARDWARE, "code": "abc", "seconds": 10.0 * (seed + 1), "scores": {"AP": AP}}
+        write_record(cell, {**record, **more})
+    return cell
+
+
+@pytest.fixture
+def cells(tmp_path):
+    return [
+        *(make(tmp_path, "full", seed, AP=AP) for seed, AP in enumerate((30.0, 33.0, 36.0))),
+        make(tmp_path, "part", 0, AP=10.0),
+        make(tmp_path, "part", 1, state="failed", error="exit code 1: no memory"),
+        make(tmp_path, "part", 2, state="missing"),
+        make(tmp_path, "null", 0, AP=None),
+        make(tmp_path, "new", 0, AP=5.0, words=["other"], command="other"),
+    ]
+
+
+def test_mean_and_sample_standard_deviation(cells):
+    table = Table(cells)
+    full = table.rows["full",]["AP"]
+    # mean 33; squared distances 9 + 0 + 9 over n - 1 = 2
+    assert full.mean == 33.0 and full.std == math.sqrt(18 / 2) and str(full) == "33.0 ± 3.0"
+    part = table.rows["part",]["AP"]
+    assert part.mean == 10.0 and part.std is None and str(part) == "10.0 (1 failed, 1 missing)"
+    assert str(table.rows["null",]["AP"]) == "1 null" and str(table.rows["new",]["AP"]) == "1 changed"
+
+
+def test_what_is_not_done_is_listed(cells):
+    table = Table(cells)
+    assert table.missing == {
+        "t/part/seed_1": "failed: exit code 1: no memory",
+        "t/part/seed_2": "missing",
+        "t/new/seed_0": "changed: t/new/seed_0 was done with another command: other",
+    }
+
+
+def test_markdown_and_json(cells):
+    table = Table(cells)
+    lines = table.markdown().splitlines()
+    assert lines[:3] == ["| method | AP |", "| --- | ---: |", "| full | 33.0 ± 3.0 |"]
+    assert "t 10 (10 to 30, 5 cells)" in table.markdown()  # 10, 20, 30, 10, 10
+    assert "Code: abc." in lines and "Hardware: Some CPU, 2 cores, torch 2.6." in lines
+    assert "- t/part/seed_2: missing" in lines
+    content = json.loads(json.dumps(table.to_json()))
+    assert content["rows"][0] == {
+        "method": "full",
+        "scores": {"AP": {"mean": 33.0, "std": 3.0, "values": [30.0, 33.0, 36.0], "others": []}},
+    }
+
+
+def test_a_score_that_the_grid_names_later_is_read_from_the_files(tmp_path):
+    cell = make(tmp_path, "full", 0, scores={})
+    (cell.folder / "r.json").write_text('{"AP": 7.0}')
+    assert Table([cell]).rows["full",]["AP"].values == [7.0]
+
+
+def test_only_some_stages(cells, tmp_path):
+    needs = Cell("u", "u", ("x",), tmp_path, {"seed": 0}, needs=("t/full/seed_0",), scores=cells[0].scores)
+    assert Table([*cells, needs], only=["u"]).missing == {"u": "missing"}
+
+
+def test_time_left(tmp_path):
+    done = [make(tmp_path, "a", 0), make(tmp_path, "a", 2)]  # 10 and 30 s: mean 20
+    waiting = [make(tmp_path, "b", i, state="missing") for i in range(5)]
+    cells = {cell.name: cell for cell in [*done, *waiting]}
+    records = {cell.name: json.loads((cell.folder / "cell.json").read_text()) for cell in done}
+    # four wait, 80 s, and one has run 5 of its 20 s: 95 s of work
+    args = (waiting[:4], [(waiting[4], 5.0)], records, cells)
+    assert time_left(*args, workers=1) == "95 s" and time_left(*args, workers=2) == "48 s"
+    assert time_left([], [(waiting[4], 5.0)], records, cells, workers=4) == "15 s"
+    other = Cell("other", "other", (), tmp_path)
+    assert time_left([waiting[0], other], [], records, cells, workers=1) == "more than 20 s"
+    assert time_left([other], [], {}, cells, workers=1) == "an unknown time"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(99, "99 s"), (100, "2 min"), (3599, "1 h 0 min"), (5400, "1 h 30 min")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text

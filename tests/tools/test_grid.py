@@ -1,0 +1,111 @@
+"""The command, and one grid with a real training that is interrupted."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from densesiam_d2.tools.grid import main
+
+ROOT = Path(__file__).parents[2]
+YAML = """
+axes: {method: [a, b], seed: [0, 1]}
+words: {number: 0}
+values: {method: {b: {number: 10}}}
+stages:
+  count:
+    over: [method, seed]
+    command: python -c "open('{folder}/r.json', 'w').write(str({number} + 4 * {seed}).join(['{{\\"AP\\":', '}}']))"
+    scores: {AP: [r.json, AP]}
+"""
+
+
+@pytest.fixture
+def words(tmp_path):
+    (tmp_path / "grid.yaml").write_text(YAML)
+    return [str(tmp_path / "grid.yaml"), "--output", str(tmp_path / "out")]
+
+
+def test_run_and_table(words, tmp_path, capsys):
+    assert main(["run", *words, "--dry-run", "--set", "seed=1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 and not (tmp_path / "out").exists()
+    assert main(["run", *words, "--set", "method=b"]) == 0
+    capsys.readouterr()
+    files = ["--markdown", str(tmp_path / "new" / "t.md"), "--json", str(tmp_path / "new" / "t.json")]
+    assert main(["table", *words, *files]) == 1
+    text = capsys.readouterr().out
+    # b: 10 and 14, mean 12, squared distances 4 + 4 over n - 1 = 1
+    assert "| b | 12.0 ± 2.8 |" in text and "| a | 2 missing |" in text and "Not done (2):" in text
+    assert (tmp_path / "new" / "t.md").read_text() == text
+    assert json.loads((tmp_path / "new" / "t.json").read_text())["rows"][1]["scores"]["AP"]["values"] == [10, 14]
+    assert main(["run", *words]) == 0
+    assert main(["table", *words]) == 0
+
+
+def test_a_failed_cell_is_listed(words, capsys):
+    assert main(["run", *words, "--set", "number=1/0", "method=a", "seed=0"]) == 1
+    assert "not done (1):\n  count/a/seed_0: failed, exit code 1: ZeroDivisionError" in capsys.readouterr().out
+    assert main(["table", *words, "--set", "number=1/0", "method=a", "seed=0"]) == 1
+    assert "- count/a/seed_0: failed: exit code 1: ZeroDivisionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--only", "cont"], "--only cont: no such stage in"),
+        (["--set", "method=c"], "method has no value c"),
+        (["--jobs", "0"], "--jobs 0: at least 1"),
+    ],
+)
+def test_wrong_usage_is_one_line(words, more, says, capsys):
+    assert main(["run", *words, *more]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_another_command_is_refused(words, capsys):
+    assert main(["run", *words]) == 0
+    assert main(["run", *words, "--set", "number=5"]) == 2
+    assert "count/a/seed_0 was done with another command" in capsys.readouterr().err
+
+
+TRAINING = """
+axes: {seed: [0]}
+stages:
+  pretrain:
+    over: [seed]
+    command: >
+      python train_net.py --config-file configs/quick/pretrain_instant_test.yaml --resume auto SOLVER.MAX_ITER 40
+      SOLVER.CHECKPOINT_PERIOD 1000 SEED {seed} OUTPUT_DIR {folder}
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on(tmp_path):
+    (tmp_path / "grid.yaml").write_text(TRAINING)
+    folder = tmp_path / "out" / "pretrain" / "seed_0"
+    command = [sys.executable, "-m", "densesiam_d2.tools.grid", "run", str(tmp_path / "grid.yaml")]
+    command += ["--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 200
+    while not ((folder / "log.txt").is_file() and "Starting training from" in (folder / "log.txt").read_text()):
+        assert process.poll() is None and time.monotonic() < end, process.communicate(timeout=10)[0]
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 75 and said.endswith("grid: stopped; the same command goes on\n"), said
+    record = json.loads((folder / "cell.json").read_text())
+    assert record["state"] == "stopped" and list(folder.glob("model_*.pth")) and not (folder / "backbone.pkl").exists()
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    finished = json.loads((folder / "cell.json").read_text())
+    assert finished["state"] == "done" and finished["seconds"] > record["seconds"]
+    starts = re.findall(r"Starting training from iteration (\d+)", (folder / "log.txt").read_text())
+    assert starts[0] == "0" and int(starts[-1]) > 0
+    assert (folder / "backbone.pkl").exists()
