@@ -8,9 +8,10 @@ from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.modeling.meta_arch.simsiam import SimSiam
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
+from densesiam_d2.modeling.meta_arch.slotcon import SlotCon
 
 # All methods. config.py adds the keys of each, config_checks.py applies its rules, and the contract tests run it.
-METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL)
+METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SlotCon)
 
 __all__ = [
     "METHODS",
