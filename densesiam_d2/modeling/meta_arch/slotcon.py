@@ -217,7 +217,9 @@ class SlotCon(SiameseMetaArch):
         # Batch norm needs two rows. All processes skip the predictor together, because its norms wait for each other.
         if gather(is_query.sum().view(1)).sum() < 2:
             return with_idle(g.new_zeros(()), self.predictor.parameters())
-        p = self.predictor(g[is_query][:, :, None, None]).flatten(1)  # (R, D), R may be 0 in this process
+        # R may be 0 in this process. With AMP, nn.SyncBatchNorm would then send half precision, but the others float32.
+        with torch.autocast(g.device.type, enabled=False):
+            p = self.predictor(g[is_query][:, :, None, None]).flatten(1)  # (R, D)
         return slot_infonce(p, keys, positives, self.slot_temperature)
 
     @torch.no_grad()

@@ -181,12 +181,16 @@ def test_all_processes_have_the_centre_of_all_images():
     assert torch.equal(two, other) and torch.allclose(two, one, atol=1e-6)
 
 
-def test_losses_stay_in_float32_under_autocast():
+def test_losses_and_predictor_stay_in_float32_under_autocast():
+    """A process without rows must send the same type as the others, and nn.SyncBatchNorm takes that of its input."""
     model, batch = model_with_another_teacher(), tiny_batch(4)
+    types = set()
+    for module in model.predictor:
+        module.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = step(model, batch)
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
-    assert model.center.dtype == torch.float32
+    assert model.center.dtype == torch.float32 and types == {torch.float32}
 
 
 def test_heads_start_as_published():
