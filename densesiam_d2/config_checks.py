@@ -207,8 +207,6 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems.append(f"SOLVER.NESTEROV is True; {solver.OPTIMIZER} has no such momentum")
     if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
         problems.append(f"SOLVER.BASE_LR_END is {cfg.SOLVER.BASE_LR_END}, above BASE_LR {cfg.SOLVER.BASE_LR}")
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.PRECISION != "bf16":
-        problems.append("SOLVER.AMP.PRECISION is 'fp16'; the CPU has only 'bf16'")
     return problems
 
 
@@ -219,6 +217,8 @@ def _training(cfg: CfgNode, world_size: int) -> list[str]:
         below, above = batch // world * world, (batch // world + 1) * world
         nearest = f"{below} or {above}" if below else f"{above}"
         problems.append(f"SOLVER.IMS_PER_BATCH is {batch}; {world} processes need a multiple, such as {nearest}")
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.PRECISION != "bf16":
+        problems.append("SOLVER.AMP.PRECISION is 'fp16'; the CPU has only 'bf16'")
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and world_size > 1:
         problems.append("SOLVER.AMP.ENABLED is True; batch norm over several CPU processes is inaccurate in bf16")
     if not cfg.DATASETS.TRAIN:

@@ -2,6 +2,7 @@
 
 from densesiam_d2.layers.distributed import (
     gather,
+    gather_uneven,
     gather_with_gradient,
     mean_over_images,
     shuffle,
@@ -25,6 +26,7 @@ __all__ = [
     "cosine_momentum",
     "embedding_spread",
     "gather",
+    "gather_uneven",
     "gather_with_gradient",
     "mean_over_images",
     "resize_logits",

@@ -3,7 +3,15 @@
 import torch
 from torch import distributed as dist
 
-__all__ = ["gather", "gather_with_gradient", "mean_over_images", "shuffle", "unshuffle", "world_size"]
+__all__ = [
+    "gather",
+    "gather_uneven",
+    "gather_with_gradient",
+    "mean_over_images",
+    "shuffle",
+    "unshuffle",
+    "world_size",
+]
 
 
 def world_size() -> int:
@@ -51,6 +59,25 @@ def gather(x: torch.Tensor) -> torch.Tensor:
     rows = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(rows, x)
     return torch.cat(rows)
+
+
+@torch.no_grad()
+def gather_uneven(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return the rows of all processes in the order of their ranks, without gradient; their numbers may differ.
+
+    Args:
+        x: (n, D), with a different n in every process, also 0.
+
+    Returns:
+        (sum of all n, D), and the place of this process's first row in it.
+    """
+    if world_size() == 1:
+        return x.detach(), 0
+    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
+    padded = x.new_zeros(max(counts), x.shape[1])
+    padded[: len(x)] = x
+    rows = gather(padded).chunk(world_size())
+    return torch.cat([own[:count] for own, count in zip(rows, counts, strict=True)]), sum(counts[: dist.get_rank()])
 
 
 def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,13 @@
 """Projectors and predictors: stacks of 1x1 convolutions, for points (N, C, S, S) and for vectors (N, C, M, 1)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
 __all__ = ["ProjectorPredictor", "conv_mlp"]
+
+_RELU = partial(nn.ReLU, inplace=True)
 
 
 def conv_mlp(
@@ -15,24 +18,26 @@ def conv_mlp(
     bias_last: bool,
     last_norm_affine: bool | None,
     bias_hidden: bool = False,
+    activation: Callable[[], nn.Module] = _RELU,
 ) -> nn.Sequential:
-    """Build hidden layers (convolution, norm, ReLU) and a last convolution.
+    """Build hidden layers (convolution, norm, activation) and a last convolution.
 
     Args:
         in_dim: input channels.
-        dims: output channels of each convolution; the last one has no ReLU.
+        dims: output channels of each convolution; the last one has no activation.
         norm: function that makes a norm layer from a number of channels.
         bias_last: whether the last convolution has a bias.
         last_norm_affine: True or False adds a norm after the last convolution, with or without learned scale and shift;
             None adds nothing.
         bias_hidden: whether the convolutions of the hidden layers have a bias, as in BYOL.
+        activation: function that makes the activation of the hidden layers.
 
     Returns:
         A module mapping (N, in_dim, h, w) to (N, dims[-1], h, w).
     """
     layers: list[nn.Module] = []
     for dim in dims[:-1]:
-        layers += [nn.Conv2d(in_dim, dim, 1, bias=bias_hidden), norm(dim), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(in_dim, dim, 1, bias=bias_hidden), norm(dim), activation()]
         in_dim = dim
     layers.append(nn.Conv2d(in_dim, dims[-1], 1, bias=bias_last))
     if last_norm_affine is not None:

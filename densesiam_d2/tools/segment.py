@@ -34,7 +34,7 @@ from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.modeling import model_output
 from densesiam_d2.reporting.label_colors import overlay, palette
 
-__all__ = ["Segmentor", "draw_legend", "main", "segment_folder"]
+__all__ = ["Segmentor", "draw_legend", "fill", "main", "segment_folder"]
 
 
 def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ class Segmentor:
         if model_output(cfg) != "semantic":
             raise ValueError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} predicts no label maps")
         self.model = build_model(cfg).eval()
-        _fill(self.model, cfg.MODEL.WEIGHTS)
+        fill(self.model, cfg.MODEL.WEIGHTS)
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.resize = T.ResizeShortestEdge(
             cfg.TEST.CENTER_CROP_SIZE or cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -96,8 +96,12 @@ class Segmentor:
         return labels.cpu().numpy().astype(np.uint8 if self.num_classes <= 256 else np.uint16)
 
 
-def _fill(model: nn.Module, weights: str) -> None:
-    """Load a training checkpoint; its other content (projectors, optimizer) is not used."""
+def fill(model: nn.Module, weights: str) -> None:
+    """Load a training checkpoint; its other content, such as the optimizer, is not used.
+
+    Raises:
+        ValueError: weights are missing or of another shape.
+    """
     checkpoint = read_checkpoint(weights)
     state = {name: torch.as_tensor(value) for name, value in checkpoint.get("model", checkpoint).items()}
     wanted = model.state_dict()

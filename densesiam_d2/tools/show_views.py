@@ -24,7 +24,7 @@ from densesiam_d2.engine.setup import load_config
 from densesiam_d2.modeling import trains_on_views
 from densesiam_d2.reporting.view_drawing import draw_views
 
-__all__ = ["main"]
+__all__ = ["find_records", "main"]
 
 MAX_GRID = 8  # points per side; more would hide the picture
 
@@ -55,16 +55,21 @@ def _draw(arguments: argparse.Namespace) -> None:
     if not trains_on_views(cfg):
         raise ValueError(f"{arguments.config_file} trains {cfg.MODEL.META_ARCHITECTURE} on whole images, not on views")
     seed_all_rng(arguments.seed)
-    files = _find_files(cfg, arguments.input)
+    records = find_records(cfg, arguments.input)
     check_config(cfg)
-    chosen = files[:: max(1, len(files) // arguments.num)][: arguments.num]
+    chosen = records[:: max(1, len(records) // arguments.num)][: arguments.num]
     mapper = TwoViewDatasetMapper(cfg)
-    rows = [_draw_file(mapper, file, cfg.MODEL.DENSESIAM.GRID_SIZE) for file in chosen]
+    rows = [_draw_record(mapper, record, cfg.MODEL.DENSESIAM.GRID_SIZE) for record in chosen]
     Image.fromarray(np.vstack(rows)).save(arguments.output)
-    print(f"{len(rows)} of {len(files)} images drawn in {arguments.output}")
+    print(f"{len(rows)} of {len(records)} images drawn in {arguments.output}")
 
 
-def _find_files(cfg: CfgNode, folder: str | None) -> list[str]:
+def find_records(cfg: CfgNode, folder: str | None) -> list[dict]:
+    """Return the records ("file_name", perhaps "file_part") of the images of a folder, or of DATASETS.TRAIN if None.
+
+    Raises:
+        ValueError: DATASETS.TRAIN is empty, or a data set cannot be used.
+    """
     if folder is not None:
         cfg.DATASETS.TRAIN = (f"folder:{Path(folder).absolute()}",)
     cfg.DATASETS.TEST = ()
@@ -72,11 +77,11 @@ def _find_files(cfg: CfgNode, folder: str | None) -> list[str]:
         raise ValueError("DATASETS.TRAIN is empty: name a folder by --input")
     check_datasets(cfg)
     register_path_datasets(cfg.DATASETS.TRAIN)
-    return [record["file_name"] for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    return [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
 
 
-def _draw_file(mapper: TwoViewDatasetMapper, file: str, grid_size: int) -> np.ndarray:
-    image = read_image(file, white_level=mapper.white_level)
+def _draw_record(mapper: TwoViewDatasetMapper, record: dict, grid_size: int) -> np.ndarray:
+    image = read_image(record["file_name"], record.get("file_part"), mapper.white_level)
     out = mapper.make_views(image)
     return draw_views(image, out["views"], out["view_boxes"], min(grid_size, MAX_GRID))
 

@@ -13,6 +13,7 @@ from densesiam_d2.layers import (
     FeatureQueue,
     MomentumTeacher,
     gather,
+    gather_uneven,
     gather_with_gradient,
     mean_over_images,
     shuffle,
@@ -113,6 +114,25 @@ def _check_gather(rank: int) -> None:
 
 def test_two_processes_gather_rows_and_gradients(tmp_path):
     _in_two_processes(_check_gather, tmp_path)
+
+
+def test_one_process_gathers_its_own_rows():
+    x = torch.randn(3, 2, requires_grad=True)
+    rows, first = gather_uneven(x)
+    assert torch.equal(rows, x) and not rows.requires_grad and first == 0
+
+
+def _check_gather_uneven(rank: int) -> None:
+    x = torch.arange(6.0, requires_grad=True).view(3, 2) + 10 * rank
+    rows, first = gather_uneven(x[: 1 + 2 * rank])
+    assert rows.tolist() == [[0, 1], [10, 11], [12, 13], [14, 15]] and first == rank and not rows.requires_grad
+    rows, first = gather_uneven(x[: 2 - 2 * rank])  # the second process has none
+    assert rows.tolist() == [[0, 1], [2, 3]] and first == 2 * rank
+    assert gather_uneven(x[:0])[0].shape == (0, 2)
+
+
+def test_two_processes_gather_different_numbers_of_rows(tmp_path):
+    _in_two_processes(_check_gather_uneven, tmp_path)
 
 
 def _nets():

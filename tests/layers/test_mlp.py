@@ -41,6 +41,12 @@ def test_hidden_layers_with_bias():
     assert [layer.bias is not None for layer in mlp if isinstance(layer, nn.Conv2d)] == [True, True, False]
 
 
+def test_another_activation():
+    """SlotCon's heads."""
+    mlp = conv_mlp(3, [4, 5], norm=nn.BatchNorm2d, bias_last=True, last_norm_affine=None, activation=nn.GELU)
+    assert _names(mlp) == ["Conv2d", "BatchNorm2d", "GELU", "Conv2d"]
+
+
 def test_norm_without_affine_gives_unit_variance():
     torch.manual_seed(0)
     mlp = conv_mlp(3, [8, 4], norm=nn.BatchNorm2d, bias_last=True, last_norm_affine=False)

@@ -111,6 +111,18 @@ def test_linear_warmup_by_hand(name):
     assert rates[10] == pytest.approx(BASE_LR)
 
 
+def test_a_rescaled_schedule_starts_after_the_warm_up():
+    """The published schedule of SlotCon: rate / 10 to rate in 4 iterations, then half a cosine over the other 8."""
+    settings = {"RESCALE_INTERVAL": True, "WARMUP_ITERS": 4, "WARMUP_FACTOR": 0.1, "BASE_LR_END": 0.0}
+    rates = _rates(_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", MAX_ITER=12, **settings))
+    assert [rates[i] for i in (0, 2, 4, 8)] == pytest.approx([0.1 * BASE_LR, 0.55 * BASE_LR, BASE_LR, 0.5 * BASE_LR])
+
+
+def test_a_rescaled_schedule_needs_a_shorter_warm_up():
+    with pytest.raises(ValueError, match=r"SOLVER\.WARMUP_ITERS is 12, MAX_ITER 12.* set WARMUP_EPOCHS"):
+        _rates(_cfg(MAX_ITER=12, RESCALE_INTERVAL=True, WARMUP_ITERS=12))
+
+
 def test_unknown_schedule():
     with pytest.raises(ValueError, match="WarmupNoneLR"):
         _rates(_cfg(LR_SCHEDULER_NAME="WarmupNoneLR"))

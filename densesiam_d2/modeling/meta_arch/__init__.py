@@ -12,9 +12,11 @@ from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.modeling.meta_arch.simclr import SimCLR
 from densesiam_d2.modeling.meta_arch.simsiam import SimSiam
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
+from densesiam_d2.modeling.meta_arch.slotcon import SlotCon
+from densesiam_d2.modeling.meta_arch.slotcon_segmentor import SlotConSegmentor
 
 # All methods. config.py adds the keys of each, config_checks.py applies its rules, and the contract tests run it.
-METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SimCLR, MoCo, DenseCL, DetCo)
+METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SimCLR, MoCo, DenseCL, DetCo, SlotCon, SlotConSegmentor)
 
 __all__ = [
     "METHODS",

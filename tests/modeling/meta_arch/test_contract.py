@@ -40,6 +40,7 @@ def shallow_cfg(method, norm="BN"):
     cfg.MODEL.SIMCLR.PROJ_DIMS = [64, 64, 64]
     cfg.MODEL.MOCO.PROJ_DIMS = [64, 64]
     cfg.MODEL.DETCO.IN_FEATURES, cfg.MODEL.DETCO.STAGE_WEIGHTS = ["res2"], [1.0]
+    cfg.MODEL.SLOTCON.SLOTS, cfg.MODEL.SLOTCON.HIDDEN_DIM, cfg.MODEL.SLOTCON.OUT_DIM = 32, 64, 64
     return cfg
 
 
