@@ -132,6 +132,11 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
         raise ValueError(
             "SOLVER.EPOCHS or WARMUP_EPOCHS is still set: call densesiam_d2.set_epochs(cfg, number of images) first"
         )
+    if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        cfg = cfg.clone()
+        cfg.defrost()
+        solver = cfg.SOLVER
+        solver.WARMUP_ITERS = solver.MAX_ITER - 1  # else fvcore divides by the length of what follows, 0
     if solver.LR_SCHEDULER_NAME == "WarmupConstantLR":
         decay = LinearParamScheduler(1.0, 1.0)  # fvcore's constant schedule fails after the last step
     elif solver.LR_SCHEDULER_NAME == "WarmupPolyLR":

@@ -111,6 +111,28 @@ def test_linear_warmup_by_hand(name):
     assert rates[10] == pytest.approx(BASE_LR)
 
 
+def test_a_whole_cosine_after_the_warmup_by_hand():
+    # PixPro's schedule: from a hundredth in 20 iterations, then base to end as half a cosine over the other 80.
+    rates = _rates(
+        _cfg(
+            LR_SCHEDULER_NAME="WarmupCosineLR",
+            BASE_LR_END=0.1,
+            WARMUP_ITERS=20,
+            WARMUP_FACTOR=0.01,
+            RESCALE_INTERVAL=True,
+        )
+    )
+    assert [rates[i] for i in (0, 10, 20, 60, 100)] == pytest.approx([0.004, 0.202, 0.4, 0.25, 0.1])
+
+
+def test_a_rescaled_schedule_in_a_training_shorter_than_its_warmup():
+    """The last iteration alone follows the warm-up: from a tenth to the whole rate in one, then to the end, 0."""
+    cfg = _cfg(
+        LR_SCHEDULER_NAME="WarmupCosineLR", MAX_ITER=2, WARMUP_ITERS=500, WARMUP_FACTOR=0.1, RESCALE_INTERVAL=True
+    )
+    assert _rates(cfg) == pytest.approx([0.1 * BASE_LR, BASE_LR, 0])
+
+
 def test_unknown_schedule():
     with pytest.raises(ValueError, match="WarmupNoneLR"):
         _rates(_cfg(LR_SCHEDULER_NAME="WarmupNoneLR"))
