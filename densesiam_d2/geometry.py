@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-__all__ = ["view_box", "overlap_boxes", "grid_points", "to_grid_sample", "overlap_grids", "sample"]
+__all__ = ["view_box", "overlap_boxes", "grid_points", "near_cells", "to_grid_sample", "overlap_grids", "sample"]
 
 
 def view_box(transforms, height: int, width: int, view_height: int, view_width: int) -> list[float]:
@@ -78,6 +78,28 @@ def grid_points(boxes: torch.Tensor, size: int) -> torch.Tensor:
     x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * centres  # (N, S)
     y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * centres  # (N, S)
     return torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
+
+
+def near_cells(boxes1: torch.Tensor, boxes2: torch.Tensor, size: int, distance: float) -> torch.Tensor:
+    """Tell which cells of two views have their centres close together in the original image.
+
+    Args:
+        boxes1, boxes2: (N, 4) view boxes of the same images.
+        size: S, each view has S x S cells.
+        distance: centres must be closer than this, in diagonals of a cell. Of the two views' cells, the larger counts.
+
+    Returns:
+        (N, S * S, S * S) bool, [n, i, j] for cell i of view 1 and cell j of view 2; cells are counted row by row.
+
+    Source: PixPro, Eq. 1 (arXiv 2011.10043). Departure: distances are in pixels (there: x is divided by the width of
+    the image and y by its height; both give the same cells for square images).
+    """
+    centres1, centres2 = (grid_points(boxes, size).flatten(1, 2) for boxes in (boxes1, boxes2))  # (N, S * S, 2)
+    diagonals = [torch.linalg.vector_norm(boxes[:, 2:] - boxes[:, :2], dim=1) / size for boxes in (boxes1, boxes2)]
+    limit = distance * torch.maximum(*diagonals)  # (N,)
+    # cdist's other mode subtracts squares of coordinates, which is inaccurate far from the origin.
+    distances = torch.cdist(centres1, centres2, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances < limit[:, None, None]
 
 
 def to_grid_sample(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids, sample, to_grid_sample, view_box
+from densesiam_d2.geometry import (
+    grid_points,
+    near_cells,
+    overlap_boxes,
+    overlap_grids,
+    sample,
+    to_grid_sample,
+    view_box,
+)
 
 
 class Affine:
@@ -49,6 +57,40 @@ def test_grid_points_are_cell_centres():
     points = grid_points(torch.tensor([[10.0, 0, 110, 6]]), 3)
     assert points[0, 0, :, 0].tolist() == pytest.approx([26.6667, 60, 93.3333], abs=1e-3)
     assert points[0, :, 0, 1].tolist() == [1, 3, 5]
+
+
+def pairs_of(near: torch.Tensor) -> set[tuple[int, int]]:
+    return {tuple(pair) for pair in near.nonzero().tolist()}
+
+
+def test_near_cells_of_a_moved_view():
+    # Cells of 3 x 4 pixels, diagonal 5. View 2 lies 3 pixels to the right: its left column is view 1's right column.
+    # Cells are numbered 0 1 / 2 3. Equal centres: (1, 0), (3, 2). The other distances are at least 3, 0.6 diagonals.
+    box1, box2 = torch.tensor([[0.0, 0, 6, 8]]), torch.tensor([[3.0, 0, 9, 8]])
+    same = {(1, 0), (3, 2)}
+    assert pairs_of(near_cells(box1, box2, 2, 0.5)[0]) == same
+    # 0.7 diagonals are 3.5 pixels: neighbours in a row (3 pixels) are near, those in a column (4) are not.
+    beside = {(0, 0), (2, 2), (1, 1), (3, 3)}
+    assert pairs_of(near_cells(box1, box2, 2, 0.7)[0]) == same | beside
+
+
+def test_near_cells_of_a_flipped_view():
+    # Views 1 and 2 show the same 6 x 8 pixels, view 2 flipped: cell 0 of view 1 is cell 1 of view 2, and so on.
+    box1, box2 = torch.tensor([[0.0, 0, 6, 8]]), torch.tensor([[6.0, 0, 0, 8]])
+    assert pairs_of(near_cells(box1, box2, 2, 0.5)[0]) == {(0, 1), (1, 0), (2, 3), (3, 2)}
+
+
+def test_near_cells_are_measured_by_the_larger_cell():
+    # View 1 has one cell of 3 x 4 pixels with its centre at (1.5, 2), view 2 one of 30 x 40 with its centre at (15, 20)
+    # and a diagonal of 50. The distance is that of 13.5 x 18 pixels, 22.5: 0.45 of the larger diagonal.
+    box1, box2 = torch.tensor([[0.0, 0, 3, 4]]), torch.tensor([[0.0, 0, 30, 40]])
+    assert near_cells(box1, box2, 1, 0.46).all() and near_cells(box2, box1, 1, 0.46).all()
+    assert not near_cells(box1, box2, 1, 0.44).any()
+
+
+def test_near_cells_far_from_the_origin_are_exact():
+    box1, box2 = torch.tensor([[30000.0, 0, 30006, 8]]), torch.tensor([[30003.0, 0, 30009, 8]])
+    assert pairs_of(near_cells(box1, box2, 2, 0.5)[0]) == {(1, 0), (3, 2)}
 
 
 def test_to_grid_sample_by_hand():
