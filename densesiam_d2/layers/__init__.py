@@ -10,6 +10,7 @@ from densesiam_d2.layers.distributed import (
 )
 from densesiam_d2.layers.idle import with_idle
 from densesiam_d2.layers.mlp import ProjectorPredictor, conv_mlp
+from densesiam_d2.layers.propagation import PixelPropagation
 from densesiam_d2.layers.queue import FeatureQueue
 from densesiam_d2.layers.resize import resize_logits, resized_labels
 from densesiam_d2.layers.spread import embedding_spread
@@ -19,6 +20,7 @@ from densesiam_d2.layers.valid import blank_invalid
 __all__ = [
     "FeatureQueue",
     "MomentumTeacher",
+    "PixelPropagation",
     "ProjectorPredictor",
     "blank_invalid",
     "conv_mlp",

@@ -2,6 +2,13 @@
 
 from densesiam_d2.losses.pseudo_label import pseudo_label_loss
 from densesiam_d2.losses.region import pool_regions, region_infonce
-from densesiam_d2.losses.similarity import negative_cosine, soft_cross_entropy
+from densesiam_d2.losses.similarity import negative_cosine, negative_cosine_of_pairs, soft_cross_entropy
 
-__all__ = ["negative_cosine", "pool_regions", "pseudo_label_loss", "region_infonce", "soft_cross_entropy"]
+__all__ = [
+    "negative_cosine",
+    "negative_cosine_of_pairs",
+    "pool_regions",
+    "pseudo_label_loss",
+    "region_infonce",
+    "soft_cross_entropy",
+]

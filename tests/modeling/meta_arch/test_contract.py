@@ -36,6 +36,10 @@ def shallow_cfg(method, norm="BN"):
     cfg.MODEL.SIMSIAM.PROJ_DIMS, cfg.MODEL.SIMSIAM.PRED_DIM = [64, 64, 64], 32
     cfg.MODEL.DENSESIAM.PROJ_DIMS, cfg.MODEL.DENSESIAM.PRED_DIM = [64, 64, 64], 32
     cfg.MODEL.BYOL.HIDDEN_DIM, cfg.MODEL.BYOL.OUT_DIM = 64, 64
+    cfg.MODEL.PIXPRO.HIDDEN_DIM, cfg.MODEL.PIXPRO.OUT_DIM = 64, 64
+    # With one layer the predictor is linear. Then a common offset dominates the embeddings of a network as small as
+    # this for its first thousand steps, and the monitor reports that the images look alike.
+    cfg.MODEL.PIXPRO.TRANSFORM_LAYERS = 2
     return cfg
 
 

@@ -44,6 +44,8 @@ def tiny_cfg(depth=None, **densesiam):
     cfg.MODEL.SIMSIAM.PRED_DIM = 8
     cfg.MODEL.BYOL.HIDDEN_DIM = 16
     cfg.MODEL.BYOL.OUT_DIM = 8
+    cfg.MODEL.PIXPRO.HIDDEN_DIM = 16
+    cfg.MODEL.PIXPRO.OUT_DIM = 8
     for key, value in densesiam.items():
         cfg.merge_from_list([f"MODEL.DENSESIAM.{key.replace('__', '.')}", value])
     return cfg
