@@ -107,6 +107,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
     ssl.BLUR_SIGMA = [0.1, 2.0]
     # Per-view probability of solarisation (threshold 128).
     ssl.SOLARIZE_PROB = [0.0, 0.0]
+    # Above 0: each view is also cut into PATCH_GRID x PATCH_GRID cells. A square of PATCH_SIZE pixels at a random place
+    # in each cell is a patch; the patches of a view are in random order (DetCo).
+    ssl.PATCH_GRID = 0
+    ssl.PATCH_SIZE = 64
     # True: an image has the same two views in every epoch (the released segmentation code).
     ssl.FREEZE_VIEWS = False
 

@@ -52,6 +52,8 @@ RULES: dict[str, Rule] = {
         "[low, high] with low <= high and high > 0",
     ),
     "INPUT.SSL.SOLARIZE_PROB": PROBABILITY_PAIR,
+    "INPUT.SSL.PATCH_GRID": NOT_NEGATIVE,
+    "INPUT.SSL.PATCH_SIZE": POSITIVE,
     "MODEL.BACKBONE.NAME": _registered_in(BACKBONE_REGISTRY),
     "MODEL.META_ARCHITECTURE": _registered_in(META_ARCH_REGISTRY),
     "MODEL.PIXEL_MEAN": (lambda v: len(v) == 3, "three numbers"),
@@ -179,6 +181,12 @@ def _combinations(cfg: CfgNode) -> list[str]:
         if cfg.INPUT.FORMAT != "RGB":
             problems.append(
                 f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; views are RGB: set 'RGB', also in PIXEL_MEAN and PIXEL_STD"
+            )
+        ssl = cfg.INPUT.SSL
+        if ssl.PATCH_GRID * ssl.PATCH_SIZE > ssl.VIEW_SIZE:
+            problems.append(
+                f"INPUT.SSL.PATCH_SIZE is {ssl.PATCH_SIZE}; {ssl.PATCH_GRID} patches side by side do not fit into "
+                f"VIEW_SIZE {ssl.VIEW_SIZE}"
             )
         if not cfg.MODEL.SSL.NORM:
             problems.append("MODEL.SSL.NORM is ''; the heads need a norm, such as 'SyncBN'")

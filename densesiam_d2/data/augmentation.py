@@ -22,6 +22,7 @@ __all__ = [
     "RandomHorizontalFlip",
     "RandomResizedCrop",
     "ResizeCenterCrop",
+    "cut_patches",
 ]
 
 INTERPOLATIONS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}  # values of INPUT.SSL.INTERPOLATION
@@ -198,3 +199,23 @@ class RandomHorizontalFlip(T.RandomFlip):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         # np.random.rand takes a tenth of the time of Augmentation._rand_range.
         return _FastHFlipTransform(image.shape[1]) if np.random.rand() < self.prob else NoOpTransform()
+
+
+def cut_patches(view: np.ndarray, grid: int, size: int) -> np.ndarray:
+    """Cut a square from a random place in each cell of a grid over a view, and put the squares in random order.
+
+    Args:
+        view: (H, W, C); the grid covers its largest part whose sides are multiples of ``grid``.
+        grid: number of cells per side.
+        size: side of a patch in pixels, at most that of a cell.
+
+    Returns:
+        (grid * grid, size, size, C).
+
+    Source: the jigsaw of shuuchen/DetCo.pytorch, detco/models.py.
+    """
+    height, width = view.shape[0] // grid, view.shape[1] // grid  # of a cell
+    cells = np.random.permutation(grid * grid)
+    y = cells // grid * height + np.random.randint(height - size + 1, size=len(cells))
+    x = cells % grid * width + np.random.randint(width - size + 1, size=len(cells))
+    return np.stack([view[i : i + size, j : j + size] for i, j in zip(y.tolist(), x.tolist(), strict=True)])

@@ -19,6 +19,7 @@ from .augmentation import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     ResizeCenterCrop,
+    cut_patches,
 )
 from .color_augmentation import ColorJitter, ColorSteps, RandomGaussianBlur, RandomGrayscale, RandomSolarize
 from .image_io import WHITE_LEVEL, read_image
@@ -58,6 +59,8 @@ class TwoViewDatasetMapper:
         redraw: bool = True,
         color_first: bool = False,
         white_level: int = WHITE_LEVEL,
+        patch_grid: int = 0,
+        patch_size: int = 64,
     ):
         """Store the augmentations.
 
@@ -71,6 +74,7 @@ class TwoViewDatasetMapper:
             color_first: change the colours of the whole (pre-cropped) image, before ``geometric``, as the released
                 segmentation code does.
             white_level: see :func:`densesiam_d2.data.image_io.read_image`.
+            patch_grid, patch_size: above 0, views are also cut into patches, see :func:`cut_patches`.
 
         Raises:
             ValueError: there are not two views, or ``min_overlap`` is out of range.
@@ -89,6 +93,8 @@ class TwoViewDatasetMapper:
         self.redraw = redraw
         self.color_first = color_first
         self.white_level = white_level
+        self.patch_grid = patch_grid
+        self.patch_size = patch_size
         logger = logging.getLogger(__name__)
         for i in range(2):
             logger.info("Augmentations of view %d: %s", i + 1, pre_crop + geometric[i] + photometric[i])
@@ -107,6 +113,8 @@ class TwoViewDatasetMapper:
             "redraw": ssl.VIEWS[1] == "crop" and ssl.MIN_OVERLAP > 0,
             "color_first": ssl.COLOR_FIRST,
             "white_level": cfg.INPUT.WHITE_LEVEL,
+            "patch_grid": ssl.PATCH_GRID,
+            "patch_size": ssl.PATCH_SIZE,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -117,7 +125,7 @@ class TwoViewDatasetMapper:
 
         Returns:
             "views": (2, 3, S, S) uint8 RGB; "view_boxes": (2, 4) float32, see :mod:`densesiam_d2.geometry`;
-            "file_name".
+            "file_name"; with ``patch_grid`` G also "patches": (2, G * G, 3, s, s) uint8 RGB, cut from the views.
 
         Raises:
             ValueError: the file cannot be read.
@@ -144,7 +152,11 @@ class TwoViewDatasetMapper:
         views = np.stack([first, second]) if self.color_first else self._recolor([first, second])  # (2, S, S, 3)
         boxes = torch.from_numpy(np.array([box1, box2], np.float32))
         # permute changes strides only: the memory stays channels-last, the order for which convolutions are fast.
-        return {"views": torch.from_numpy(views).permute(0, 3, 1, 2), "view_boxes": boxes}
+        sample = {"views": torch.from_numpy(views).permute(0, 3, 1, 2), "view_boxes": boxes}
+        if self.patch_grid:
+            patches = np.stack([cut_patches(view, self.patch_grid, self.patch_size) for view in views])
+            sample["patches"] = torch.from_numpy(patches).permute(0, 1, 4, 2, 3)
+        return sample
 
     def _draw_view(self, index: int, image: np.ndarray, pre_crop: list, size: tuple[int, int]) -> tuple:
         view, transforms = _augment(image, self.geometric[index])

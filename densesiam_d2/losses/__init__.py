@@ -1,10 +1,12 @@
 """Losses: pure functions of tensors."""
 
+from densesiam_d2.losses.contrastive import info_nce
 from densesiam_d2.losses.pseudo_label import pseudo_label_loss
 from densesiam_d2.losses.region import pool_regions, region_infonce
 from densesiam_d2.losses.similarity import negative_cosine, negative_cosine_of_pairs, soft_cross_entropy
 
 __all__ = [
+    "info_nce",
     "negative_cosine",
     "negative_cosine_of_pairs",
     "pool_regions",

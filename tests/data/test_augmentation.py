@@ -9,6 +9,7 @@ from densesiam_d2.data.augmentation import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     ResizeCenterCrop,
+    cut_patches,
 )
 from densesiam_d2.geometry import view_box
 
@@ -129,3 +130,23 @@ def test_flip_is_a_flip_and_contiguous():
 def test_bad_arguments_are_named(name, value):
     with pytest.raises(ValueError, match=f"^{name} "):
         RandomResizedCrop(32, **{name: value})
+
+
+def test_patches_are_whole_squares_of_their_cells_in_any_order_and_place():
+    """A view whose pixels say where they are: 20 x 20, so cells of 6 pixels and two rows and columns outside."""
+    y, x = np.mgrid[:20, :20]
+    view = np.stack([y, x, y * 20 + x], axis=2).astype(np.int32)
+    orders, places = set(), set()
+    np.random.seed(0)
+    for _ in range(200):
+        patches = cut_patches(view, 3, 4)
+        assert patches.shape == (9, 4, 4, 3)
+        tops, lefts = patches[:, 0, 0, 0], patches[:, 0, 0, 1]
+        np.testing.assert_array_equal(patches[..., 0] - tops[:, None, None], np.mgrid[:4, :4][0][None].repeat(9, 0))
+        np.testing.assert_array_equal(patches[..., 1] - lefts[:, None, None], np.mgrid[:4, :4][1][None].repeat(9, 0))
+        cells = tops // 6 * 3 + lefts // 6
+        assert sorted(cells.tolist()) == list(range(9)) and (tops % 6 <= 2).all() and (lefts % 6 <= 2).all()
+        orders.add(tuple(cells.tolist()))
+        places.update(zip((tops % 6).tolist(), (lefts % 6).tolist(), strict=True))
+    assert len(orders) > 190  # of 362,880
+    assert places == {(i, j) for i in range(3) for j in range(3)}

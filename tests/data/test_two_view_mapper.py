@@ -284,3 +284,15 @@ def test_augmentations_are_logged(caplog):
     with caplog.at_level(logging.INFO):
         TwoViewDatasetMapper(make_cfg())
     assert "Augmentations of view 2" in caplog.text and "RandomGaussianBlur" in caplog.text
+
+
+def test_patches_are_cut_from_the_finished_views():
+    """Patches as large as their cells: each view is its four patches, put together in some order."""
+    mapper = TwoViewDatasetMapper(make_cfg("VIEW_SIZE", 24, "PATCH_GRID", 2, "PATCH_SIZE", 12))
+    np.random.seed(0)
+    out = mapper.make_views(paint_coordinates(64, 84))
+    assert out["patches"].shape == (2, 4, 3, 12, 12) and out["patches"].dtype == torch.uint8
+    for view, patches in zip(out["views"], out["patches"], strict=True):
+        cells = [view[:, y : y + 12, x : x + 12] for y in (0, 12) for x in (0, 12)]
+        assert sorted(c.flatten().tolist() for c in cells) == sorted(p.flatten().tolist() for p in patches)
+    assert "patches" not in TwoViewDatasetMapper(make_cfg("VIEW_SIZE", 24)).make_views(paint_coordinates(64, 84))

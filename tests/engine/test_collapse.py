@@ -97,7 +97,7 @@ def smooth_images(num: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def smooth_batch(generator: torch.Generator, num: int = 16) -> dict:
-    """Return two views of 32 pixels of each image: crops, flips, and strong changes of colour."""
+    """Return two views of 32 pixels of each image (crops, flips, strong changes of colour), and 9 patches of each."""
     images, whole = smooth_images(num, generator), torch.tensor([[0.0, 0, 64, 64]]).expand(num, 4)
     views, boxes = [], []
     for _ in range(2):
@@ -113,7 +113,10 @@ def smooth_batch(generator: torch.Generator, num: int = 16) -> dict:
         tint = 128 * (torch.rand(num, 3, 1, 1, generator=generator) - 0.5)
         views.append((view * contrast + 128 + tint).clamp(0, 255))
         boxes.append(box)
-    return {"views": torch.stack(views, dim=1), "view_boxes": torch.stack(boxes, dim=1)}
+    views = torch.stack(views, dim=1)
+    cells = views[..., :30, :30].unfold(3, 10, 10).unfold(4, 10, 10)  # (N, 2, 3, 3, 3, 10, 10)
+    patches = cells.permute(0, 1, 3, 4, 2, 5, 6).flatten(2, 3)
+    return {"views": views, "patches": patches, "view_boxes": torch.stack(boxes, dim=1)}
 
 
 def leaky_cosine(p, z, valid=None):

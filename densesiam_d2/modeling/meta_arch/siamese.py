@@ -127,6 +127,7 @@ class SiameseMetaArch(nn.Module):
             x: a normalised view.
             backbone: backbone to use instead of the model's own, such as that of a teacher.
         """
+        x = x.contiguous(memory_format=torch.channels_last)  # gathering loses it; a view that has it is not copied
         features = (self.backbone if backbone is None else backbone)(x)
         f = features.pop(self.in_feature)
         return with_idle(f, features.values()) if self.training else f

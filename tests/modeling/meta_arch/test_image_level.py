@@ -1,4 +1,4 @@
-"""SimSiam and BYOL: their losses against slow references, and what the teacher of BYOL is after a step."""
+"""SimSiam, BYOL, SimCLR: losses against slow references; what the teacher of BYOL is after a step."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
-from densesiam_d2.modeling.meta_arch import BYOL, SimSiam
+from densesiam_d2.modeling.meta_arch import BYOL, SimCLR, SimSiam
 from tests.losses import references
 from tests.modeling.meta_arch.tiny import assert_close_gradients, gradients, method_cfg, tiny_batch, tiny_model
 
@@ -50,6 +50,22 @@ def test_byol_equals_the_slow_reference():
             difference = a / a.square().sum().sqrt() - b / b.square().sum().sqrt()
             total = total + difference.square().sum()
     expected = total / 4  # images
+    assert losses["loss_image"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert_close_gradients(gradients(model, losses["loss_image"]), gradients(model, expected))
+
+
+def test_simclr_equals_the_slow_reference():
+    """For each of the 2N views: minus the logarithm of its other view's share of the exponentials of all others."""
+    model, batch = tiny_model(method_cfg(SimCLR)), tiny_batch(4)
+    losses = step(model, batch)
+    views = [model.projector(f).flatten(1) for f in pooled(model, batch, model.backbone)]
+    rows = [z / z.square().sum().sqrt() for view in views for z in view]  # 0 to 3 are first views, 4 to 7 second
+    total = 0
+    for i, z in enumerate(rows):
+        others = {j: torch.exp((z * other).sum() / 0.1) for j, other in enumerate(rows) if j != i}
+        total = total - torch.log(others[(i + 4) % 8] / sum(others.values()))
+    expected = total / 4  # the mean over the first views plus the mean over the second
+    assert set(losses) == {"loss_image"}
     assert losses["loss_image"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert_close_gradients(gradients(model, losses["loss_image"]), gradients(model, expected))
 

@@ -46,6 +46,8 @@ def tiny_cfg(depth=None, **densesiam):
     cfg.MODEL.BYOL.OUT_DIM = 8
     cfg.MODEL.PIXPRO.HIDDEN_DIM = 16
     cfg.MODEL.PIXPRO.OUT_DIM = 8
+    cfg.MODEL.SIMCLR.PROJ_DIMS = [16, 16, 8]
+    cfg.MODEL.MOCO.PROJ_DIMS, cfg.MODEL.MOCO.QUEUE_LENGTH = [16, 8], 64
     for key, value in densesiam.items():
         cfg.merge_from_list([f"MODEL.DENSESIAM.{key.replace('__', '.')}", value])
     return cfg
@@ -83,6 +85,8 @@ def method_cfg(method, depth=None, norm="BN"):
     """Return the config of a small model of any class in METHODS."""
     cfg = tiny_sem_seg_cfg() if method.output == "semantic" else tiny_cfg()
     cfg.MODEL.META_ARCHITECTURE = method.__name__
+    if method.__name__ == "DetCo":
+        cfg.MODEL.RESNETS.OUT_FEATURES, cfg.INPUT.SSL.PATCH_GRID = ["res2", "res3", "res4", "res5"], 3
     if depth is not None:
         full = tiny_cfg(depth).MODEL.RESNETS
         full.OUT_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES
@@ -100,9 +104,11 @@ def tiny_batch(num_images=2, size=64, seed=0):
     """Return random views that overlap in different ways, one of them flipped."""
     generator = torch.Generator().manual_seed(seed)
     views = torch.randint(0, 256, (num_images, 2, 3, size, size), generator=generator, dtype=torch.uint8)
+    patches = torch.randint(0, 256, (num_images, 2, 9, 3, 32, 32), generator=generator, dtype=torch.uint8)
     boxes = torch.tensor([[[0.0, 0, 64, 64], [16, 8, 80, 72]], [[100, 20, 40, 80], [30, 10, 90, 100]]])
     return {
         "views": views,
+        "patches": patches,
         "view_boxes": boxes.repeat(num_images // 2 + 1, 1, 1)[:num_images],
         "file_name": [f"{i}.jpg" for i in range(num_images)],
     }
