@@ -6,10 +6,12 @@ import torch
 
 from densesiam_d2.geometry import (
     grid_points,
+    move_windows,
     near_cells,
     overlap_boxes,
     overlap_grids,
     sample,
+    sliding_windows,
     to_grid_sample,
     view_box,
 )
@@ -91,6 +93,46 @@ def test_near_cells_are_measured_by_the_larger_cell():
 def test_near_cells_far_from_the_origin_are_exact():
     box1, box2 = torch.tensor([[30000.0, 0, 30006, 8]]), torch.tensor([[30003.0, 0, 30009, 8]])
     assert pairs_of(near_cells(box1, box2, 2, 0.5)[0]) == {(1, 0), (3, 2)}
+
+
+@pytest.mark.parametrize(("window", "stride", "per_side", "last"), [(48, 32, 6, 160), (32, 24, 8, 168)])
+def test_sliding_windows_of_resim(window, stride, per_side, last):
+    # Starts 0, 32, ... 160 of 48 pixels in 224 (192 would end behind it), and 0, 24, ... 168 of 32 (192 would end at
+    # 224, the edge itself, which is left out as released).
+    windows = sliding_windows(224, window, stride)
+    assert windows.shape == (per_side**2, 4)
+    assert windows[0].tolist() == [0, 0, window, window]
+    assert windows[1].tolist() == [stride, 0, stride + window, window]  # rows first
+    assert windows[-1].tolist() == [last, last, last + window, last + window]
+
+
+def test_move_windows_by_hand():
+    # View 1 shows x 100..300, y 0..100 in 100 pixels: 2 and 1 pixels of the image per pixel. View 2 shows x 150..250,
+    # y 0..200: 1 and 2 pixels.
+    windows = torch.tensor([[30.0, 20, 50, 60], [0, 0, 20, 20], [25, 0, 75, 100]])
+    box1, box2 = torch.tensor([[100.0, 0, 300, 100]]), torch.tensor([[150.0, 0, 250, 200]])
+    # Window 1: x 160..200, y 20..60 in the image; 10..50 and 10..30 in view 2. Window 2 starts at x 100, outside.
+    # Window 3: x 150..250, y 0..100, touches both sides of view 2: 0..100, 0..50.
+    moved, inside = move_windows(windows, box1, box2, 100)
+    assert inside.tolist() == [[True, False, True]]
+    expected = torch.tensor([[10.0, 10, 50, 30], [0, 0, 1, 1], [0, 0, 100, 50]])
+    assert torch.allclose(moved[0], expected, atol=1e-4)
+
+
+def test_move_windows_into_a_flipped_view_by_hand():
+    # As before, but view 2 is flipped: x 160..200 of the image is 90..50 from its left edge, at x = 250.
+    window, box2 = torch.tensor([[30.0, 20, 50, 60]]), torch.tensor([[250.0, 0, 150, 200]])
+    moved, inside = move_windows(window, torch.tensor([[100.0, 0, 300, 100]]), box2, 100)
+    assert inside.all() and moved[0, 0].tolist() == pytest.approx([50, 10, 90, 30])
+    # View 1 flipped as well: x 30..50 of view 1 is 240..200 of the image, which is 10..50 of view 2.
+    moved, inside = move_windows(window, torch.tensor([[300.0, 0, 100, 100]]), box2, 100)
+    assert inside.all() and moved[0, 0].tolist() == pytest.approx([10, 10, 50, 30])
+
+
+def test_windows_of_the_same_view_stay_where_they_are():
+    windows, box = sliding_windows(64, 16, 8), torch.tensor([[90.0, 7, 12, 51]])
+    moved, inside = move_windows(windows, box, box, 64)
+    assert inside.all() and torch.allclose(moved[0], windows, atol=1e-4)
 
 
 def test_to_grid_sample_by_hand():

@@ -8,6 +8,7 @@ from densesiam_d2.modeling.meta_arch.detco import DetCo
 from densesiam_d2.modeling.meta_arch.moco import MoCo
 from densesiam_d2.modeling.meta_arch.output import model_output, trains_on_views
 from densesiam_d2.modeling.meta_arch.pixpro import PixPro
+from densesiam_d2.modeling.meta_arch.resim import ReSim
 from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.modeling.meta_arch.simclr import SimCLR
@@ -15,7 +16,7 @@ from densesiam_d2.modeling.meta_arch.simsiam import SimSiam
 from densesiam_d2.modeling.meta_arch.sliding import SlidingSemanticSegmentor
 
 # All methods. config.py adds the keys of each, config_checks.py applies its rules, and the contract tests run it.
-METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SimCLR, MoCo, DenseCL, DetCo, PixPro)
+METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SimCLR, MoCo, DenseCL, DetCo, PixPro, ReSim)
 
 __all__ = [
     "METHODS",

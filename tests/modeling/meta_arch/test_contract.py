@@ -44,6 +44,10 @@ def shallow_cfg(method, norm="BN"):
     cfg.MODEL.SIMCLR.PROJ_DIMS = [64, 64, 64]
     cfg.MODEL.MOCO.PROJ_DIMS = [64, 64]
     cfg.MODEL.DETCO.IN_FEATURES, cfg.MODEL.DETCO.STAGE_WEIGHTS = ["res2"], [1.0]
+    if method.__name__ == "ReSim":  # a pyramid needs a second stage
+        cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.RESIM.IN_FEATURES = ["res2", "res3"]
+        cfg.MODEL.RESIM.WINDOW_SIZES, cfg.MODEL.RESIM.WINDOW_STRIDES, cfg.MODEL.RESIM.GATHER = [12], [8], [True]
+        cfg.MODEL.RESIM.DIM = 64
     return cfg
 
 
