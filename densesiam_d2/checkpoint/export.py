@@ -35,13 +35,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Image format of torchvision's ResNets, and of all methods that train them on ImageNet.
+# Image format of torchvision's ResNets, and of nearly all methods that train them on ImageNet.
 TORCHVISION_METADATA = {
     "pixel_format": "RGB",
     "pixel_mean": [123.675, 116.28, 103.53],
     "pixel_std": [58.395, 57.12, 57.375],
     "stride_in_1x1": False,
 }
+_AUTHOR = "densesiam_d2"
+# Google's SimCLR reads values from 0 to 1, without mean and std (google-research/simclr, data_util.py).
+_FROM_0_TO_1 = {**TORCHVISION_METADATA, "pixel_mean": [0.0, 0.0, 0.0], "pixel_std": [255.0, 255.0, 255.0]}
 
 
 def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -122,7 +125,8 @@ def known_metadata(checkpoint: Mapping[str, Any], found: Found) -> dict[str, Any
         found: what :func:`recognise` found in it.
 
     Returns:
-        The facts; empty for a checkpoint with detectron2's names and no metadata, because nothing is known about it.
+        The facts; empty for a checkpoint with detectron2's names, no metadata and no ``matching_heuristics``, because
+        nothing is known about it.
 
     Raises:
         ValueError: the weights are not those of the ResNet that the metadata names.
@@ -130,7 +134,11 @@ def known_metadata(checkpoint: Mapping[str, Any], found: Found) -> dict[str, Any
     metadata = checkpoint.get("metadata")
     if isinstance(metadata, Mapping) and "pixel_format" in metadata:  # ours; others use "metadata" too
         facts = {str(key): value for key, value in metadata.items() if _is_plain(value) and key != "exports"}
-    elif found.torchvision:
+    elif found.naming == "SimCLRv2-Pytorch":
+        facts = dict(_FROM_0_TO_1)
+    elif found.torchvision or (checkpoint.get("matching_heuristics") and checkpoint.get("__author__") != _AUTHOR):
+        # The converters of MoCo, ReSim, ... rename torchvision's tensors and set this flag; detectron2's training does
+        # not, and our own files have metadata.
         facts = dict(TORCHVISION_METADATA)
     else:
         return {}
@@ -163,7 +171,7 @@ def save_backbone(path: str | Path, state: Mapping[str, np.ndarray], metadata: M
 
     Args:
         path: file to write, ending in ``.pkl`` (detectron2 reads other suffixes differently).
-        state: name -> array under detectron2's names, from :func:`backbone_state`.
+        state: name -> array under detectron2's names, from :func:`backbone_state`; an FPN's layers may be added.
         metadata: from :func:`backbone_metadata`; checked against the config by ``CheckedCheckpointer``.
 
     Raises:
@@ -173,7 +181,7 @@ def save_backbone(path: str | Path, state: Mapping[str, np.ndarray], metadata: M
     content = {
         "model": dict(state),
         # detectron2 reads a .pkl without an author as a Caffe2 file; with the heuristics it compares the ends of names.
-        "__author__": "densesiam_d2",
+        "__author__": _AUTHOR,
         "matching_heuristics": True,
         "metadata": dict(metadata),
     }

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from densesiam_d2.checkpoint import arrays
+from densesiam_d2.checkpoint.frameworks import refuse_jax, refuse_tensorflow
 from densesiam_d2.checkpoint.tensors import tensors_in
 from densesiam_d2.checkpoint.unpickling import InertUnpickler, Placeholder, read_pickles
 
@@ -52,10 +53,11 @@ def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or not a weight file; it holds no dict, or objects other than tensors and plain
-            values; or a foreign file holds no tensors.
+        ValueError: the file is damaged, of TensorFlow or JAX, or not a weight file; it holds no dict, or objects other
+            than tensors and plain values; or a foreign file holds no tensors.
     """
     path = Path(path)
+    refuse_tensorflow(path)
     if path.is_dir():
         raise ValueError(f"cannot read weights from {path}: it is a folder; give the file in it")
     if not path.is_file():
@@ -66,6 +68,7 @@ def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
         content = _read(path, left_out)
         if foreign and isinstance(content, (Placeholder, list, tuple)):
             content = {"model": content}
+        refuse_jax(content)
         empty = foreign and not tensors_in(content)
     except Exception as error:  # damaged bytes can raise any exception
         raise ValueError(f"cannot read weights from {path}: {_reason(error, path)}") from error

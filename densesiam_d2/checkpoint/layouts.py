@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,37 +10,12 @@ import numpy as np
 
 from densesiam_d2.checkpoint.kinds import ResNetKind, kind_of
 from densesiam_d2.checkpoint.names import from_torchvision
+from densesiam_d2.checkpoint.namings import Network, networks_in
 from densesiam_d2.checkpoint.tensors import as_array, bare_name, tensors_in
 
 __all__ = ["Found", "exported", "recognise"]
 
 logger = logging.getLogger(__name__)
-
-# How repositories name the parts of a ResNet: naming -> [(pattern, function that makes the new name)]. The first
-# pattern that matches is used; its group 1 is the prefix. New names are those of torchvision, for "detectron2" its own.
-# An nn.Sequential numbers its children. In nn.Sequential(*resnet.children()), as in lightly's tutorials, conv1 is 0,
-# bn1 is 1 and layer1 to layer4 are 4 to 7. If the stem is one child, as in OBoW (valeoai/obow,
-# obow/feature_extractor.py), layer1 to layer4 are 1 to 4.
-_NAMINGS = {
-    "detectron2": [
-        (r"(?:(.*?)\.)?res([2-5])\.(\d+\..+)", lambda stage, rest: f"res{stage}.{rest}"),
-        (r"(?:(.*)\.)?(stem\..+)", lambda rest: rest),
-    ],
-    "torchvision": [
-        (r"(?:(.*?)\.)?layer([1-4])\.(\d+\..+)", lambda stage, rest: f"layer{stage}.{rest}"),
-        (r"(?:(.*)\.)?((?:conv1|bn1)\.\w+)", lambda rest: rest),
-    ],
-    "nn.Sequential": [
-        (r"(?:(.*?)\.)?([4-7])\.(\d+\.[a-z].+)", lambda n, rest: f"layer{int(n) - 3}.{rest}"),
-        (r"(?:(.*)\.)?0\.(weight)", lambda part: f"conv1.{part}"),
-        (r"(?:(.*)\.)?1\.(\w+)", lambda part: f"bn1.{part}"),
-    ],
-    "nn.Sequential with a stem": [
-        (r"(?:(.*?)\.)?([1-4])\.(\d+\.[a-z].+)", lambda n, rest: f"layer{n}.{rest}"),
-        (r"(?:(.*)\.)?0\.(?:0|Conv|conv1)\.(weight)", lambda part: f"conv1.{part}"),
-        (r"(?:(.*)\.)?0\.(?:1|bn|bn1)\.(\w+)", lambda part: f"bn1.{part}"),
-    ],
-}
 
 
 class _Method(NamedTuple):
@@ -62,7 +37,8 @@ class _Method(NamedTuple):
 # Most of these methods have a teacher that follows the trained network. SlotCon and DINO transfer the teacher.
 # Source: the converters and evaluation scripts of CVMI-Lab/SlotCon, facebookresearch/{moco,moco-v3,dino},
 # zdaxie/PixPro, Tete-Xiao/ReSim, WXinlong/DenseCL, HobbitLong/PyContrast, lucidrains/byol-pytorch, valeoai/obow,
-# lightly-ai/lightly, vturrisi/solo-learn, open-mmlab/{OpenSelfSup,mmselfsup} (names only).
+# lightly-ai/lightly, Lightning-AI/lightning-bolts, vturrisi/solo-learn and open-mmlab/{OpenSelfSup,mmselfsup} (names
+# only).
 _METHODS = (
     _Method("SlotCon (teacher)", "encoder_k", "encoder_q", tell="grouping_k"),
     _Method("MoCo family (query encoder)", "encoder_q", "encoder_k"),
@@ -73,11 +49,13 @@ _METHODS = (
     _Method("DINO (teacher)", "teacher", "student"),
     _Method("DINO of lightly (teacher)", "teacher_backbone", "student_backbone"),
     _Method("BYOL (online encoder)", "online_encoder", "target_encoder"),
+    _Method("BYOL of Lightning Bolts (online network)", "online_network", "target_network"),
     _Method("BYOL of OpenSelfSup (online network)", "online_net", "target_net"),
     _Method("BYOL of OpenMMLab (online network)", "backbone", "target_net"),
     _Method("OBoW (student)", "feature_extractor", "feature_extractor_teacher"),
     _Method("lightly (online backbone)", "backbone", "backbone_momentum"),
     _Method("solo-learn (online backbone)", "backbone", "momentum_backbone"),
+    _Method("solo-learn (online encoder)", "encoder", "momentum_encoder"),
 )
 
 
@@ -88,27 +66,21 @@ class Found(NamedTuple):
         layout: method, naming and prefix of the network, for messages.
         state: detectron2 name -> float32 array, for every tensor except ``num_batches_tracked``.
         kind: depth, groups and widths.
-        torchvision: True if its names are not detectron2's. Such networks are trained with torchvision's conventions.
+        naming: whose names the file uses: "detectron2", "torchvision", "Hugging Face", ...
+        fpn: name in a detectron2 detector -> float32 array, for the FPN layers that were trained with the ResNet, as
+            ReSim does; mostly empty.
     """
 
     layout: str
     state: dict[str, np.ndarray]
     kind: ResNetKind
-    torchvision: bool
-
-
-class _Network(NamedTuple):
-    """Tensors that look like a ResNet.
-
-    Attributes:
-        naming: key of ``_NAMINGS``.
-        prefixes: prefix of its names, then the prefixes of equal copies.
-        names: name in ``_NAMINGS`` -> name in the checkpoint.
-    """
-
     naming: str
-    prefixes: tuple[str, ...]
-    names: dict[str, str]
+    fpn: dict[str, np.ndarray]
+
+    @property
+    def torchvision(self) -> bool:
+        """True if the names are not detectron2's. Such networks are built with torchvision's conventions."""
+        return self.naming != "detectron2"
 
 
 def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found:
@@ -125,13 +97,8 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
     Raises:
         ValueError: there is no ResNet, or there are several; it is incomplete, has extra tensors, or contains NaN.
     """
-    if "experiment_state" in checkpoint:
-        raise ValueError(
-            "this is a JAX checkpoint of BYOL (google-deepmind): its kernels and padding are not those of a PyTorch "
-            "ResNet; convert it to a torchvision ResNet first"
-        )
     tensors = tensors_in(checkpoint)
-    networks = _networks(tensors)
+    networks = networks_in(tensors)
     if not networks:
         raise ValueError(
             f"no ResNet among its {len(tensors)} tensors, such as {', '.join(list(tensors)[:5]) or 'none'}; "
@@ -143,17 +110,20 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
         networks = _below(networks, bare_name(prefix.strip(".")))
     method, network = _choose(networks, tensors)
     kind, state = _checked(network, tensors)
-    broken = [name for name in network.names.values() if not np.isfinite(as_array(tensors[name])).all()]
+    fpn = _fpn_beside(network, tensors)
+    taken = {*network.names.values(), *fpn.values()}
+    broken = [name for name in tensors if name in taken and not np.isfinite(as_array(tensors[name])).all()]
     if broken:
         raise ValueError(
-            f"{broken[0]} holds NaN or infinite values ({len(broken)} of {len(state)} tensors do): the training "
+            f"{broken[0]} holds NaN or infinite values ({len(broken)} of {len(taken)} tensors do): the training "
             "diverged; give a checkpoint from before"
         )
     layout = f"{method}{network.naming} names {_where(network)}"
     logger.info("recognised %s: %s, %d backbone tensors", layout, kind.name, len(state))
-    taken = set(network.names.values())
+    if fpn:
+        logger.info("with %d tensors of the FPN that was trained with it", len(fpn))
     _log_left_out([n for n in tensors if n not in taken and not n.endswith("num_batches_tracked")])
-    return Found(layout, state, kind, network.naming != "detectron2")
+    return Found(layout, state, kind, network.naming, {bare: as_array(tensors[name]) for bare, name in fpn.items()})
 
 
 def exported(checkpoint: Mapping[str, Any]) -> str | None:
@@ -165,31 +135,7 @@ def exported(checkpoint: Mapping[str, Any]) -> str | None:
     return f"model.{exports}" if isinstance(checkpoint.get("model"), Mapping) else exports
 
 
-def _networks(tensors: Mapping[str, Any]) -> list[_Network]:
-    """Return every group of tensors with convolutions in all four stages of a ResNet."""
-    groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for name in tensors:
-        if name.endswith("num_batches_tracked"):
-            continue
-        for naming, patterns in _NAMINGS.items():
-            fits = ((re.fullmatch(pattern, name), rename) for pattern, rename in patterns)
-            match, rename = next(((match, rename) for match, rename in fits if match), (None, None))
-            if match:
-                prefix, *rest = match.groups()
-                groups[naming, prefix or ""][rename(*rest)] = name
-    for naming, prefix in [key for key in groups if key[0] == "detectron2"]:
-        # A C4 detector has res5 in its box head. The norm that Res5ROIHeadsExtraNorm adds there is not of the backbone.
-        head = groups.get((naming, re.sub(r"(^|\.)backbone$", r"\1roi_heads", prefix)), {})
-        groups[naming, prefix] = {**{b: n for b, n in head.items() if b.startswith("res5.")}, **groups[naming, prefix]}
-    networks = []
-    for (naming, prefix), names in groups.items():
-        stages = {name.split(".")[0] for name in names if re.search(r"\.conv\d\.weight$", name)} - {"stem"}
-        if len(stages) == 4:
-            networks.append(_Network(naming, (prefix,), names))
-    return networks
-
-
-def _below(networks: list[_Network], prefix: str) -> list[_Network]:
+def _below(networks: list[Network], prefix: str) -> list[Network]:
     exact = [n for n in networks if prefix in n.prefixes]
     below = exact or [n for n in networks if f".{prefix}." in f".{n.prefixes[0]}."]
     if not below:
@@ -197,7 +143,7 @@ def _below(networks: list[_Network], prefix: str) -> list[_Network]:
     return below
 
 
-def _choose(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, _Network]:
+def _choose(networks: list[Network], tensors: Mapping[str, Any]) -> tuple[str, Network]:
     """Return the start of the layout text, which names the method ("" if there is none), and the network to take."""
     method, network = _by_method(networks, tensors)
     if network is None:
@@ -222,7 +168,7 @@ def _choose(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, 
     )
 
 
-def _by_method(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[str, _Network | None]:
+def _by_method(networks: list[Network], tensors: Mapping[str, Any]) -> tuple[str, Network | None]:
     """Return the only network, or the one that the first matching method of ``_METHODS`` takes; else None."""
     if len(networks) == 1:
         return "", networks[0]
@@ -237,8 +183,8 @@ def _by_method(networks: list[_Network], tensors: Mapping[str, Any]) -> tuple[st
     return "", None
 
 
-def _without_copies(networks: list[_Network], tensors: Mapping[str, Any]) -> list[_Network]:
-    different: list[_Network] = []
+def _without_copies(networks: list[Network], tensors: Mapping[str, Any]) -> list[Network]:
+    different: list[Network] = []
     for network in networks:
         for i, other in enumerate(different):
             if other.names.keys() == network.names.keys() and all(
@@ -255,7 +201,7 @@ def _equal(a: Any, b: Any) -> bool:
     return a.shape == b.shape and np.array_equal(as_array(a), as_array(b), equal_nan=True)
 
 
-def _checked(network: _Network, tensors: Mapping[str, Any]) -> tuple[ResNetKind, dict[str, np.ndarray]]:
+def _checked(network: Network, tensors: Mapping[str, Any]) -> tuple[ResNetKind, dict[str, np.ndarray]]:
     """Return which ResNet a network is, and its arrays; raise ValueError if it is not one whole ResNet."""
     state = {bare: as_array(tensors[name]) for bare, name in network.names.items()}
     try:
@@ -266,11 +212,23 @@ def _checked(network: _Network, tensors: Mapping[str, Any]) -> tuple[ResNetKind,
     return kind, renamed
 
 
-def _where(network: _Network) -> str:
+def _fpn_beside(network: Network, tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Return detectron2 name -> name in the checkpoint of the FPN convolutions beside a network's own tensors.
+
+    Source: Tete-Xiao/ReSim moco/models.py and detection/convert-pretrain-to-detectron2.py (names only). Its FPN with
+    batch norm (--fpn-bn) has other names and is left out.
+    """
+    prefix = re.escape(f"{network.prefixes[0]}." if network.prefixes[0] else "")
+    pattern = rf"{prefix}(?:backbone\.)?(fpn_(?:lateral|output)[2-5]\.(?:weight|bias))"
+    matches = ((re.fullmatch(pattern, name), name) for name in tensors)
+    return {f"backbone.{match[1]}": name for match, name in matches if match}
+
+
+def _where(network: Network) -> str:
     return f"below {network.prefixes[0]}" if network.prefixes[0] else "at the top"
 
 
-def _listed(networks: list[_Network]) -> str:
+def _listed(networks: list[Network]) -> str:
     return ", ".join(_where(network) for network in networks)
 
 

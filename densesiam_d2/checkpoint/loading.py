@@ -14,10 +14,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from densesiam_d2.atomic import atomic_write
+from densesiam_d2.checkpoint.comparing import backbone_names, contradictions, why_missing
 from densesiam_d2.checkpoint.export import expected_metadata, known_metadata
 from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.checkpoint.layouts import exported, recognise
-from densesiam_d2.checkpoint.names import depth_of
 from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
 from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_tensor, tensors_in
@@ -25,18 +25,6 @@ from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_tensor, tens
 __all__ = ["CheckedCheckpointer", "WeightsError"]
 
 logger = logging.getLogger(__name__)
-
-# Fact in the metadata of a backbone file -> the config key that must agree with it.
-_CONFIG_KEYS = {
-    "pixel_format": "INPUT.FORMAT",
-    "pixel_mean": "MODEL.PIXEL_MEAN",
-    "pixel_std": "MODEL.PIXEL_STD",
-    "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
-    "depth": "MODEL.RESNETS.DEPTH",
-    "num_groups": "MODEL.RESNETS.NUM_GROUPS",
-    "width_per_group": "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "network": "MODEL.TORCHVISION.NAME",
-}
 
 
 class WeightsError(ValueError):
@@ -210,7 +198,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if content.get("matching_heuristics") and not named:
             return {**as_it_is, "matching_heuristics": True}
         # Compare names of convolutions only: old files with frozen batch norm lack statistics, which detectron2 adds.
-        convolutions = {n for n in self._backbone_names() if n.endswith(".weight") and ".norm." not in n}
+        convolutions = {n for n in backbone_names(self.model) if n.endswith(".weight") and ".norm." not in n}
         unwrapped = {bare_name(name): value for name, value in state.items()}
         other_network = exported(content) not in (None, "model.backbone") and not hasattr(self.model, "exports")
         if convolutions <= unwrapped.keys() and not other_network:
@@ -224,7 +212,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
             self._complain(f"MODEL.WEIGHTS {self._weights_path}: {error}")
             return as_it_is
         logger.info("%s: taking the backbone only, layout %s", self._weights_path, found.layout)
-        return {"model": found.state, "__author__": found.layout, "matching_heuristics": True, "metadata": metadata}
+        model = {**found.state, **found.fpn}
+        return {"model": model, "__author__": found.layout, "matching_heuristics": True, "metadata": metadata}
 
     def _for_named(self, content: dict[str, Any], prefix: str, backbone: nn.Module) -> dict[str, Any]:
         state, metadata, where = under_own_names(content, backbone)
@@ -270,26 +259,13 @@ class CheckedCheckpointer(DetectionCheckpointer):
                     "give a checkpoint from before"
                 )
 
-    def _backbone_names(self) -> list[str]:
-        """Return the names of the model's backbone tensors, including res5 in the box head of a C4 detector."""
-        names = [name for name in self.model.state_dict() if not name.endswith("num_batches_tracked")]
-        with_fpn = any(name.startswith("backbone.bottom_up.") for name in names)
-        prefixes = ("backbone.bottom_up." if with_fpn else "backbone.", "roi_heads.res5.")
-        return [n for n in names if n.startswith(prefixes) and not n.startswith("roi_heads.res5.norm.")]
-
     def _check_metadata(self, metadata: Mapping[str, Any]) -> None:
-        problems = []
-        for fact in sorted(self._expect.keys() & metadata.keys()):
-            if fact in ("stride_in_1x1", "width_per_group") and metadata.get("depth") in (18, 34):
-                continue  # basic blocks have no 1x1 convolution and no width per group
-            in_file, in_config = metadata[fact], self._expect[fact]
-            if not _agree(in_file, in_config):
-                problems.append(f"{fact} is {in_file} in the file but {_CONFIG_KEYS[fact]} is {in_config}")
+        problems = contradictions(metadata, self._expect)
         if problems:
             self._complain(f"MODEL.WEIGHTS {self._weights_path} contradicts the config: {'; '.join(problems)}")
 
     def _check_filled(self, missing_keys: list[str], state: Mapping[str, tuple]) -> None:
-        expected = self._backbone_names()
+        expected = backbone_names(self.model)
         if not expected:
             logger.warning("the model has no tensors named backbone.*: cannot check what MODEL.WEIGHTS fills")
             return
@@ -299,42 +275,12 @@ class CheckedCheckpointer(DetectionCheckpointer):
             logger.info(filled)
             return
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        self._complain(f"{filled}; missing {', '.join(missing[:10])}{more}. {self._reason(missing, state)}")
-
-    def _reason(self, missing: list[str], state: Mapping[str, tuple]) -> str:
-        """Return one sentence with the most likely reason for missing tensors and what to do."""
-        if named_backbone(self.model):
-            return "The file holds another network: check MODEL.TORCHVISION.NAME"
-        if all(name.rpartition(".")[2] in ("running_mean", "running_var") for name in missing):
-            return "The file has no running statistics: set MODEL.RESNETS.NORM FrozenBN or use weights with batch norm"
-        try:
-            in_file, in_model = depth_of(state), depth_of(_bare_names(self._backbone_names()))
-        except ValueError:
-            in_file = in_model = None
-        if in_file != in_model:
-            return f"The file holds a ResNet-{in_file}, the model a ResNet-{in_model}: check MODEL.RESNETS.DEPTH"
-        shapes = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
-        for name in missing:
-            for suffix, shape in state.items():
-                if (name == suffix or name.endswith(f".{suffix}")) and shape != shapes[name]:
-                    return f"{suffix} is {shape} in the file but {shapes[name]} in the model: check MODEL.RESNETS"
-        return "Convert the file first: python -m densesiam_d2.tools.export_backbone --input FILE --output backbone.pkl"
+        self._complain(f"{filled}; missing {', '.join(missing[:10])}{more}. {why_missing(missing, state, self.model)}")
 
     def _complain(self, message: str) -> None:
         if self._strict:
             raise WeightsError(f"{message} (MODEL.WEIGHTS_STRICT False makes this a warning)")
         logger.warning(message)
-
-
-def _bare_names(names: list[str]) -> list[str]:
-    prefixes = ("backbone.bottom_up.", "backbone.", "roi_heads.")
-    return [n.removeprefix(next((p for p in prefixes if n.startswith(p)), "")) for n in names]
-
-
-def _agree(in_file: Any, in_config: Any) -> bool:
-    if isinstance(in_config, list):
-        return np.shape(in_file) == np.shape(in_config) and np.allclose(in_file, in_config, atol=0.01)
-    return in_file == in_config
 
 
 def _is_caffe2(content: Mapping[str, Any]) -> bool:

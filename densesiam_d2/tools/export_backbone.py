@@ -1,17 +1,21 @@
-"""Export the ResNet of any checkpoint as a backbone file.
+r"""Export the ResNet of any checkpoint as a backbone file.
 
     python -m densesiam_d2.tools.export_backbone --input output/pretrain/model_final.pth --output backbone.pkl
 
 The ResNet is searched below every prefix. If there are several and the method is unknown, name one by --prefix. The
 file also stores the image format, mean and std that the backbone expects: from --config-file, else from the
-checkpoint, else from config.yaml beside it, else (checkpoints with torchvision's names) torchvision's values.
+checkpoint, else the usual ones of its layout (nearly always torchvision's), else from config.yaml beside it. Where the
+usual ones are wrong, give a config, and its keys and values at the end:
+
+    python -m densesiam_d2.tools.export_backbone --input simclr.pth --output backbone.pkl \
+        --config-file configs/Base-R50.yaml MODEL.PIXEL_MEAN '[0.0,0.0,0.0]' MODEL.PIXEL_STD '[255.0,255.0,255.0]'
 """
 
 import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -38,6 +42,7 @@ def export_backbone(
     layout: str = "detectron2",
     config_file: Path | None = None,
     prefix: str | None = None,
+    opts: Sequence[str] = (),
 ) -> dict:
     """Write the backbone of a checkpoint and return the metadata written or known.
 
@@ -48,11 +53,15 @@ def export_backbone(
         layout: "detectron2", "safetensors" or "torchvision".
         config_file: the config of the training run; None looks beside the checkpoint.
         prefix: which network to take, if the checkpoint has several.
+        opts: alternating keys and values that change ``config_file``.
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: the file holds no ResNet or several, or its metadata is unknown or contradicts the weights.
+        ValueError: there are ``opts`` without ``config_file``; the file holds no ResNet or several, or its metadata is
+            unknown or contradicts the weights.
     """
+    if opts and config_file is None:
+        raise ValueError(f"{' '.join(opts)}: keys and values change a config, so give --config-file as well")
     checkpoint = read_checkpoint(source, foreign=True)
     last = checkpoint.get("iteration")  # counted from 0
     iteration = last + 1 if isinstance(last, int) else None
@@ -61,17 +70,20 @@ def export_backbone(
         known = known_metadata(checkpoint, found)
     # Stored metadata come first: a later command may have replaced the config.yaml beside the checkpoint.
     if config_file is None and known:
-        metadata = {"method": found.layout, "iteration": iteration, **known}
+        metadata = {"method": found.layout, "iteration": iteration, "source": source.name, **known}
     else:
-        metadata = backbone_metadata(_config(source, config_file), iteration)
+        metadata = {**backbone_metadata(_config(source, config_file, opts), iteration), "source": source.name}
+        if found.torchvision:  # somebody else's method: the config only says which images it takes
+            metadata["method"] = found.layout
         with _naming(source):
             metadata = with_kind(metadata, found.kind)
+    state = {**found.state, **found.fpn}
     if layout == "torchvision":
         save_torchvision(output, found.state)
     elif layout == "safetensors":
-        save_safetensors(output, found.state, metadata)
+        save_safetensors(output, state, metadata)
     else:
-        save_backbone(output, found.state, metadata)
+        save_backbone(output, state, metadata)
     print("\n".join(["metadata:", *(f"  {key}: {value}" for key, value in metadata.items())]))
     print(f"recognised {found.layout}: {found.kind.name}, {len(found.state)} tensors")
     print(f"wrote {output} ({layout})")
@@ -88,13 +100,13 @@ def _naming(source: Path) -> Iterator[None]:
         raise ValueError(f"{source}: {error}") from None
 
 
-def _config(source: Path, config_file: Path | None) -> CfgNode:
+def _config(source: Path, config_file: Path | None, opts: Sequence[str]) -> CfgNode:
     beside = source.parent / "config.yaml"
     if config_file is None and not beside.is_file():
         raise ValueError(f"{source}: nothing says which images this backbone expects; give --config-file")
     if config_file is not None and not config_file.is_file():
         raise FileNotFoundError(f"--config-file {config_file} does not exist")
-    return load_config(str(config_file or beside))
+    return load_config(str(config_file or beside), list(opts))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,10 +123,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--prefix", help="which network to take, of several: keys and names on the way to it, such as teacher.backbone"
     )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="keys and values that change --config-file")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
-        export_backbone(args.input, args.output, layout=args.format, config_file=args.config_file, prefix=args.prefix)
+        export_backbone(
+            args.input,
+            args.output,
+            layout=args.format,
+            config_file=args.config_file,
+            prefix=args.prefix,
+            opts=args.opts,
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

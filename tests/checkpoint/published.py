@@ -8,6 +8,8 @@ from tests.checkpoint.networks import prefixed, tv_resnet
 
 ONLINE = tv_resnet(18, seed=1).state_dict()
 OTHER = tv_resnet(18, seed=2).state_dict()
+ONLINE_50 = tv_resnet(50, seed=1).state_dict()
+OTHER_50 = tv_resnet(50, seed=2).state_dict()
 X = torch.zeros(1)
 
 
@@ -23,6 +25,59 @@ def with_stem(state, prefix, conv, bn):
     renamed = {re.sub(r"^layer(\d)", rf"{prefix}\1", name): value for name, value in state.items() if "fc." not in name}
     stems = ((r"^conv1", f"{prefix}0.{conv}"), (r"^bn1", f"{prefix}0.{bn}"))
     return {re.sub(*stems[1], re.sub(*stems[0], name)): value for name, value in renamed.items()}
+
+
+def without_fc(state):
+    return {name: value for name, value in state.items() if "fc." not in name}
+
+
+def hugging_face(state):
+    """Rename as ResNetModel of transformers does."""
+    kinds = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1": "normalization"}
+    renamed = {}
+    for name, value in without_fc(state).items():
+        *where, layer, part = name.split(".")
+        new = "embedder.embedder"
+        if where:
+            stage, block, *shortcut = where
+            inside = "shortcut" if shortcut else f"layer.{int(layer[-1]) - 1}"
+            new = f"encoder.stages.{int(stage[-1]) - 1}.layers.{block}.{inside}"
+        renamed[f"{new}.{kinds[layer if layer.isdigit() else layer[:-1]]}.{part}"] = value
+    return renamed
+
+
+def simclr_v2(state):
+    """Rename as the ResNet of Separius/SimCLRv2-Pytorch does: a convolution, then nn.Sequential(norm, ReLU), ..."""
+    shortcut, stem = {"0": "projection.shortcut", "1": "projection.bn.0"}, {"conv1": "net.0.0", "bn1": "net.0.1.0"}
+    inside = {"conv1": "0", "bn1": "1.0", "conv2": "2", "bn2": "3.0", "conv3": "4", "bn3": "5.0"}
+    renamed = {}
+    for name, value in without_fc(state).items():
+        *where, layer, part = name.split(".")
+        new = stem.get(layer)
+        if where:
+            new = f"net.{where[0][-1]}.blocks.{where[1]}.{shortcut.get(layer) or 'net.' + inside[layer]}"
+        renamed[f"{new}.{part}"] = value
+    return renamed
+
+
+def converted(state):
+    """Rename as the converters of MoCo, DenseCL, PixPro, ReSim, ... for detectron2 do, into arrays."""
+    renamed = {}
+    for name, value in state.items():
+        new = name if "layer" in name else f"stem.{name}"
+        new = re.sub(r"layer(\d)", lambda match: f"res{int(match[1]) + 1}", new)
+        new = re.sub(r"bn(\d)", r"conv\1.norm", new).replace("downsample.0", "shortcut")
+        renamed[new.replace("downsample.1", "shortcut.norm").replace("stem.fpn", "backbone.fpn")] = value.numpy()
+    return renamed
+
+
+def fpn(seed, width=8):
+    """Tensors of ReSim's FPN over a ResNet-18: laterals of C5, C4 and C3, outputs of P4 and P3."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {f"fpn_lateral{i}.weight": (width, 16 * 2**i, 1, 1) for i in (5, 4, 3)}
+    shapes |= {f"fpn_output{i}.weight": (width, width, 3, 3) for i in (4, 3)}
+    shapes |= {name.replace("weight", "bias"): (width,) for name in shapes}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 # What each repository's checkpoints look like: where the backbone must be found, and the content of the file. The
@@ -53,6 +108,30 @@ CHECKPOINTS = {
                 "module.queue": X,
                 "module.queue_ptr": X,
             }
+        },
+    ),
+    "MoCo of OpenMMLab": (
+        "MoCo of OpenMMLab (query encoder), torchvision names below state_dict.backbone",
+        {
+            "meta": {"mmselfsup_version": "0.9.1"},
+            "state_dict": {
+                **prefixed("backbone.", without_fc(ONLINE)),
+                **prefixed("encoder_k.module.0.", without_fc(OTHER)),
+                "neck.mlp.0.weight": X,
+                "encoder_k.module.1.mlp.0.weight": X,
+                "queue": X,
+            },
+        },
+    ),
+    "ReSim": (
+        "MoCo family (query encoder), torchvision names below state_dict.encoder_q",
+        {
+            "state_dict": {
+                **prefixed("module.encoder_q.", {**ONLINE, **fpn(1)}),
+                **prefixed("module.encoder_k.", {**OTHER, **fpn(2)}),
+                "module.queue": X,
+            },
+            "arch": "resnet50",
         },
     ),
     "MoCo without DDP": (
@@ -117,11 +196,33 @@ CHECKPOINTS = {
     ),
     "DenseCL, DetCo and SlotCon releases": (
         "torchvision names below state_dict",
-        {"state_dict": {n: v for n, v in ONLINE.items() if "fc." not in n}, "author": "x"},
+        {"state_dict": without_fc(ONLINE), "author": "x"},
     ),
     "DenseSiam": (
         "torchvision names below state_dict.backbone",
-        {"state_dict": {**prefixed("backbone.", ONLINE), "decoder.layer1.weight": X, "aux_decoder.weight": X}},
+        {
+            "meta": {"epoch": 10},
+            "state_dict": {
+                **prefixed("backbone.", ONLINE),
+                **{f"decoder.layer{i}.{part}": X for i in range(1, 5) for part in ("weight", "bias")},
+                "projector.0.weight": X,
+                "predictor.0.weight": X,
+                "aux_projector.0.weight": X,
+                "kernel_projector.0.weight": X,
+                "kernel_predictor.0.weight": X,
+            },
+            "optimizer": {"state": {0: {"exp_avg": X}}},
+        },
+    ),
+    "OpenMMLab SimSiam and SimCLR": (
+        "torchvision names below state_dict.backbone",
+        {
+            "state_dict": {
+                **prefixed("backbone.", without_fc(ONLINE)),
+                "neck.fc0.weight": X,
+                "head.predictor.fc0.weight": X,
+            }
+        },
     ),
     "OpenMMLab BYOL": (
         "BYOL of OpenMMLab (online network), torchvision names below state_dict.backbone",
@@ -206,6 +307,27 @@ CHECKPOINTS = {
         "solo-learn (online backbone), torchvision names below state_dict.backbone",
         {"state_dict": {**prefixed("backbone.", ONLINE), **prefixed("momentum_backbone.", OTHER)}},
     ),
+    "solo-learn, older": (
+        "solo-learn (online encoder), torchvision names below state_dict.encoder",
+        {"state_dict": {**prefixed("encoder.", ONLINE), **prefixed("momentum_encoder.", OTHER)}},
+    ),
+    "Lightning Bolts BYOL": (
+        "BYOL of Lightning Bolts (online network), torchvision names below state_dict.online_network.encoder",
+        {
+            "state_dict": {
+                **prefixed("online_network.encoder.", ONLINE),
+                **prefixed("target_network.encoder.", OTHER),
+                "online_network.projector.model.0.weight": X,
+                "predictor.model.0.weight": X,
+            },
+            "pytorch-lightning_version": "1.4.0",
+        },
+    ),
+    "Hugging Face": ("Hugging Face names at the top", hugging_face(ONLINE)),
+    "Hugging Face, classifier": (
+        "Hugging Face names below resnet",
+        {**prefixed("resnet.", hugging_face(ONLINE)), "classifier.1.weight": X, "classifier.1.bias": X},
+    ),
     "torch.compile": ("torchvision names below model", {"model": prefixed("module._orig_mod.", ONLINE)}),
     "torch.compile of the parts": (
         "torchvision names below state_dict.backbone",
@@ -217,4 +339,44 @@ CHECKPOINTS = {
         },
     ),
     "another key": ("torchvision names below checkpoints.0.net", {"checkpoints": [{"net": ONLINE}], "best_acc": 0.7}),
+}
+
+# The same for networks of bottlenecks; the backbone to find is ONLINE_50.
+BOTTLENECKS = {
+    "torchvision": ("torchvision names at the top", ONLINE_50),
+    "SlotCon": (
+        "SlotCon (teacher), torchvision names below model.encoder_k",
+        {
+            "model": {
+                **prefixed("module.encoder_q.", without_fc(OTHER_50)),
+                **prefixed("module.encoder_k.", without_fc(ONLINE_50)),
+                "module.grouping_k.slot_embed.weight": X,
+            }
+        },
+    ),
+    "Hugging Face": ("Hugging Face names below resnet", prefixed("resnet.", hugging_face(ONLINE_50))),
+    "SimCLRv2-Pytorch": (
+        "SimCLRv2-Pytorch names below resnet",
+        {"resnet": {**simclr_v2(ONLINE_50), "fc.weight": X}, "head": {"layers.0.weight": X}},
+    ),
+}
+
+# Files that the authors' own converters for detectron2 wrote; the backbone to find is ONLINE.
+CONVERTED = {
+    "MoCo and others, converted": (
+        "detectron2 names below model",
+        {
+            "model": converted({**without_fc(ONLINE), "fc.0.weight": X, "fc.2.weight": X}),
+            "__author__": "MOCO",
+            "matching_heuristics": True,
+        },
+    ),
+    "torchvision, converted by detectron2": (
+        "detectron2 names below model",
+        {"model": converted(ONLINE), "__author__": "torchvision", "matching_heuristics": True},
+    ),
+    "ReSim, backbone": (
+        "detectron2 names below model",
+        {"model": converted({**ONLINE, **fpn(1)}), "__author__": "MOCO", "matching_heuristics": True},
+    ),
 }

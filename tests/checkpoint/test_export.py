@@ -116,7 +116,8 @@ def test_tool_writes_and_reads_safetensors(tmp_path, capsys):
     assert main([*command, str(tmp_path / "b.safetensors")]) == 0
     metadata = read_checkpoint(tmp_path / "b.safetensors")["metadata"]
     method = "torchvision names at the top"
-    assert metadata == {"method": method, "iteration": None, "depth": 18, **ORDINARY, **TORCHVISION_METADATA}
+    source = {"method": method, "iteration": None, "source": "resnet18.pth"}
+    assert metadata == {**source, "depth": 18, **ORDINARY, **TORCHVISION_METADATA}
     back = ["--input", str(tmp_path / "b.safetensors"), "--format", "torchvision"]
     assert main([*back, "--output", str(tmp_path / "back.pth")]) == 0
     exported = torch.load(tmp_path / "back.pth", weights_only=True)
@@ -162,6 +163,24 @@ def test_tool_trusts_what_the_run_stored_more_than_the_config_beside_it(tmp_path
     command = ["--input", str(tmp_path / "model_final.pth"), "--output", str(tmp_path / "backbone.pkl")]
     assert main([*command, "--config-file", str(tmp_path / "named.yaml")]) == 0
     assert read_checkpoint(tmp_path / "backbone.pkl")["metadata"]["pixel_format"] == "BGR"
+
+
+def test_tool_takes_the_pixels_of_a_config_for_somebody_elses_weights(tmp_path, capsys):
+    """SimCLR of Google, converted to torchvision's names: its values are 0 to 1, which the file cannot say."""
+    torch.save({"state_dict": tv_resnet(18).state_dict()}, tmp_path / "simclr.pth")
+    (tmp_path / "inputs.yaml").write_text(resnet_cfg(18).dump())
+    command = ["--input", str(tmp_path / "simclr.pth"), "--output", str(tmp_path / "b.pkl")]
+    pixels = ["MODEL.PIXEL_MEAN", "[0.0,0.0,0.0]", "MODEL.PIXEL_STD", "[255.0,255.0,255.0]"]
+    assert main([*command, *pixels]) == 1
+    assert "keys and values change a config, so give --config-file as well" in capsys.readouterr().err
+    assert main([*command, "--config-file", str(tmp_path / "inputs.yaml"), *pixels]) == 0
+    metadata = read_checkpoint(tmp_path / "b.pkl")["metadata"]
+    assert metadata["pixel_mean"] == [0.0] * 3 and metadata["pixel_std"] == [255.0] * 3
+    assert metadata["pixel_format"] == "RGB" and metadata["source"] == "simclr.pth"
+    assert metadata["method"] == "torchvision names below state_dict"
+    again = ["--input", str(tmp_path / "b.pkl"), "--output", str(tmp_path / "c.pkl")]
+    assert main(again) == 0
+    assert read_checkpoint(tmp_path / "c.pkl")["metadata"] == metadata  # the first file stays the source
 
 
 def test_tool_from_the_command_line(tmp_path):

@@ -9,7 +9,16 @@ from torch import nn
 from densesiam_d2.checkpoint import recognise
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
 from tests.checkpoint.networks import d2_resnet, fpn_detector, prefixed, resnet_cfg
-from tests.checkpoint.published import CHECKPOINTS, ONLINE, OTHER, numbered, with_stem
+from tests.checkpoint.published import (
+    CHECKPOINTS,
+    ONLINE,
+    ONLINE_50,
+    OTHER,
+    hugging_face,
+    numbered,
+    simclr_v2,
+    with_stem,
+)
 
 X = torch.zeros(1)
 
@@ -153,7 +162,9 @@ def test_broken_and_foreign_checkpoints_are_refused():
         recognise({**ONLINE, "layer1.0.se.weight": X})
     with pytest.raises(ValueError, match=r"no part of a ResNet: layer1\.0\.se\.weight"):
         recognise({**numbered(ONLINE), "4.0.se.weight": X})
-    with pytest.raises(ValueError, match="JAX checkpoint of BYOL"):
-        recognise({"experiment_state": {"online_params": {}}, "step": 1})
+    with pytest.raises(ValueError, match=r"no part of a ResNet: layer1\.0\.attention\.weight"):
+        recognise({**hugging_face(ONLINE), "encoder.stages.0.layers.0.attention.weight": X})
+    with pytest.raises(ValueError, match=r"no part of a ResNet: layer2\.1\.net\.2\.main_conv\.0\.weight"):
+        recognise({**simclr_v2(ONLINE_50), "net.2.blocks.1.net.2.main_conv.0.weight": X})  # selective kernels
     with pytest.raises(ValueError, match=r"no ResNet among its 1 tensors, such as model\.blocks\.0\.weight"):
         recognise({"model": {"blocks.0.weight": X}})
