@@ -87,8 +87,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # "crop" views (the released segmentation code, which crops on the GPU).
     ssl.INTERPOLATION = "bilinear"
     ssl.CROP_ANTIALIAS = True
-    # Probability of a horizontal flip of a "crop" view.
+    # Probability of a horizontal flip of a "crop" view. With SAME_FLIP the whole image is flipped before both views are
+    # taken, "full" views too, so that no view is flipped relative to the other (ReSim).
     ssl.FLIP_PROB = 0.5
+    ssl.SAME_FLIP = False
     # Strengths of brightness, contrast, saturation (factor in [1-s, 1+s]) and hue (shift in [-s, s] turns).
     ssl.JITTER = [0.4, 0.4, 0.4, 0.1]
     # How brightness changes: "multiply" (by the factor above) or "add" (a shift in [-s, s] of pixels in [0, 1]; BYOL).
@@ -105,6 +107,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # is negative, its absolute value is used.
     ssl.BLUR_PROB = [0.5, 0.5]
     ssl.BLUR_SIGMA = [0.1, 2.0]
+    # True: blur a view before colour jitter and grey (ReSim); False: after them.
+    ssl.BLUR_FIRST = False
     # Per-view probability of solarisation (threshold 128).
     ssl.SOLARIZE_PROB = [0.0, 0.0]
     # Above 0: each view is also cut into PATCH_GRID x PATCH_GRID cells. A square of PATCH_SIZE pixels at a random place

@@ -11,7 +11,17 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-__all__ = ["view_box", "overlap_boxes", "grid_points", "to_grid_sample", "overlap_grids", "sample"]
+__all__ = [
+    "view_box",
+    "overlap_boxes",
+    "grid_points",
+    "near_cells",
+    "sliding_windows",
+    "move_windows",
+    "to_grid_sample",
+    "overlap_grids",
+    "sample",
+]
 
 
 def view_box(transforms, height: int, width: int, view_height: int, view_width: int) -> list[float]:
@@ -78,6 +88,68 @@ def grid_points(boxes: torch.Tensor, size: int) -> torch.Tensor:
     x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * centres  # (N, S)
     y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * centres  # (N, S)
     return torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
+
+
+def near_cells(boxes1: torch.Tensor, boxes2: torch.Tensor, size: int, distance: float) -> torch.Tensor:
+    """Tell which cells of two views have their centres close together in the original image.
+
+    Args:
+        boxes1, boxes2: (N, 4) view boxes of the same images.
+        size: S, each view has S x S cells.
+        distance: centres must be closer than this, in diagonals of a cell. Of the two views' cells, the larger counts.
+
+    Returns:
+        (N, S * S, S * S) bool, [n, i, j] for cell i of view 1 and cell j of view 2; cells are counted row by row.
+
+    Source: PixPro, Eq. 1 (arXiv 2011.10043). Departure: distances are in pixels (there: x is divided by the width of
+    the image and y by its height; both give the same cells for square images).
+    """
+    centres1, centres2 = (grid_points(boxes, size).flatten(1, 2) for boxes in (boxes1, boxes2))  # (N, S * S, 2)
+    diagonals = [torch.linalg.vector_norm(boxes[:, 2:] - boxes[:, :2], dim=1) / size for boxes in (boxes1, boxes2)]
+    limit = distance * torch.maximum(*diagonals)  # (N,)
+    # cdist's other mode subtracts squares of coordinates, which is inaccurate far from the origin.
+    distances = torch.cdist(centres1, centres2, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances < limit[:, None, None]
+
+
+def sliding_windows(view_size: int, window: int, stride: int) -> torch.Tensor:
+    """Return the square windows (W, 4) that lie in a square view, as (x0, y0, x1, y1) in its pixels, row by row.
+
+    Args:
+        view_size, window: sides of the view and of a window, in pixels. Windows end before the view's last edge.
+        stride: distance from one window to the next.
+
+    Source: Tete-Xiao/ReSim, moco/datasets.py.
+    """
+    starts = torch.arange(0, view_size - window, stride, dtype=torch.float32)
+    y, x = torch.meshgrid(starts, starts, indexing="ij")
+    return torch.stack([x, y, x + window, y + window], dim=-1).flatten(0, 1)
+
+
+def move_windows(
+    windows: torch.Tensor, boxes1: torch.Tensor, boxes2: torch.Tensor, view_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find in view 2 what windows of view 1 show.
+
+    Args:
+        windows: (W, 4) windows as (x0, y0, x1, y1) in pixels of view 1, the same for all images.
+        boxes1, boxes2: (N, 4) view boxes of the same images.
+        view_size: side of both views, in pixels.
+
+    Returns:
+        (N, W, 4) the windows in pixels of view 2, unflipped (``x0 <= x1``), and (N, W) bool: whether they lie wholly
+        in view 2. For the others the result is the square pixel (0, 0, 1, 1).
+
+    Source: ReSim, Sec. 3.2 (arXiv 2103.12902); Tete-Xiao/ReSim, moco/datasets.py.
+    """
+    corners = windows.view(1, -1, 2, 2) / view_size  # (1, W, 2, 2), in shares of view 1
+    first1, last1, first2, last2 = (edge[:, None, None] for b in (boxes1, boxes2) for edge in (b[:, :2], b[:, 2:]))
+    points = first1 + corners * (last1 - first1)  # in pixels of the image
+    corners = (points - first2) / (last2 - first2) * view_size  # (N, W, 2, 2), in pixels of view 2
+    low, high = corners.amin(dim=2), corners.amax(dim=2)
+    inside = ((low >= 0) & (high <= view_size)).all(dim=2)
+    moved = torch.cat([low, high], dim=2)
+    return torch.where(inside[..., None], moved, moved.new_tensor([0.0, 0.0, 1.0, 1.0])), inside
 
 
 def to_grid_sample(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

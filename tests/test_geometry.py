@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids, sample, to_grid_sample, view_box
+from densesiam_d2.geometry import (
+    grid_points,
+    move_windows,
+    near_cells,
+    overlap_boxes,
+    overlap_grids,
+    sample,
+    sliding_windows,
+    to_grid_sample,
+    view_box,
+)
 
 
 class Affine:
@@ -49,6 +59,80 @@ def test_grid_points_are_cell_centres():
     points = grid_points(torch.tensor([[10.0, 0, 110, 6]]), 3)
     assert points[0, 0, :, 0].tolist() == pytest.approx([26.6667, 60, 93.3333], abs=1e-3)
     assert points[0, :, 0, 1].tolist() == [1, 3, 5]
+
+
+def pairs_of(near: torch.Tensor) -> set[tuple[int, int]]:
+    return {tuple(pair) for pair in near.nonzero().tolist()}
+
+
+def test_near_cells_of_a_moved_view():
+    # Cells of 3 x 4 pixels, diagonal 5. View 2 lies 3 pixels to the right: its left column is view 1's right column.
+    # Cells are numbered 0 1 / 2 3. Equal centres: (1, 0), (3, 2). The other distances are at least 3, 0.6 diagonals.
+    box1, box2 = torch.tensor([[0.0, 0, 6, 8]]), torch.tensor([[3.0, 0, 9, 8]])
+    same = {(1, 0), (3, 2)}
+    assert pairs_of(near_cells(box1, box2, 2, 0.5)[0]) == same
+    # 0.7 diagonals are 3.5 pixels: neighbours in a row (3 pixels) are near, those in a column (4) are not.
+    beside = {(0, 0), (2, 2), (1, 1), (3, 3)}
+    assert pairs_of(near_cells(box1, box2, 2, 0.7)[0]) == same | beside
+
+
+def test_near_cells_of_a_flipped_view():
+    # Views 1 and 2 show the same 6 x 8 pixels, view 2 flipped: cell 0 of view 1 is cell 1 of view 2, and so on.
+    box1, box2 = torch.tensor([[0.0, 0, 6, 8]]), torch.tensor([[6.0, 0, 0, 8]])
+    assert pairs_of(near_cells(box1, box2, 2, 0.5)[0]) == {(0, 1), (1, 0), (2, 3), (3, 2)}
+
+
+def test_near_cells_are_measured_by_the_larger_cell():
+    # View 1 has one cell of 3 x 4 pixels with its centre at (1.5, 2), view 2 one of 30 x 40 with its centre at (15, 20)
+    # and a diagonal of 50. The distance is that of 13.5 x 18 pixels, 22.5: 0.45 of the larger diagonal.
+    box1, box2 = torch.tensor([[0.0, 0, 3, 4]]), torch.tensor([[0.0, 0, 30, 40]])
+    assert near_cells(box1, box2, 1, 0.46).all() and near_cells(box2, box1, 1, 0.46).all()
+    assert not near_cells(box1, box2, 1, 0.44).any()
+
+
+def test_near_cells_far_from_the_origin_are_exact():
+    box1, box2 = torch.tensor([[30000.0, 0, 30006, 8]]), torch.tensor([[30003.0, 0, 30009, 8]])
+    assert pairs_of(near_cells(box1, box2, 2, 0.5)[0]) == {(1, 0), (3, 2)}
+
+
+@pytest.mark.parametrize(("window", "stride", "per_side", "last"), [(48, 32, 6, 160), (32, 24, 8, 168)])
+def test_sliding_windows_of_resim(window, stride, per_side, last):
+    # Starts 0, 32, ... 160 of 48 pixels in 224 (192 would end behind it), and 0, 24, ... 168 of 32 (192 would end at
+    # 224, the edge itself, which is left out as released).
+    windows = sliding_windows(224, window, stride)
+    assert windows.shape == (per_side**2, 4)
+    assert windows[0].tolist() == [0, 0, window, window]
+    assert windows[1].tolist() == [stride, 0, stride + window, window]  # rows first
+    assert windows[-1].tolist() == [last, last, last + window, last + window]
+
+
+def test_move_windows_by_hand():
+    # View 1 shows x 100..300, y 0..100 in 100 pixels: 2 and 1 pixels of the image per pixel. View 2 shows x 150..250,
+    # y 0..200: 1 and 2 pixels.
+    windows = torch.tensor([[30.0, 20, 50, 60], [0, 0, 20, 20], [25, 0, 75, 100]])
+    box1, box2 = torch.tensor([[100.0, 0, 300, 100]]), torch.tensor([[150.0, 0, 250, 200]])
+    # Window 1: x 160..200, y 20..60 in the image; 10..50 and 10..30 in view 2. Window 2 starts at x 100, outside.
+    # Window 3: x 150..250, y 0..100, touches both sides of view 2: 0..100, 0..50.
+    moved, inside = move_windows(windows, box1, box2, 100)
+    assert inside.tolist() == [[True, False, True]]
+    expected = torch.tensor([[10.0, 10, 50, 30], [0, 0, 1, 1], [0, 0, 100, 50]])
+    assert torch.allclose(moved[0], expected, atol=1e-4)
+
+
+def test_move_windows_into_a_flipped_view_by_hand():
+    # As before, but view 2 is flipped: x 160..200 of the image is 90..50 from its left edge, at x = 250.
+    window, box2 = torch.tensor([[30.0, 20, 50, 60]]), torch.tensor([[250.0, 0, 150, 200]])
+    moved, inside = move_windows(window, torch.tensor([[100.0, 0, 300, 100]]), box2, 100)
+    assert inside.all() and moved[0, 0].tolist() == pytest.approx([50, 10, 90, 30])
+    # View 1 flipped as well: x 30..50 of view 1 is 240..200 of the image, which is 10..50 of view 2.
+    moved, inside = move_windows(window, torch.tensor([[300.0, 0, 100, 100]]), box2, 100)
+    assert inside.all() and moved[0, 0].tolist() == pytest.approx([10, 10, 50, 30])
+
+
+def test_windows_of_the_same_view_stay_where_they_are():
+    windows, box = sliding_windows(64, 16, 8), torch.tensor([[90.0, 7, 12, 51]])
+    moved, inside = move_windows(windows, box, box, 64)
+    assert inside.all() and torch.allclose(moved[0], windows, atol=1e-4)
 
 
 def test_to_grid_sample_by_hand():

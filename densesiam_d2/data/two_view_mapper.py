@@ -36,6 +36,7 @@ class TwoViewDatasetMapper:
 
     1. Read the image from "file_name"; annotations are ignored.
     2. With PRE_CROP, cut out the central square, from which both views are taken; with COLOR_FIRST, after resizing.
+       With SAME_FLIP, flip the image or not.
     3. Draw a geometric transform for each view. The second is drawn again until the views overlap enough, at most ten
        times; the tenth is taken in any case.
     4. Make the views and change the colours of each by its own random draw. With COLOR_FIRST this happens before step
@@ -105,6 +106,8 @@ class TwoViewDatasetMapper:
         pre_crop = []
         if ssl.PRE_CROP > 0:  # resizing is needed with COLOR_FIRST only: colours then change at that size
             pre_crop = [ResizeCenterCrop(ssl.PRE_CROP) if ssl.COLOR_FIRST else CenterSquare()]
+        if ssl.SAME_FLIP:
+            pre_crop.append(RandomHorizontalFlip(ssl.FLIP_PROB))
         return {
             "pre_crop": pre_crop,
             "geometric": [_build_geometric(ssl, kind) for kind in ssl.VIEWS],
@@ -255,22 +258,20 @@ def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:
     """Build the geometric augmentations of one view from INPUT.SSL."""
     if kind == "full":
         return [AntialiasedResize(ssl.VIEW_SIZE, INTERPOLATIONS[ssl.INTERPOLATION])]
-    return [
-        RandomResizedCrop(
-            ssl.VIEW_SIZE,
-            ssl.CROP_SCALE,
-            ssl.CROP_ASPECT,
-            ssl.CROP_SCALE_OF,
-            ssl.INTERPOLATION,
-            ssl.CROP_ANTIALIAS,
-        ),
-        RandomHorizontalFlip(ssl.FLIP_PROB),
-    ]
+    crop = RandomResizedCrop(
+        ssl.VIEW_SIZE,
+        ssl.CROP_SCALE,
+        ssl.CROP_ASPECT,
+        ssl.CROP_SCALE_OF,
+        ssl.INTERPOLATION,
+        ssl.CROP_ANTIALIAS,
+    )
+    return [crop] if ssl.SAME_FLIP else [crop, RandomHorizontalFlip(ssl.FLIP_PROB)]
 
 
 def _build_photometric(ssl, index: int) -> list[T.Augmentation]:
-    """Build the colour augmentations of view ``index`` from INPUT.SSL, in the order of SimSiam and BYOL."""
-    return [
+    """Build the colour augmentations of view ``index`` from INPUT.SSL, in the order of SimSiam and BYOL, or ReSim."""
+    colors = [
         ColorJitter(
             ssl.JITTER,
             ssl.JITTER_PROB,
@@ -279,6 +280,7 @@ def _build_photometric(ssl, index: int) -> list[T.Augmentation]:
             ssl.JITTER_BRIGHTNESS,
         ),
         RandomGrayscale(ssl.GRAYSCALE_PROB),
-        RandomGaussianBlur(ssl.BLUR_SIGMA, ssl.BLUR_PROB[index]),
-        RandomSolarize(ssl.SOLARIZE_PROB[index]),
     ]
+    blur = [RandomGaussianBlur(ssl.BLUR_SIGMA, ssl.BLUR_PROB[index])]
+    solarize = [RandomSolarize(ssl.SOLARIZE_PROB[index])]
+    return blur + colors + solarize if ssl.BLUR_FIRST else colors + blur + solarize

@@ -11,6 +11,8 @@ from densesiam_d2.layers.distributed import (
 )
 from densesiam_d2.layers.idle import with_idle
 from densesiam_d2.layers.mlp import ProjectorPredictor, conv_mlp
+from densesiam_d2.layers.propagation import PixelPropagation
+from densesiam_d2.layers.pyramid import FeaturePyramid
 from densesiam_d2.layers.queue import FeatureQueue
 from densesiam_d2.layers.resize import resize_logits, resized_labels
 from densesiam_d2.layers.spread import embedding_spread
@@ -18,8 +20,10 @@ from densesiam_d2.layers.teacher import MomentumTeacher, cosine_momentum
 from densesiam_d2.layers.valid import blank_invalid
 
 __all__ = [
+    "FeaturePyramid",
     "FeatureQueue",
     "MomentumTeacher",
+    "PixelPropagation",
     "ProjectorPredictor",
     "blank_invalid",
     "conv_mlp",

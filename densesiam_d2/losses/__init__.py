@@ -3,13 +3,14 @@
 from densesiam_d2.losses.contrastive import info_nce
 from densesiam_d2.losses.pseudo_label import pseudo_label_loss
 from densesiam_d2.losses.region import pool_regions, region_infonce
-from densesiam_d2.losses.similarity import negative_cosine, soft_cross_entropy
+from densesiam_d2.losses.similarity import negative_cosine, negative_cosine_of_pairs, soft_cross_entropy
 from densesiam_d2.losses.slots import active_slots, pool_slots, prototype_scores, slot_infonce
 
 __all__ = [
     "active_slots",
     "info_nce",
     "negative_cosine",
+    "negative_cosine_of_pairs",
     "pool_regions",
     "pool_slots",
     "prototype_scores",

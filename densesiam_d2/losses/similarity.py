@@ -1,4 +1,4 @@
-"""Similarity losses of two views: negative cosine and soft cross-entropy, each with a stop-gradient on the target.
+"""Similarity losses of two views: negative cosines and soft cross-entropy, each with a stop-gradient on the target.
 
 Shape shorthand: N images, D embedding channels or K cluster logits, and then any axes of positions (S x S points, or
 M regions x 1).
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from densesiam_d2.layers import blank_invalid, mean_over_images
 
-__all__ = ["negative_cosine", "soft_cross_entropy"]
+__all__ = ["negative_cosine", "negative_cosine_of_pairs", "soft_cross_entropy"]
 
 
 def negative_cosine(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
@@ -28,6 +28,29 @@ def negative_cosine(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | None
     p, z = blank_invalid(p, valid), blank_invalid(z, valid)
     cosine = F.cosine_similarity(p.float(), z.detach().float(), dim=1)  # (N, ...)
     return mean_over_images(-cosine.flatten(1).mean(dim=1), valid)
+
+
+def negative_cosine_of_pairs(p: torch.Tensor, z: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """Return the mean of -cos(p_i, stop-gradient z_j) over each image's pairs (i, j), averaged over all images.
+
+    An image without pairs counts as 0 in this average, with a gradient of 0.
+
+    Args:
+        p: (N, D, ...) predictions at P positions.
+        z: (N, D, ...) projections of the other view at Q positions; no gradient flows into them.
+        pairs: (N, P, Q) bool, the positions to compare.
+
+    Returns:
+        Scalar in [-1, 1].
+
+    Source: PixPro, Eq. 4 (arXiv 2011.10043); contrast/models/PixPro.py in zdaxie/PixPro for images without pairs.
+    """
+    p = F.normalize(p.float().flatten(2), dim=1)  # (N, D, P)
+    z = F.normalize(z.detach().float().flatten(2), dim=1)  # (N, D, Q)
+    with torch.autocast(p.device.type, enabled=False):
+        cosine = torch.einsum("ndi,ndj->nij", p, z)
+    total = (cosine * pairs).sum(dim=(1, 2))
+    return mean_over_images(-total / pairs.sum(dim=(1, 2)).clamp(min=1))
 
 
 def soft_cross_entropy(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:

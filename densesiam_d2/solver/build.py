@@ -125,8 +125,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
     ``POLY_LR_CONSTANT_ENDING`` of the base rate), or any name of detectron2's.
 
     Raises:
-        ValueError: ``SOLVER.EPOCHS`` has not been turned into iterations, the warm-up of ``RESCALE_INTERVAL`` leaves no
-            iteration for the schedule, or there is no such schedule.
+        ValueError: ``SOLVER.EPOCHS`` has not been turned into iterations, or there is no such schedule.
     """
     solver = cfg.SOLVER
     if solver.EPOCHS > 0 or solver.WARMUP_EPOCHS > 0:
@@ -134,10 +133,10 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
             "SOLVER.EPOCHS or WARMUP_EPOCHS is still set: call densesiam_d2.set_epochs(cfg, number of images) first"
         )
     if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
-        raise ValueError(
-            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, MAX_ITER {solver.MAX_ITER}: with SOLVER.RESCALE_INTERVAL "
-            "the warm-up must be shorter than the training; set WARMUP_EPOCHS or WARMUP_ITERS lower"
-        )
+        cfg = cfg.clone()
+        cfg.defrost()
+        solver = cfg.SOLVER
+        solver.WARMUP_ITERS = solver.MAX_ITER - 1  # else fvcore divides by the length of what follows, 0
     if solver.LR_SCHEDULER_NAME == "WarmupConstantLR":
         decay = LinearParamScheduler(1.0, 1.0)  # fvcore's constant schedule fails after the last step
     elif solver.LR_SCHEDULER_NAME == "WarmupPolyLR":

@@ -50,6 +50,8 @@ def seen_points(view, grid):
     [
         (),
         ("FLIP_PROB", 1.0),
+        ("SAME_FLIP", True),
+        ("SAME_FLIP", True, "PRE_CROP", 40, "COLOR_FIRST", True),
         ("VIEWS", ["crop", "full"], "FLIP_PROB", 1.0),
         ("VIEWS", ["full", "crop"], "INTERPOLATION", "bicubic"),
         ("PRE_CROP", 40, "VIEWS", ["crop", "full"], "CROP_SCALE_OF", "side", "CROP_SCALE", [0.5, 1.0]),
@@ -80,6 +82,28 @@ def test_both_views_show_the_same_points(options):
         checked += int(inside.sum())
     assert checked > 500
     assert flips > 10
+
+
+def test_same_flip_is_drawn_once_per_image():
+    """Both views of an image are flipped or neither is; without the key all four combinations occur."""
+    image = paint_coordinates(64, 84)
+    flips = {}
+    for same in (True, False):
+        mapper = TwoViewDatasetMapper(make_cfg(*GEOMETRY_ONLY, "SAME_FLIP", same))
+        np.random.seed(0)
+        boxes = [mapper.make_views(image)["view_boxes"].tolist() for _ in range(40)]
+        flips[same] = {(first[0] > first[2], second[0] > second[2]) for first, second in boxes}
+    assert flips[True] == {(False, False), (True, True)}
+    assert flips[False] == {(a, b) for a in (False, True) for b in (False, True)}
+
+
+def test_blur_first_comes_before_the_colors():
+    kinds = {}
+    for first in (True, False):
+        mapper = TwoViewDatasetMapper(make_cfg("BLUR_FIRST", first))
+        kinds[first] = [[type(augmentation).__name__ for augmentation in view] for view in mapper.photometric]
+    colors, blur, solarize = ["ColorJitter", "RandomGrayscale"], ["RandomGaussianBlur"], ["RandomSolarize"]
+    assert kinds == {True: [blur + colors + solarize] * 2, False: [colors + blur + solarize] * 2}
 
 
 def test_full_view_and_pre_crop_boxes():

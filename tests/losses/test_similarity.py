@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from densesiam_d2.losses import negative_cosine, soft_cross_entropy
+from densesiam_d2.losses import negative_cosine, negative_cosine_of_pairs, soft_cross_entropy
 from tests.losses import references
 
 LOSSES = [
@@ -25,6 +25,19 @@ def test_negative_cosine_by_hand():
     p = _pixels((3.0, 4.0), (1.0, 0.0))
     z = _pixels((4.0, 3.0), (0.0, 2.0))
     assert negative_cosine(p, z).item() == pytest.approx(-0.48)
+
+
+def test_negative_cosine_of_pairs_by_hand():
+    # Cosines of (3, 4) with (4, 3) and (1, 0): 0.96 and 0.6; of (1, 0): 0.8 and 1.
+    p = torch.cat([_pixels((3.0, 4.0), (1.0, 0.0))] * 3)
+    z = torch.cat([_pixels((4.0, 3.0), (2.0, 0.0))] * 3)
+    pairs = torch.tensor([[[True, True], [False, False]], [[False, False], [False, True]], [[False] * 2] * 2])
+    # Image 1: (0.96 + 0.6) / 2 = 0.78. Image 2: 1. Image 3 has no pair: 0. Mean 1.78 / 3, negated.
+    p.requires_grad_()
+    loss = negative_cosine_of_pairs(p, z.requires_grad_(), pairs)
+    assert loss.item() == pytest.approx(-1.78 / 3)
+    loss.backward()
+    assert z.grad is None and (p.grad[2] == 0).all() and (p.grad[0] != 0).any()
 
 
 def test_soft_cross_entropy_by_hand():

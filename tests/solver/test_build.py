@@ -111,16 +111,26 @@ def test_linear_warmup_by_hand(name):
     assert rates[10] == pytest.approx(BASE_LR)
 
 
-def test_a_rescaled_schedule_starts_after_the_warm_up():
-    """The published schedule of SlotCon: rate / 10 to rate in 4 iterations, then half a cosine over the other 8."""
-    settings = {"RESCALE_INTERVAL": True, "WARMUP_ITERS": 4, "WARMUP_FACTOR": 0.1, "BASE_LR_END": 0.0}
-    rates = _rates(_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", MAX_ITER=12, **settings))
-    assert [rates[i] for i in (0, 2, 4, 8)] == pytest.approx([0.1 * BASE_LR, 0.55 * BASE_LR, BASE_LR, 0.5 * BASE_LR])
+def test_a_whole_cosine_after_the_warmup_by_hand():
+    # PixPro's schedule: from a hundredth in 20 iterations, then base to end as half a cosine over the other 80.
+    rates = _rates(
+        _cfg(
+            LR_SCHEDULER_NAME="WarmupCosineLR",
+            BASE_LR_END=0.1,
+            WARMUP_ITERS=20,
+            WARMUP_FACTOR=0.01,
+            RESCALE_INTERVAL=True,
+        )
+    )
+    assert [rates[i] for i in (0, 10, 20, 60, 100)] == pytest.approx([0.004, 0.202, 0.4, 0.25, 0.1])
 
 
-def test_a_rescaled_schedule_needs_a_shorter_warm_up():
-    with pytest.raises(ValueError, match=r"SOLVER\.WARMUP_ITERS is 12, MAX_ITER 12.* set WARMUP_EPOCHS"):
-        _rates(_cfg(MAX_ITER=12, RESCALE_INTERVAL=True, WARMUP_ITERS=12))
+def test_a_rescaled_schedule_in_a_training_shorter_than_its_warmup():
+    """The last iteration alone follows the warm-up: from a tenth to the whole rate in one, then to the end, 0."""
+    cfg = _cfg(
+        LR_SCHEDULER_NAME="WarmupCosineLR", MAX_ITER=2, WARMUP_ITERS=500, WARMUP_FACTOR=0.1, RESCALE_INTERVAL=True
+    )
+    assert _rates(cfg) == pytest.approx([0.1 * BASE_LR, BASE_LR, 0])
 
 
 def test_unknown_schedule():

@@ -7,6 +7,8 @@ from densesiam_d2.modeling.meta_arch.densesiam_segmentor import DenseSiamSegment
 from densesiam_d2.modeling.meta_arch.detco import DetCo
 from densesiam_d2.modeling.meta_arch.moco import MoCo
 from densesiam_d2.modeling.meta_arch.output import model_output, trains_on_views
+from densesiam_d2.modeling.meta_arch.pixpro import PixPro
+from densesiam_d2.modeling.meta_arch.resim import ReSim
 from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.modeling.meta_arch.simclr import SimCLR
@@ -16,7 +18,20 @@ from densesiam_d2.modeling.meta_arch.slotcon import SlotCon
 from densesiam_d2.modeling.meta_arch.slotcon_segmentor import SlotConSegmentor
 
 # All methods. config.py adds the keys of each, config_checks.py applies its rules, and the contract tests run it.
-METHODS = (DenseSiam, DenseSiamSegmentor, SimSiam, BYOL, SimCLR, MoCo, DenseCL, DetCo, SlotCon, SlotConSegmentor)
+METHODS = (
+    DenseSiam,
+    DenseSiamSegmentor,
+    SimSiam,
+    BYOL,
+    SimCLR,
+    MoCo,
+    DenseCL,
+    DetCo,
+    SlotCon,
+    PixPro,
+    ReSim,
+    SlotConSegmentor,
+)
 
 __all__ = [
     "METHODS",

@@ -37,10 +37,18 @@ def shallow_cfg(method, norm="BN"):
     cfg.MODEL.SIMSIAM.PROJ_DIMS, cfg.MODEL.SIMSIAM.PRED_DIM = [64, 64, 64], 32
     cfg.MODEL.DENSESIAM.PROJ_DIMS, cfg.MODEL.DENSESIAM.PRED_DIM = [64, 64, 64], 32
     cfg.MODEL.BYOL.HIDDEN_DIM, cfg.MODEL.BYOL.OUT_DIM = 64, 64
+    cfg.MODEL.PIXPRO.HIDDEN_DIM, cfg.MODEL.PIXPRO.OUT_DIM = 64, 64
+    # With one layer the predictor is linear. Then a common offset dominates the embeddings of a network as small as
+    # this for its first thousand steps, and the monitor reports that the images look alike.
+    cfg.MODEL.PIXPRO.TRANSFORM_LAYERS = 2
     cfg.MODEL.SIMCLR.PROJ_DIMS = [64, 64, 64]
     cfg.MODEL.MOCO.PROJ_DIMS = [64, 64]
     cfg.MODEL.DETCO.IN_FEATURES, cfg.MODEL.DETCO.STAGE_WEIGHTS = ["res2"], [1.0]
     cfg.MODEL.SLOTCON.SLOTS, cfg.MODEL.SLOTCON.HIDDEN_DIM, cfg.MODEL.SLOTCON.OUT_DIM = 32, 64, 64
+    if method.__name__ == "ReSim":  # a pyramid needs a second stage
+        cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.RESIM.IN_FEATURES = ["res2", "res3"]
+        cfg.MODEL.RESIM.WINDOW_SIZES, cfg.MODEL.RESIM.WINDOW_STRIDES, cfg.MODEL.RESIM.GATHER = [12], [8], [True]
+        cfg.MODEL.RESIM.DIM = 64
     return cfg
 
 

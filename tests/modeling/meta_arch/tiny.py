@@ -44,9 +44,12 @@ def tiny_cfg(depth=None, **densesiam):
     cfg.MODEL.SIMSIAM.PRED_DIM = 8
     cfg.MODEL.BYOL.HIDDEN_DIM = 16
     cfg.MODEL.BYOL.OUT_DIM = 8
+    cfg.MODEL.PIXPRO.HIDDEN_DIM = 16
+    cfg.MODEL.PIXPRO.OUT_DIM = 8
     cfg.MODEL.SIMCLR.PROJ_DIMS = [16, 16, 8]
     cfg.MODEL.MOCO.PROJ_DIMS, cfg.MODEL.MOCO.QUEUE_LENGTH = [16, 8], 64
     cfg.MODEL.SLOTCON.SLOTS, cfg.MODEL.SLOTCON.HIDDEN_DIM, cfg.MODEL.SLOTCON.OUT_DIM = 12, 16, 8
+    cfg.MODEL.RESIM.DIM = 8
     for key, value in densesiam.items():
         cfg.merge_from_list([f"MODEL.DENSESIAM.{key.replace('__', '.')}", value])
     return cfg
@@ -86,6 +89,8 @@ def method_cfg(method, depth=None, norm="BN"):
     cfg.MODEL.META_ARCHITECTURE = method.__name__
     if method.__name__ == "DetCo":
         cfg.MODEL.RESNETS.OUT_FEATURES, cfg.INPUT.SSL.PATCH_GRID = ["res2", "res3", "res4", "res5"], 3
+    if method.__name__ == "ReSim":
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
     if depth is not None:
         full = tiny_cfg(depth).MODEL.RESNETS
         full.OUT_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES
