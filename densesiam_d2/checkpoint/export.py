@@ -54,7 +54,8 @@ def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray
         model: a module or a state dict whose layout :func:`recognise` knows.
 
     Returns:
-        Name (``stem.conv1.weight``, ``res2.0.conv1.norm.weight``, ...) -> float32 array, a copy.
+        Name (``stem.conv1.weight``, ``res2.0.conv1.norm.weight``, ...) -> float32 array, a copy. The layers of an FPN
+        that was trained with the backbone (ReSim) are added as ``backbone.fpn_lateral5.weight``, and so on.
 
     Raises:
         ValueError: a state dict whose backbone is not one whole ResNet. The backbone of a module may be of any kind; if
@@ -63,11 +64,11 @@ def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     if not isinstance(model, nn.Module):
-        return copy.deepcopy(recognise(model).state)
+        return _with_fpn(recognise(model))
     # A model with student and teacher says in ``exports`` which backbone to keep.
     prefix = getattr(model, "exports", "backbone" if hasattr(model, "backbone") else None)
     try:
-        return copy.deepcopy(recognise(model.state_dict(), prefix).state)
+        return _with_fpn(recognise(model.state_dict(), prefix))
     except ValueError as error:
         reason = error
     backbone = model.get_submodule(prefix or "")
@@ -77,6 +78,10 @@ def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray
     else:
         logger.warning("The backbone keeps its own names, and has none of torchvision's: %s", reason)
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in backbone.state_dict().items()}
+
+
+def _with_fpn(found: Found) -> dict[str, np.ndarray]:
+    return copy.deepcopy({**found.state, **found.fpn})
 
 
 def expected_metadata(cfg: CfgNode) -> dict[str, Any]:
@@ -171,7 +176,7 @@ def save_backbone(path: str | Path, state: Mapping[str, np.ndarray], metadata: M
 
     Args:
         path: file to write, ending in ``.pkl`` (detectron2 reads other suffixes differently).
-        state: name -> array under detectron2's names, from :func:`backbone_state`; an FPN's layers may be added.
+        state: name -> array under detectron2's names, from :func:`backbone_state`.
         metadata: from :func:`backbone_metadata`; checked against the config by ``CheckedCheckpointer``.
 
     Raises:
@@ -212,13 +217,14 @@ def save_torchvision(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
 
     Args:
         path: file to write, ending in ``.pth``.
-        state: name -> array under detectron2's names, from :func:`backbone_state`.
+        state: name -> array under detectron2's names, from :func:`backbone_state`; the layers of an FPN are left out.
 
     Raises:
         ValueError: the path has another suffix.
     """
     _check_suffix(path, ".pth")
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in to_torchvision(state).items()}
+    resnet = {name: value for name, value in state.items() if not name.startswith("backbone.fpn_")}
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in to_torchvision(resnet).items()}
     with atomic_write(path) as file:
         torch.save(tensors, file)
 

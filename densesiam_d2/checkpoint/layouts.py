@@ -215,11 +215,14 @@ def _checked(network: Network, tensors: Mapping[str, Any]) -> tuple[ResNetKind, 
 def _fpn_beside(network: Network, tensors: Mapping[str, Any]) -> dict[str, str]:
     """Return detectron2 name -> name in the checkpoint of the FPN convolutions beside a network's own tensors.
 
+    They are among the network's tensors, or below ``head.pyramid`` beside ``backbone``, as in this project's ReSim.
+
     Source: Tete-Xiao/ReSim moco/models.py and detection/convert-pretrain-to-detectron2.py (names only). Its FPN with
     batch norm (--fpn-bn) has other names and is left out.
     """
-    prefix = re.escape(f"{network.prefixes[0]}." if network.prefixes[0] else "")
-    pattern = rf"{prefix}(?:backbone\.)?(fpn_(?:lateral|output)[2-5]\.(?:weight|bias))"
+    own = f"{network.prefixes[0]}." if network.prefixes[0] else ""
+    places = rf"{re.escape(own)}(?:backbone\.)?|{re.escape(own.removesuffix('backbone.'))}head\.pyramid\."
+    pattern = rf"(?:{places})(fpn_(?:lateral|output)[2-5]\.(?:weight|bias))"
     matches = ((re.fullmatch(pattern, name), name) for name in tensors)
     return {f"backbone.{match[1]}": name for match, name in matches if match}
 

@@ -79,7 +79,7 @@ def export_backbone(
             metadata = with_kind(metadata, found.kind)
     state = {**found.state, **found.fpn}
     if layout == "torchvision":
-        save_torchvision(output, found.state)
+        save_torchvision(output, state)
     elif layout == "safetensors":
         save_safetensors(output, state, metadata)
     else:

@@ -7,8 +7,18 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
+from densesiam_d2.checkpoint import (
+    CheckedCheckpointer,
+    backbone_metadata,
+    backbone_state,
+    expected_metadata,
+    save_backbone,
+    save_torchvision,
+)
 from densesiam_d2.modeling.meta_arch import ReSim
 from densesiam_d2.modeling.meta_arch.resim import pool_windows
+from densesiam_d2.tools.export_backbone import export_backbone
+from tests.checkpoint.networks import fpn_detector
 from tests.evaluation.processes import in_two_processes
 from tests.modeling.meta_arch.tiny import assert_close_gradients, gradients, method_cfg, tiny_batch, tiny_model
 
@@ -207,3 +217,31 @@ def test_the_teacher_follows_backbone_head_and_pyramid(progress, momentum):
     for name, old in before.items():
         expected = momentum * old + (1 - momentum) * model.get_parameter(name)
         assert torch.allclose(model.teacher.get_parameter(name), expected, rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("way", ["at the end of a training", "by the tool", "as it is"])
+def test_the_pyramid_fills_the_fpn_of_a_detector(way, tmp_path):
+    cfg = method_cfg(ReSim, depth=18)
+    model = tiny_model(cfg)
+    model.teacher.load_state_dict(tiny_model(cfg, seed=7).teacher.state_dict())  # must not be taken
+    weights = tmp_path / "backbone.pkl"
+    if way == "at the end of a training":
+        save_backbone(weights, backbone_state(model), backbone_metadata(cfg, 1))
+    else:
+        CheckedCheckpointer(model, str(tmp_path), expect=expected_metadata(cfg)).save("model_final")
+        if way == "by the tool":
+            export_backbone(tmp_path / "model_final.pth", weights)
+        else:
+            weights = tmp_path / "model_final.pth"
+    detector = fpn_detector(18, seed=3)  # 8 channels, as the pyramid
+    CheckedCheckpointer(detector).resume_or_load(str(weights), resume=False)
+    layers = model.head["pyramid"].state_dict()
+    assert len(layers) == 2 * (3 + 2)
+    for name, value in layers.items():
+        assert torch.equal(detector.backbone.state_dict()[name], value), name
+    assert torch.equal(detector.backbone.bottom_up.stem.conv1.weight, model.backbone.stem.conv1.weight)
+
+
+def test_torchvisions_file_holds_no_pyramid(tmp_path):
+    save_torchvision(tmp_path / "resnet18.pth", backbone_state(tiny_model(method_cfg(ReSim, depth=18))))
+    assert not [name for name in torch.load(tmp_path / "resnet18.pth", weights_only=True) if "fpn" in name]
