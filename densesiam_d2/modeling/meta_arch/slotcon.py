@@ -32,8 +32,8 @@ class SlotCon(SiameseMetaArch):
 
     Source: models/slotcon.py in CVMI-Lab/SlotCon. Departures: images whose views do not overlap are left out of the
     grouping loss (there: a rectangle of negative size); the mean over slots is over those of all processes (there: of
-    each process, NaN without any); the scores are in float32, also with AMP; the first step copies the student into the
-    teacher, so that MODEL.WEIGHTS fills both (there: both start equal).
+    each process, NaN without any); scores, slots and predictor are in float32, also with AMP; the first step copies the
+    student into the teacher, so that MODEL.WEIGHTS fills both (there: both start equal).
     """
 
     exports = "teacher.backbone"
