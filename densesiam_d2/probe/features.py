@@ -84,6 +84,10 @@ class FrozenFeatures(nn.Module):
         factor = self._size / min(height, width) / self._multiple
         return tuple(max(1, round(side * factor)) * self._multiple for side in (height, width))
 
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
     @torch.no_grad()
     def forward(self, image: np.ndarray) -> torch.Tensor:
         """Return the features of an image.
@@ -92,7 +96,7 @@ class FrozenFeatures(nn.Module):
             image: (H0, W0, 3) uint8 RGB.
 
         Returns:
-            (D, H / s, W / s) float32 on the CPU, with H, W of :meth:`input_size`.
+            (D, H / s, W / s) float32 on the model's device, with H, W of :meth:`input_size`.
         """
         size = self.input_size(*image.shape[:2])
         image = T.ResizeTransform(*image.shape[:2], *size).apply_image(image)  # Pillow's bilinear, as detectron2 tests
@@ -103,7 +107,7 @@ class FrozenFeatures(nn.Module):
         outputs = self.backbone.bottom_up(x) if self._below_pyramid else self.backbone(x)
         cells = tuple(side // self.stride for side in size)
         maps = [F.interpolate(outputs[n], size=cells, mode="bilinear", align_corners=False) for n in self.names]
-        return torch.cat(maps, dim=1)[0].float().cpu()
+        return torch.cat(maps, dim=1)[0].float()
 
 
 def build_features(cfg: CfgNode, names: Sequence[str], *, weights: str, size: int, seed: int) -> FrozenFeatures:

@@ -1,12 +1,13 @@
 """Ridge regression to one-hot labels from sums over cells, so that memory does not grow with the number of images.
 
-Shape shorthand: N cells, D channels, K classes.
+Everything is in float64 on the device of the features. Shape shorthand: N cells, D channels, K classes.
 """
 
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-import scipy.linalg
+import torch
+from torch.nn import functional as F
 
 __all__ = ["LAMBDAS", "LinearClassifier", "Moments", "fit_ridge"]
 
@@ -24,44 +25,46 @@ class LinearClassifier(NamedTuple):
         bias: (K,) float64.
     """
 
-    weight: np.ndarray
-    bias: np.ndarray
+    weight: torch.Tensor
+    bias: torch.Tensor
 
 
 class Moments:
     """Sums over labelled cells, in float64, for mean, standard deviation and ridge regression."""
 
-    def __init__(self, *, num_channels: int, num_classes: int):
+    def __init__(self, *, num_channels: int, num_classes: int, device: torch.device | str = "cpu"):
         """Start with no cell.
 
         Args:
             num_channels: D.
             num_classes: K.
+            device: where the sums are.
         """
-        self.gram = np.zeros((num_channels, num_channels))  # sum of x x^T
-        self.sums = np.zeros((num_channels, num_classes))  # sum of x over the cells of each class
-        self.counts = np.zeros(num_classes)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        self.gram = zeros(num_channels, num_channels)  # sum of x x^T
+        self.sums = zeros(num_channels, num_classes)  # sum of x over the cells of each class
+        self.counts = zeros(num_classes)
 
-    def add(self, features: np.ndarray, labels: np.ndarray) -> None:
+    def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
         """Add cells.
 
         Args:
             features: (N, D).
-            labels: (N,) classes in [0, K).
+            labels: (N,) int64 classes in [0, K).
         """
-        features = features.astype(np.float64)
-        one_hot = np.eye(len(self.counts))[labels]  # (N, K)
+        features = features.double()
+        one_hot = F.one_hot(labels, len(self.counts)).double()  # (N, K)
         self.gram += features.T @ features
         self.sums += features.T @ one_hot
-        self.counts += one_hot.sum(axis=0)
+        self.counts += one_hot.sum(dim=0)
 
     def __add__(self, other: "Moments") -> "Moments":
-        total = Moments(num_channels=len(self.gram), num_classes=len(self.counts))
+        total = Moments(num_channels=len(self.gram), num_classes=len(self.counts), device=self.gram.device)
         total.gram, total.sums = self.gram + other.gram, self.sums + other.sums
         total.counts = self.counts + other.counts
         return total
 
-    def mean_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
+    def mean_and_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how to standardise channels.
 
         Returns:
@@ -73,11 +76,11 @@ class Moments:
         count = self.counts.sum()
         if not count:
             raise ValueError("no cell of the training images has a label: in all cells most pixels are ignored")
-        mean = self.sums.sum(axis=1) / count
-        square = np.diagonal(self.gram) / count
-        std = np.sqrt(np.maximum(square - mean**2, 0))
-        varies = std > _CONSTANT * np.sqrt(square)
-        return mean, np.divide(1, std, out=np.zeros_like(std), where=varies)
+        mean = self.sums.sum(dim=1) / count
+        square = self.gram.diagonal() / count
+        std = (square - mean**2).clamp(min=0).sqrt()
+        varies = std > _CONSTANT * square.sqrt()
+        return mean, torch.where(varies, 1 / std, 0.0)
 
 
 def fit_ridge(moments: Moments, penalty: float) -> LinearClassifier:
@@ -98,8 +101,8 @@ def fit_ridge(moments: Moments, penalty: float) -> LinearClassifier:
     """
     mean, scale = moments.mean_and_scale()
     count = moments.counts.sum()
-    gram = (moments.gram - count * np.outer(mean, mean)) * np.outer(scale, scale)  # Z^T Z
-    target = (moments.sums - np.outer(mean, moments.counts)) * scale[:, None]  # Z^T Y
-    gram[np.diag_indices_from(gram)] += penalty
-    weight = scipy.linalg.solve(gram, target, assume_a="pos") * scale[:, None]
+    gram = (moments.gram - count * torch.outer(mean, mean)) * torch.outer(scale, scale)  # Z^T Z
+    target = (moments.sums - torch.outer(mean, moments.counts)) * scale[:, None]  # Z^T Y
+    gram.diagonal().add_(penalty)
+    weight = torch.cholesky_solve(target, torch.linalg.cholesky(gram)) * scale[:, None]
     return LinearClassifier(weight, moments.counts / count - mean @ weight)

@@ -120,36 +120,39 @@ def _sum_up(
     features: FrozenFeatures, train: Images, held: Sequence[int], num_classes: int, knn_cells: int, seed: int
 ) -> _Sums:
     """Pass over the training images once."""
-    fit, held_out = (Moments(num_channels=features.channels, num_classes=num_classes) for _ in range(2))
+    device = features.device
+    fit, held_out = (Moments(num_channels=features.channels, num_classes=num_classes, device=device) for _ in range(2))
     share = -(-knn_cells // len(train))  # cells of each image, rounded up
     # Allocated once: small arrays between large ones would prevent the heap from reusing the memory of the large ones.
-    memory = torch.empty(share * len(train), features.channels)
-    memory_labels = torch.empty(len(memory), dtype=torch.int64)
+    memory = torch.empty(share * len(train), features.channels, device=device)
+    memory_labels = torch.empty(len(memory), dtype=torch.int64, device=device)
     filled = 0
     for index in _bar(range(len(train)), "summing up"):
         image, truth = train[index]
         x = features(image)  # (D, h, w)
         labels = cell_modes(truth, features.input_size(*truth.shape), features.stride, num_classes).reshape(-1)
         labelled = np.flatnonzero(labels != IGNORED)
-        cells, labels = x.flatten(1).T.numpy()[labelled], labels[labelled]  # (N, D), (N,)
+        rows = torch.from_numpy(labelled).to(device)
+        cells, labels = x.flatten(1).T[rows], torch.from_numpy(labels[labelled]).to(device)  # (N, D), (N,)
         (held_out if index in held else fit).add(cells, labels)
-        drawn = np.sort(np.random.default_rng([seed, index]).permutation(len(cells))[:share])
-        rows = slice(filled, filled := filled + len(drawn))
-        memory[rows], memory_labels[rows] = torch.from_numpy(cells[drawn]), torch.from_numpy(labels[drawn])
+        drawn = torch.from_numpy(np.sort(np.random.default_rng([seed, index]).permutation(len(cells))[:share]))
+        places = slice(filled, filled := filled + len(drawn))
+        memory[places], memory_labels[places] = cells[drawn.to(device)], labels[drawn.to(device)]
     kept = np.sort(np.random.default_rng(seed).permutation(filled)[:knn_cells])  # removes the surplus from rounding up
+    kept = torch.from_numpy(kept).to(device)
     return _Sums(fit, held_out, memory[kept], memory_labels[kept])
 
 
 def _linear_scores(classifiers: Mapping[object, LinearClassifier], cells: torch.Tensor) -> dict:
-    cells = cells.numpy().astype(np.float64)
-    return {name: torch.from_numpy(cells @ c.weight + c.bias) for name, c in classifiers.items()}
+    cells = cells.double()
+    return {name: cells @ c.weight + c.bias for name, c in classifiers.items()}
 
 
 def _neighbours(moments: Moments, sums: _Sums, ks: Sequence[int], num_classes: int) -> Classify:
     """Return a classifier by nearest neighbours; its results are named by the number of neighbours."""
     if not ks:
         return lambda cells: {}
-    mean, scale = (torch.from_numpy(values).float() for values in moments.mean_and_scale())
+    mean, scale = (values.float() for values in moments.mean_and_scale())
     memory = F.normalize((sums.memory - mean) * scale, dim=1)
 
     def classify(cells: torch.Tensor) -> dict:

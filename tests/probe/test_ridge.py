@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from densesiam_d2.probe.ridge import LAMBDAS, Moments, fit_ridge
 
@@ -14,7 +15,7 @@ def cells(seed=0, count=200):
 
 def moments_of(features, labels, num_classes):
     moments = Moments(num_channels=features.shape[1], num_classes=num_classes)
-    moments.add(features, labels)
+    moments.add(torch.from_numpy(features), torch.from_numpy(labels))
     return moments
 
 
@@ -35,7 +36,7 @@ def test_ridge_equals_least_squares_on_the_augmented_system(penalty):
     features, labels = cells()
     classifier = fit_ridge(moments_of(features, labels, 4), penalty)  # class 3 has no cell
     expected = direct(features, labels, 4, penalty)
-    np.testing.assert_allclose(features @ classifier.weight + classifier.bias, expected, atol=1e-9)
+    np.testing.assert_allclose(features @ classifier.weight.numpy() + classifier.bias.numpy(), expected, atol=1e-9)
 
 
 def test_ridge_by_hand():

@@ -16,7 +16,7 @@ STRIDE = 4
 class Colours:
     """Stands in for a network: mean and maximum of each colour in 4 x 4 pixels, of images that need no resizing."""
 
-    channels, stride = 6, STRIDE
+    channels, stride, device = 6, STRIDE, torch.device("cpu")
 
     def input_size(self, height, width):
         return height, width
