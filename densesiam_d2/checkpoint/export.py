@@ -1,7 +1,6 @@
 """Write backbones to files: ``.pkl`` and ``.safetensors`` with facts about their input, and torchvision's ``.pth``."""
 
 import copy
-import importlib.metadata
 import json
 import logging
 import pickle
@@ -15,6 +14,7 @@ from detectron2.config import CfgNode
 from safetensors.numpy import save
 from torch import nn
 
+import densesiam_d2
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.files import SAFETENSORS_KEY
 from densesiam_d2.checkpoint.kinds import ResNetKind
@@ -118,7 +118,7 @@ def backbone_metadata(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:
         "method": cfg.MODEL.META_ARCHITECTURE,
         "iteration": iteration,
         **expected_metadata(cfg),
-        "version": importlib.metadata.version("densesiam_d2"),
+        "version": densesiam_d2.__version__,
     }
 
 

@@ -61,7 +61,7 @@ def _histogram(record: dict) -> np.ndarray | tuple[str, str]:
         return "label-unreadable", str(error)
     if label.shape != size[::-1]:
         return "label-size", f"{path}: {label.shape[1]} x {label.shape[0]}, its image {size[0]} x {size[1]}"
-    return cv2.calcHist([label], [0], None, [256], [0, 256])[:, 0].astype(np.int64)
+    return cv2.calcHist([label], [0], None, [256], [0, 256]).reshape(256).astype(np.int64)
 
 
 def _judge_values(

@@ -1,7 +1,6 @@
 """Exact resume. RNG state is not saved; every draw follows from seed and iteration."""
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import ConcatDataset
 
+import densesiam_d2
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.data.image_index import ImageFiles
@@ -114,7 +114,7 @@ class ExactResumeHook(HookBase):
                 "config": self._config,
                 "images": len(records),
                 "images_sha256": _digest(records),
-                "versions": {name: importlib.metadata.version(name) for name in ("torch", "densesiam_d2")},
+                "versions": {"torch": str(torch.__version__), "densesiam_d2": densesiam_d2.__version__},
             }
         return self._own
 

@@ -1,7 +1,6 @@
 """What is known of a cell: cell.json in its folder."""
 
 import functools
-import importlib.metadata
 import json
 import os
 import platform
@@ -84,10 +83,7 @@ def code_version() -> str:
     commit = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else None
     if commit:
         return commit + (", changed" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    try:
-        return importlib.metadata.version("densesiam_d2")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    return densesiam_d2.__version__
 
 
 def _git(folder: Path, *words: str) -> str | None:
