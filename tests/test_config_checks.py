@@ -196,6 +196,11 @@ def test_evaluation_needs_neither_training_data_nor_a_fitting_batch():
         check_config(_cfg("DATASETS.TEST", ()), eval_only=True)
 
 
+def test_evaluation_on_the_cpu_takes_a_recipe_in_fp16():
+    amp = ("SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu")
+    check_config(_cfg("DATASETS.TEST", ("scenes_val",), *amp), eval_only=True)
+
+
 def test_mixed_precision_on_several_cpu_processes_is_refused():
     cfg = _cfg("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bf16", "MODEL.DEVICE", "cpu")
     check_config(cfg, world_size=1)
