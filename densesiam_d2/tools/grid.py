@@ -9,7 +9,9 @@ cells, also on several machines with a shared file system. On a machine with sev
 CUDA_VISIBLE_DEVICES=0, 1 and so on. Every cell has a folder with log.txt and cell.json: command, seed, code version,
 hardware, date, seconds, memory, scores.
 
-``table`` writes mean and sample standard deviation over the seeds, and lists the cells that are missing or failed.
+``table`` writes mean and sample standard deviation over the seeds, and lists the cells that are missing or failed. With
+``--markdown FILE`` it replaces the file, or, in a document with the lines ``<!-- begin NAME -->`` and
+``<!-- end NAME -->``, where NAME is that of the yaml, what is between them.
 
 Commands run in the working directory, which is the project's root for the yamls in configs/grids.
 
@@ -68,7 +70,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default 1)")
             command.add_argument("--dry-run", action="store_true", help="only print the commands that would run")
         else:
-            command.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here too")
+            command.add_argument(
+                "--markdown",
+                type=Path,
+                metavar="FILE",
+                help="write the table here too, in a document between its marker lines",
+            )
             command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     return parser
 
@@ -92,10 +99,20 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
     print(table.markdown(), end="")
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(table.markdown())
+        text = args.markdown.read_text() if args.markdown.exists() else ""
+        args.markdown.write_text(_insert(text, args.grid.stem, table.markdown()))
     if args.json:
         write_json(args.json, table.to_json())
     return int(bool(table.missing))
+
+
+def _insert(text: str, name: str, table: str) -> str:
+    """Return a text with the table between its marker lines, or only the table if the text has no such lines."""
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    if begin not in text or end not in text:
+        return table
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}{table}{end}{rest.split(end, 1)[1]}"
 
 
 if __name__ == "__main__":

@@ -47,6 +47,17 @@ def test_run_and_table(words, tmp_path, capsys):
     assert main(["table", *words]) == 0
 
 
+def test_the_table_goes_between_its_lines_of_a_document(words, tmp_path, capsys):
+    document = tmp_path / "results.md"
+    document.write_text("# Results\n<!-- begin grid -->\nold\n<!-- end grid -->\nWhat it shows.\n")
+    main(["run", *words, "--set", "method=b"])
+    for _ in range(2):
+        main(["table", *words, "--set", "method=b", "--markdown", str(document)])
+    lines = document.read_text().splitlines()
+    assert lines[:2] == ["# Results", "<!-- begin grid -->"] and lines[-2:] == ["<!-- end grid -->", "What it shows."]
+    assert lines.count("| b | 12.0 ± 2.8 |") == 1 and "old" not in lines
+
+
 def test_a_failed_cell_is_listed(words, capsys):
     assert main(["run", *words, "--set", "number=1/0", "method=a", "seed=0"]) == 1
     assert "not done (1):\n  count/a/seed_0: failed, exit code 1: ZeroDivisionError" in capsys.readouterr().out
