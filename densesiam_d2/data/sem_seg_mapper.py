@@ -152,7 +152,7 @@ class SemSegDatasetMapper:
         if self.label_map is not None:
             label = cv2.LUT(label, self.label_map)
         if self.num_classes is not None:
-            counts = cv2.calcHist([label], [0], None, [256], [0, 256])[:, 0]
+            counts = cv2.calcHist([label], [0], None, [256], [0, 256]).reshape(256)
             wrong = [int(v) for v in np.flatnonzero(counts) if v >= self.num_classes and v != self.ignore_label]
             if wrong:
                 raise ValueError(
