@@ -26,6 +26,7 @@ __all__ = [
     "backbone_metadata",
     "backbone_state",
     "expected_metadata",
+    "from_a_converter",
     "known_metadata",
     "save_backbone",
     "save_safetensors",
@@ -141,13 +142,24 @@ def known_metadata(checkpoint: Mapping[str, Any], found: Found) -> dict[str, Any
         facts = {str(key): value for key, value in metadata.items() if _is_plain(value) and key != "exports"}
     elif found.naming == "SimCLRv2-Pytorch":
         facts = dict(_FROM_0_TO_1)
-    elif found.torchvision or (checkpoint.get("matching_heuristics") and checkpoint.get("__author__") != _AUTHOR):
-        # The converters of MoCo, ReSim, ... rename torchvision's tensors and set this flag; detectron2's training does
-        # not, and our own files have metadata.
+    elif found.torchvision or from_a_converter(checkpoint):
         facts = dict(TORCHVISION_METADATA)
     else:
         return {}
     return with_kind(facts, found.kind)
+
+
+def from_a_converter(checkpoint: Mapping[str, Any]) -> bool:
+    """Tell whether a file was written by one of the scripts that rename torchvision's tensors, such as MoCo's.
+
+    They set ``matching_heuristics``. detectron2's training does not set it, and its reader sets it for files of Caffe2
+    and pycls together with the author.
+    """
+    return bool(checkpoint.get("matching_heuristics")) and checkpoint.get("__author__") not in (
+        _AUTHOR,
+        "Caffe2",
+        "pycls",
+    )
 
 
 def with_kind(metadata: Mapping[str, Any], kind: ResNetKind) -> dict[str, Any]:

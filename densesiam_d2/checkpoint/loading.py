@@ -15,7 +15,12 @@ from torch import nn
 
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.comparing import backbone_names, contradictions, why_missing
-from densesiam_d2.checkpoint.export import expected_metadata, known_metadata
+from densesiam_d2.checkpoint.export import (
+    TORCHVISION_METADATA,
+    expected_metadata,
+    from_a_converter,
+    known_metadata,
+)
 from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names
@@ -196,7 +201,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
         as_it_is = {"model": state, **{key: content[key] for key in ("__author__", "metadata") if key in content}}
         named = named_backbone(self.model)
         if content.get("matching_heuristics") and not named:
-            return {**as_it_is, "matching_heuristics": True}
+            facts = {"metadata": TORCHVISION_METADATA} if from_a_converter(content) else {}
+            return {**facts, **as_it_is, "matching_heuristics": True}
         # Compare names of convolutions only: old files with frozen batch norm lack statistics, which detectron2 adds.
         convolutions = {n for n in backbone_names(self.model) if n.endswith(".weight") and ".norm." not in n}
         unwrapped = {bare_name(name): value for name, value in state.items()}

@@ -115,7 +115,9 @@ class Table:
             lines += [f"Code: {'; '.join(self.codes)}.", f"Hardware: {'; '.join(self.machines)}."]
         if self.missing:
             lines += ["", f"Not done ({len(self.missing)}):", ""]
-            lines += [f"- {name}: {reason}" for name, reason in self.missing.items()]
+            never = Counter(name.split("/")[0] for name, reason in self.missing.items() if reason == State.MISSING)
+            lines += [f"- {name}: {reason}" for name, reason in self.missing.items() if reason != State.MISSING]
+            lines += [f"- {stage}: {count} never started" for stage, count in never.items()]
         return "\n".join(lines) + "\n"
 
     def _time(self, stage: str) -> str:

@@ -26,7 +26,7 @@ def test_all_keys_of_the_commands_exist(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for cell in cells_of(path):
         args = training_args(cell)
-        if args is not None and Path(args.config_file).is_file():
+        if args is not None:
             cfg = load_config(args.config_file, args.opts)
             check_config(cfg, world_size=1, eval_only=False)
             output, seed = cfg.OUTPUT_DIR, cfg.SEED
@@ -36,11 +36,8 @@ def test_all_keys_of_the_commands_exist(path, monkeypatch):
 def test_rates_are_scaled_with_the_batch_and_warm_ups_are_a_tenth(monkeypatch):
     monkeypatch.chdir(ROOT)
     cells = [cell for cell in cells_of(ROOT / "configs" / "grids" / "methods.yaml") if cell.stage == "pretrain"]
-    checked = 0
     for cell in cells:
         args = training_args(cell)
-        if not Path(args.config_file).is_file():
-            continue
         recipe, cfg = load_config(args.config_file), load_config(args.config_file, args.opts)
         solver, theirs = cfg.SOLVER, recipe.SOLVER
         rate, warm_up = solver.BASE_LR, solver.WARMUP_ITERS
@@ -49,5 +46,4 @@ def test_rates_are_scaled_with_the_batch_and_warm_ups_are_a_tenth(monkeypatch):
         assert solver.WARMUP_EPOCHS == 0 and solver.EPOCHS == 0
         same = solver.MAX_ITER, solver.IMS_PER_BATCH, cfg.INPUT.SSL.VIEW_SIZE, cfg.MODEL.RESNETS.DEPTH
         assert same == (156, 64, 112, 18) and not solver.AMP.ENABLED
-        checked += 1
-    assert checked >= 3
+    assert len(cells) == 10

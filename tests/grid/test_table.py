@@ -63,7 +63,7 @@ def test_markdown_and_json(cells):
     assert lines[:3] == ["| method | AP |", "| --- | ---: |", "| full | 33.0 ± 3.0 |"]
     assert "t 10 (10 to 30, 5 cells)" in table.markdown()  # 10, 20, 30, 10, 10
     assert "Code: abc." in lines and "Hardware: Some CPU, 2 cores, torch 2.6." in lines
-    assert "- t/part/seed_2: missing" in lines
+    assert "- t: 1 never started" in lines
     content = json.loads(json.dumps(table.to_json()))
     assert content["rows"][0] == {
         "method": "full",
