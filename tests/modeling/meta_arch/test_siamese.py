@@ -117,7 +117,7 @@ def test_inference_returns_features_of_each_image():
         outputs = model([{"image": image} for image in images])
         expected = model.backbone((images[0][None] - model.pixel_mean) / model.pixel_std)["res5"][0]
     assert [tuple(output["features"].shape) for output in outputs] == [(128, 2, 3), (128, 1, 2)]
-    assert torch.allclose(outputs[0]["features"], expected, atol=1e-5)
+    assert torch.allclose(outputs[0]["features"], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_inference_with_a_pyramid_takes_any_size():
