@@ -135,9 +135,11 @@ class DetCo(MoCo):
             "patches": self.embed(patches1, self.backbone, self.head),
         }
 
+        negatives = {name: [queue.features.clone() for queue in queues.values()] for name, queues in self.queue.items()}
+
         def loss(query: str, key: str) -> torch.Tensor:
-            stages = zip(queries[query], keys[key], self.queue[key].values(), self.stage_weights.values(), strict=True)
-            return sum(w * info_nce(q, k, queue.features.clone(), self.temperature).mean() for q, k, queue, w in stages)
+            stages = zip(queries[query], keys[key], negatives[key], self.stage_weights.values(), strict=True)
+            return sum(w * info_nce(q, k, others, self.temperature).mean() for q, k, others, w in stages)
 
         losses = {
             "loss_image": loss("image", "image"),
