@@ -7,11 +7,12 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling.meta_arch import build_sem_seg_head
 from torch import nn
+from torch.nn import functional as F
 
 from densesiam_d2.layers import resize_logits, resized_labels
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 
-__all__ = ["LabelFreeSegmentor"]
+__all__ = ["LabelFreeSegmentor", "segmentation"]
 
 
 class LabelFreeSegmentor(SiameseMetaArch):
@@ -61,15 +62,28 @@ class LabelFreeSegmentor(SiameseMetaArch):
         """
         head, results = self.sem_seg_head, []
         for x in batched_inputs:
-            height, width = x["image"].shape[-2:]
-            size = (x.get("height", height), x.get("width", width))
-            features = self.backbone(self.preprocess_image(x["image"]))
-            if self.predict_labels:
-                z = head.layers(features)[0]  # (K, h, w)
-                padded = (z.shape[1] * head.common_stride, z.shape[2] * head.common_stride)
-                labels = resized_labels(z, padded, (height, width), size)
-                results.append({"sem_seg_labels": labels, "num_classes": head.num_classes})
-            else:
-                logits = head(features)[0][0, :, :height, :width]  # without the padding
-                results.append({"sem_seg": resize_logits(logits, *size)})
+            z = head.layers(self.backbone(self.preprocess_image(x["image"])))  # (1, K, h, w)
+            results.append(segmentation(z, head.common_stride, x, predict_labels=self.predict_labels))
         return results
+
+
+def segmentation(z: torch.Tensor, stride: int, x: dict, *, predict_labels: bool) -> dict:
+    """Return the result of one image from the logits of its cells.
+
+    Args:
+        z: (1, K, h, w) logits, of the padded image.
+        stride: pixels of the image per cell.
+        x: dict with "image", (3, H', W'), and optionally "height" and "width" of the result.
+        predict_labels: see :class:`LabelFreeSegmentor`.
+
+    Returns:
+        What :meth:`LabelFreeSegmentor.inference` returns for an image.
+    """
+    height, width = crop = tuple(x["image"].shape[-2:])
+    size = (x.get("height", height), x.get("width", width))
+    padded = (z.shape[2] * stride, z.shape[3] * stride)
+    if predict_labels:
+        return {"sem_seg_labels": resized_labels(z[0], padded, crop, size), "num_classes": z.shape[1]}
+    z = z.contiguous(memory_format=torch.channels_last)  # the evaluator's argmax is several times faster on the CPU
+    logits = F.interpolate(z, size=padded, mode="bilinear", align_corners=False)
+    return {"sem_seg": resize_logits(logits[0, :, :height, :width], *size)}

@@ -2,9 +2,8 @@
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch.nn import functional as F
 
-from densesiam_d2.layers import resize_logits, resized_labels
+from densesiam_d2.modeling.meta_arch.segmentor import segmentation
 from densesiam_d2.modeling.meta_arch.slotcon import SlotCon
 
 __all__ = ["SlotConSegmentor"]
@@ -64,14 +63,6 @@ class SlotConSegmentor(SlotCon):
         """
         stride, results = self.backbone.output_shape()[self.in_feature].stride, []
         for x in batched_inputs:
-            height, width = crop = tuple(x["image"].shape[-2:])
-            size = (x.get("height", height), x.get("width", width))
             scores = self.project(self.preprocess_image(x["image"]), self.teacher)[1]  # (1, K, h, w)
-            padded = (scores.shape[2] * stride, scores.shape[3] * stride)
-            if self.predict_labels:
-                labels = resized_labels(scores[0], padded, crop, size)
-                results.append({"sem_seg_labels": labels, "num_classes": scores.shape[1]})
-            else:
-                logits = F.interpolate(scores, size=padded, mode="bilinear", align_corners=False)
-                results.append({"sem_seg": resize_logits(logits[0, :, :height, :width], *size)})
+            results.append(segmentation(scores, stride, x, predict_labels=self.predict_labels))
         return results
