@@ -31,6 +31,7 @@ setup(
         "safetensors>=0.5",
         "pillow",
         "scipy",
+        "faiss-cpu>=1.8",
         "tqdm",
         "matplotlib",
         "tensorboard",
