@@ -33,7 +33,7 @@ def add_densesiam_config(cfg: CfgNode) -> None:
     _add_sem_seg_keys(cfg)
     _add_solver_and_test_keys(cfg)
     _add_run_keys(cfg)
-    for method in densesiam_d2.modeling.METHODS:
+    for method in densesiam_d2.modeling.METHODS + densesiam_d2.modeling.BASELINES:
         method.add_config(cfg)
 
 

@@ -12,7 +12,7 @@ from detectron2.utils.registry import Registry
 
 from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.data.path_datasets import UNLABELLED_PREFIXES
-from densesiam_d2.modeling import METHODS, trains_on_views
+from densesiam_d2.modeling import BASELINES, METHODS, trains_on_views
 from densesiam_d2.modeling.backbone import torchvision_cnns
 from densesiam_d2.rules import NOT_NEGATIVE, POSITIVE, PROBABILITY, PROBABILITY_PAIR, Rule, all_of, one_of
 
@@ -131,7 +131,7 @@ def check_config(cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False) 
 def _all_rules() -> dict[str, Rule]:
     """Return the rules of the common keys and of every method's own."""
     rules = dict(RULES)
-    for method in METHODS:
+    for method in METHODS + BASELINES:
         rules |= method.RULES
     return rules
 

@@ -33,7 +33,7 @@ from densesiam_d2.engine.watchdog import WatchdogHook
 from densesiam_d2.engine.writers import SafeWriter, SSLMetricPrinter
 from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.json_scores import write_json
-from densesiam_d2.modeling import model_output, trains_on_views
+from densesiam_d2.modeling import BASELINES, model_output, trains_on_views
 from densesiam_d2.solver import build_lr_scheduler, build_optimizer, set_epochs
 
 __all__ = ["Trainer"]
@@ -98,8 +98,10 @@ class Trainer(DefaultTrainer):
         ret = [WatchdogHook(cfg.RUN.WATCHDOG_SECONDS), ExactResumeHook(cfg), *stock]
         if trains_on_views(cfg):
             watch = CollapseMonitor(stop=cfg.RUN.STOP_ON_COLLAPSE)
-            own = unwrap(self._trainer.model).build_hooks(cfg)
-            ret = [ProgressHook(), *own, *ret, watch, ExportBackboneHook(cfg, cfg.OUTPUT_DIR)]
+            model = unwrap(self._trainer.model)
+            ret = [ProgressHook(), *model.build_hooks(cfg), *ret, watch]
+            if not isinstance(model, BASELINES):  # their backbone has not learned
+                ret.append(ExportBackboneHook(cfg, cfg.OUTPUT_DIR))
         return ret
 
     def build_writers(self) -> list:

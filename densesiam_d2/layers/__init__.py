@@ -10,6 +10,7 @@ from densesiam_d2.layers.distributed import (
     world_size,
 )
 from densesiam_d2.layers.idle import with_idle
+from densesiam_d2.layers.kmeans import MiniBatchKMeans, kmeans, nearest
 from densesiam_d2.layers.mlp import ProjectorPredictor, conv_mlp
 from densesiam_d2.layers.propagation import PixelPropagation
 from densesiam_d2.layers.pyramid import FeaturePyramid
@@ -22,6 +23,7 @@ from densesiam_d2.layers.valid import blank_invalid
 __all__ = [
     "FeaturePyramid",
     "FeatureQueue",
+    "MiniBatchKMeans",
     "MomentumTeacher",
     "PixelPropagation",
     "ProjectorPredictor",
@@ -32,7 +34,9 @@ __all__ = [
     "gather",
     "gather_uneven",
     "gather_with_gradient",
+    "kmeans",
     "mean_over_images",
+    "nearest",
     "resize_logits",
     "resized_labels",
     "shuffle",

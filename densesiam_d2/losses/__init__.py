@@ -1,5 +1,6 @@
 """Losses: pure functions of tensors."""
 
+from densesiam_d2.losses.clusters import cluster_cross_entropy
 from densesiam_d2.losses.contrastive import info_nce
 from densesiam_d2.losses.pseudo_label import pseudo_label_loss
 from densesiam_d2.losses.region import pool_regions, region_infonce
@@ -8,6 +9,7 @@ from densesiam_d2.losses.slots import active_slots, pool_slots, prototype_scores
 
 __all__ = [
     "active_slots",
+    "cluster_cross_entropy",
     "info_nce",
     "negative_cosine",
     "negative_cosine_of_pairs",

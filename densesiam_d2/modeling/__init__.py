@@ -2,17 +2,22 @@
 
 from densesiam_d2.modeling.backbone import TorchvisionBackbone
 from densesiam_d2.modeling.meta_arch import (
+    BASELINES,
     METHODS,
+    ClusteringSegmentor,
     SiameseMetaArch,
     SlidingSemanticSegmentor,
     model_output,
     trains_on_views,
 )
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm
-from densesiam_d2.modeling.sem_seg import FCNSemSegHead, PseudoLabelSemSegHead
+from densesiam_d2.modeling.sem_seg import CentroidSemSegHead, FCNSemSegHead, PseudoLabelSemSegHead
 
 __all__ = [
+    "BASELINES",
     "METHODS",
+    "CentroidSemSegHead",
+    "ClusteringSegmentor",
     "FCNSemSegHead",
     "PseudoLabelSemSegHead",
     "Res5ROIHeadsExtraNorm",

@@ -1,12 +1,16 @@
 """Meta-architectures, registered in detectron2's META_ARCH_REGISTRY by import."""
 
 from densesiam_d2.modeling.meta_arch.byol import BYOL
+from densesiam_d2.modeling.meta_arch.clustering_segmentor import ClusteringSegmentor
 from densesiam_d2.modeling.meta_arch.densecl import DenseCL
 from densesiam_d2.modeling.meta_arch.densesiam import DenseSiam
 from densesiam_d2.modeling.meta_arch.densesiam_segmentor import DenseSiamSegmentor
 from densesiam_d2.modeling.meta_arch.detco import DetCo
+from densesiam_d2.modeling.meta_arch.kmeans_segmentor import KMeansSegmentor
 from densesiam_d2.modeling.meta_arch.moco import MoCo
+from densesiam_d2.modeling.meta_arch.modified_deepcluster import ModifiedDeepCluster
 from densesiam_d2.modeling.meta_arch.output import model_output, trains_on_views
+from densesiam_d2.modeling.meta_arch.picie import PiCIE
 from densesiam_d2.modeling.meta_arch.pixpro import PixPro
 from densesiam_d2.modeling.meta_arch.resim import ReSim
 from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
@@ -31,10 +35,18 @@ METHODS = (
     PixPro,
     ReSim,
     SlotConSegmentor,
+    PiCIE,
+    ModifiedDeepCluster,
 )
 
+# Systems that do not learn; they have keys and rules too.
+BASELINES = (KMeansSegmentor,)
+
 __all__ = [
+    "BASELINES",
     "METHODS",
+    "ClusteringSegmentor",
+    "KMeansSegmentor",
     "LabelFreeSegmentor",
     "SiameseMetaArch",
     "SlidingSemanticSegmentor",

@@ -26,6 +26,8 @@ from tests.modeling.meta_arch.tiny import assert_close_gradients, method_cfg, ti
 methods = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 # The frequency of a pseudo label is that in the batch of one process, as released.
 DEPENDS_ON_THE_SHARE = {"DenseSiamSegmentor"}
+# Their labels are from a hook, which needs a loader. Without it they train on their own answers, and do collapse.
+LABELLED_BY_A_HOOK = {"PiCIE", "ModifiedDeepCluster"}
 
 
 def shallow_cfg(method, norm="BN"):
@@ -223,7 +225,9 @@ def warnings_of_training(method, batches, iterations, caplog):
     return [record.message for record in caplog.records if "have collapsed" in record.message]
 
 
-@methods
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.__name__ not in LABELLED_BY_A_HOOK], ids=lambda method: method.__name__
+)
 def test_the_monitor_is_silent_in_a_healthy_training(method, caplog):
     generator = torch.Generator().manual_seed(0)
     batches = [smooth_batch(generator) for _ in range(25)]

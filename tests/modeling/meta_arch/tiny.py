@@ -7,6 +7,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.modeling import ClusteringSegmentor
 
 torch.set_num_threads(1)  # small tensors: threads would only get in each other's way
 
@@ -89,6 +90,8 @@ def method_cfg(method, depth=None, norm="BN"):
     cfg.MODEL.META_ARCHITECTURE = method.__name__
     if method.__name__ == "DetCo":
         cfg.MODEL.RESNETS.OUT_FEATURES, cfg.INPUT.SSL.PATCH_GRID = ["res2", "res3", "res4", "res5"], 3
+    if issubclass(method, ClusteringSegmentor):
+        cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.CLUSTERING.GRID_SIZE = "CentroidSemSegHead", 4
     if method.__name__ == "ReSim":
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
     if depth is not None:

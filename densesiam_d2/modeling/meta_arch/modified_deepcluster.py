@@ -1,0 +1,95 @@
+"""Modified DeepCluster: DeepCluster for pixels, the baseline of PiCIE (CVPR 2021, arXiv 2103.17070)."""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
+
+from densesiam_d2.losses import cluster_cross_entropy
+from densesiam_d2.modeling.meta_arch.clustering_segmentor import ClusteringSegmentor
+from densesiam_d2.modeling.meta_arch.segmentor import segmentation
+from densesiam_d2.modeling.sem_seg import CentroidSemSegHead
+
+__all__ = ["ModifiedDeepCluster"]
+
+
+@META_ARCH_REGISTRY.register()
+class ModifiedDeepCluster(ClusteringSegmentor):
+    """Cluster the cells of one view, then train the network and a new linear classifier to predict the clusters.
+
+    The view is the first one; the second is not used. In evaluation the clusters are those of the classifier.
+
+    Source: janghyuncho/PiCIE, train_mdc.py. There the classifier has an Adam optimizer of its own; here it is in the
+    same optimizer, whose state of the classifier starts from zero in every epoch. This is the same.
+    """
+
+    @configurable
+    def __init__(self, *, classifier: nn.Conv2d, **kwargs):
+        """Store the classifier.
+
+        Args:
+            classifier: 1x1 convolution from C channels to K clusters.
+            kwargs: arguments of :class:`ClusteringSegmentor`; the head must be a ``CentroidSemSegHead``.
+        """
+        super().__init__(**kwargs)
+        self.classifier = classifier
+        self.draw_classifier(torch.Generator().manual_seed(0))
+
+    @classmethod
+    def problems(cls, cfg: CfgNode) -> list[str]:
+        aux = cfg.MODEL.CLUSTERING.AUX_CLASSES
+        own = (
+            [f"MODEL.CLUSTERING.AUX_CLASSES is {aux}; {cls.__name__} has no auxiliary clustering: set 0"] if aux else []
+        )
+        return super().problems(cfg) + own
+
+    @classmethod
+    def from_config(cls, cfg):
+        ret, head = super().from_config(cfg), cfg.MODEL.SEM_SEG_HEAD
+        ret["sem_seg_head"] = CentroidSemSegHead(cfg, ret["backbone"].output_shape(), num_views=1)
+        return {**ret, "classifier": nn.Conv2d(head.CONVS_DIM, head.NUM_CLASSES, 1)}
+
+    @torch.no_grad()
+    def draw_classifier(self, generator: torch.Generator) -> None:
+        """Draw the weights from N(0, 0.01^2), and set the bias to 0."""
+        weight = self.classifier.weight
+        weight.copy_(torch.empty(weight.shape).normal_(std=0.01, generator=generator))
+        self.classifier.bias.zero_()
+
+    def start_epoch(self, generator: torch.Generator, optimizer: torch.optim.Optimizer) -> None:
+        """Start a new classifier and its state in the optimizer."""
+        self.draw_classifier(generator)
+        for parameter in self.classifier.parameters():
+            for value in optimizer.state[parameter].values():
+                value.zero_()
+
+    def cluster_features(self, batched_inputs) -> list[torch.Tensor]:
+        """Return the features (N, C, h, w) of view 1."""
+        return [self.encode(self.preprocess_views(batched_inputs)[0])]
+
+    def forward(self, batched_inputs):
+        """Classify the cells of view 1 in training; segment whole images otherwise.
+
+        Args:
+            batched_inputs: as in ``PiCIE``.
+
+        Returns:
+            In training, "loss_cluster"; otherwise see :meth:`inference`.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        features = (f,) = self.cluster_features(batched_inputs)
+        y = self.labels_of(batched_inputs, features)[:, 0, 0]  # (N, h, w)
+        loss = cluster_cross_entropy(self.classifier(f), y, self.sem_seg_head.clusterings[0].frequency[0])
+        if self.metrics_due():
+            winners = torch.bincount(y.flatten(), minlength=self.sem_seg_head.num_classes) > 0
+            self.log_metrics(f, winners=winners.sum())
+        return {"loss_cluster": loss}
+
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Segment whole images by the classifier; arguments and result as in ``LabelFreeSegmentor``."""
+        results, stride = [], self.sem_seg_head.common_stride
+        for x in batched_inputs:
+            z = self.classifier(self.encode(self.preprocess_image(x["image"])))  # (1, K, h, w)
+            results.append(segmentation(z, stride, x, predict_labels=self.predict_labels))
+        return results

@@ -1,0 +1,110 @@
+"""The k-means baseline: fit, score and load by the common command."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import train_net
+from densesiam_d2.engine import argument_parser, checked_config
+from tests.modeling.meta_arch.tiny import tiny_batch, tiny_model, tiny_sem_seg_cfg
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "unsup_seg"
+
+
+@pytest.fixture
+def stripes(tmp_path):
+    """Return the name of a data set of 4 images with 11 stripes of different colours, labelled by stripe."""
+    colors = np.random.default_rng(0).permutation(np.linspace(10, 245, 33).astype(np.uint8)).reshape(11, 3)
+    for i in range(4):
+        labels = np.repeat(np.roll(np.arange(11, dtype=np.uint8), i), 4)[None].repeat(32, axis=0)  # (32, 44)
+        for folder, content in (("images", colors[labels]), ("masks", labels)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / f"{i}.png"), content)
+    (tmp_path / "masks" / "classes.txt").write_text("".join(f"stripe {i}\n" for i in range(11)))
+    return f"masks:{tmp_path / 'images'},labels={tmp_path / 'masks'}"
+
+
+def run(folder, name, *words):
+    words = ["--config-file", str(CONFIGS / name), "OUTPUT_DIR", str(folder), "DATALOADER.NUM_WORKERS", "0", *words]
+    args = argument_parser().parse_args([w for w in words if w != "--eval-only"])
+    args.eval_only = "--eval-only" in words
+    train_net.main(checked_config(args), args)
+    (results,) = json.loads((folder / "results.json").read_text()).values()
+    return results["sem_seg"]
+
+
+def test_colours_of_stripes_are_found_and_loaded_again(stripes, tmp_path):
+    sets = (
+        "DATASETS.TRAIN",
+        stripes,
+        "DATASETS.TEST",
+        stripes,
+        "INPUT.SSL.VIEW_SIZE",
+        "64",
+        "INPUT.MIN_SIZE_TEST",
+        "32",
+    )
+    options = (
+        "SOLVER.IMS_PER_BATCH",
+        "2",
+        "SEED",
+        "3",
+        "MODEL.KMEANS.STRIDE",
+        "1",
+        "MODEL.KMEANS.POSITION_WEIGHT",
+        "0",
+    )
+    fitted = run(tmp_path / "run", "kmeans_color_position.yaml", *sets, *options)
+    assert fitted["used_clusters"] >= 9 and fitted["mIoU"] > 60  # k-means may join two colours and split one
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth"))
+    again = run(tmp_path / "again", "kmeans_color_position.yaml", "--eval-only", *sets, *options, *weights)
+    assert again == fitted
+    assert not (tmp_path / "run" / "backbone.pkl").exists()
+
+
+def small_model(stride=4):
+    cfg = tiny_sem_seg_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KMEANS.STRIDE = "KMeansSegmentor", stride
+    return tiny_model(cfg)
+
+
+def test_cells_are_normalised_features_side_by_side():
+    model = small_model(stride=8)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    cells = model.cells(x)
+    features = model.backbone(x)
+    assert cells.shape == (2, sum(f.shape[1] for f in features.values()), 8, 8)
+    f = features["res3"]  # at stride 8 already
+    start = features["res2"].shape[1]
+    assert torch.allclose(cells[:, start : start + f.shape[1]], f / f.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+def test_an_iteration_changes_nothing_and_tells_the_distance():
+    model, batch = small_model(), tiny_batch(2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss = model(batch)["loss_distance"]
+    loss.backward()
+    assert (model.centroids.grad == 0).all()
+    # All centroids are 0, and each of the four features has length 1 before its resize, which shortens it.
+    cells = model.cells(model.preprocess_views(batch)[1])
+    assert torch.isclose(loss, cells.square().sum(dim=1).mean())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_evaluation_gives_each_cell_its_nearest_centroid():
+    model = small_model().eval()
+    generator = torch.Generator().manual_seed(0)
+    model.centroids.data.normal_(generator=generator)
+    image = torch.randint(0, 256, (3, 32, 32), generator=generator).float()
+    labels = model([{"image": image}])[0]["sem_seg"][:, 2::4, 2::4].argmax(dim=0)  # about the centres of the cells
+    cells = model.cells(model.preprocess_image(image))[0]
+    for row in range(8):
+        for column in range(8):
+            distances = (model.centroids - cells[:, row, column]).square().sum(dim=1)
+            near = distances.topk(2, largest=False).values
+            if near[1] - near[0] > 0.5 * near[0]:  # elsewhere the interpolation between cells may decide
+                assert labels[row, column] == distances.argmin()
