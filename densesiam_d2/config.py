@@ -68,12 +68,14 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # 0: views are taken from the whole image. Above 0: views are taken from its central square only; with COLOR_FIRST
     # this square is first resized to this side in pixels. The segmentation recipe uses 640.
     ssl.PRE_CROP = 0
-    # Content of each view: "crop" (a random resized crop) or "full" (the whole image, never flipped).
+    # Content of each view: "crop" (a random resized crop) or "full" (the whole image, never flipped). The second can be
+    # "same": then view 1 is a crop that is neither flipped nor changed in its colours, and view 2 the same crop with
+    # both changes (IIC).
     ssl.VIEWS = ["crop", "crop"]
-    # Range from which the size of a crop is drawn uniformly, as a fraction of the image (see CROP_SCALE_OF).
+    # Range from which the size of a crop is drawn uniformly, in the unit that CROP_SCALE_OF names.
     ssl.CROP_SCALE = [0.2, 1.0]
     # CROP_SCALE is a fraction of the image's "area" (random resized crop) or of its short "side" (the released
-    # segmentation recipe).
+    # segmentation recipe), or the side of the crop in "pixels" of the image, at most its short side (IIC).
     ssl.CROP_SCALE_OF = "area"
     # Range of width/height of a crop, drawn log-uniformly.
     ssl.CROP_ASPECT = [0.75, 4.0 / 3.0]

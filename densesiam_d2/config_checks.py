@@ -32,9 +32,12 @@ RULES: dict[str, Rule] = {
     "INPUT.WHITE_LEVEL": (lambda v: 1 <= v <= 65535, "in [1, 65535]"),
     "INPUT.SSL.VIEW_SIZE": POSITIVE,
     "INPUT.SSL.PRE_CROP": NOT_NEGATIVE,
-    "INPUT.SSL.VIEWS": (all_of(lambda v: v in ("crop", "full"), 2), 'two of "crop", "full"'),
-    "INPUT.SSL.CROP_SCALE": (lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1, "[low, high] with 0 < low <= high <= 1"),
-    "INPUT.SSL.CROP_SCALE_OF": one_of("area", "side"),
+    "INPUT.SSL.VIEWS": (
+        lambda v: list(v) == ["crop", "same"] or (len(v) == 2 and set(v) <= {"crop", "full"}),
+        'two of "crop", "full", or ["crop", "same"]',
+    ),
+    "INPUT.SSL.CROP_SCALE": (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "[low, high] with 0 < low <= high"),
+    "INPUT.SSL.CROP_SCALE_OF": one_of("area", "side", "pixels"),
     "INPUT.SSL.CROP_ASPECT": (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "[low, high] with 0 < low <= high"),
     "INPUT.SSL.MIN_OVERLAP": PROBABILITY,
     "INPUT.SSL.INTERPOLATION": one_of("bilinear", "bicubic"),
@@ -162,7 +165,9 @@ def _evaluation(cfg: CfgNode) -> list[str]:
 
 def _combinations(cfg: CfgNode) -> list[str]:
     problems = []
-    test, resnets = cfg.TEST, cfg.MODEL.RESNETS
+    test, resnets, ssl = cfg.TEST, cfg.MODEL.RESNETS, cfg.INPUT.SSL
+    if ssl.CROP_SCALE_OF != "pixels" and _holds(lambda v: max(v, default=0) > 1, ssl.CROP_SCALE):
+        problems.append(f"INPUT.SSL.CROP_SCALE is {ssl.CROP_SCALE!r}; fractions of the {ssl.CROP_SCALE_OF} are <= 1")
     width = 64 if resnets.DEPTH < 50 else 256
     if "resnet" in cfg.MODEL.BACKBONE.NAME and width != resnets.RES2_OUT_CHANNELS:
         problems.append(
@@ -182,7 +187,10 @@ def _combinations(cfg: CfgNode) -> list[str]:
             problems.append(
                 f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; views are RGB: set 'RGB', also in PIXEL_MEAN and PIXEL_STD"
             )
-        ssl = cfg.INPUT.SSL
+        if list(ssl.VIEWS) == ["crop", "same"] and ssl.SAME_FLIP:
+            problems.append(
+                'INPUT.SSL.SAME_FLIP is True; with VIEWS ["crop", "same"] only view 2 is flipped: set False'
+            )
         if ssl.PATCH_GRID * ssl.PATCH_SIZE > ssl.VIEW_SIZE:
             problems.append(
                 f"INPUT.SSL.PATCH_SIZE is {ssl.PATCH_SIZE}; {ssl.PATCH_GRID} patches side by side do not fit into "

@@ -20,6 +20,7 @@ __all__ = [
     "move_windows",
     "to_grid_sample",
     "overlap_grids",
+    "warp_grid",
     "sample",
 ]
 
@@ -191,6 +192,20 @@ def overlap_grids(
     points1 = grid_points(torch.where(valid[:, None], overlap, boxes1), size)
     points2 = grid_points(torch.where(valid[:, None], overlap, boxes2), size)
     return to_grid_sample(points1, boxes1), to_grid_sample(points2, boxes2), valid
+
+
+def warp_grid(boxes1: torch.Tensor, boxes2: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where view 2 shows the pixels of view 1, to bring maps of view 2 into the frame of view 1.
+
+    Args:
+        boxes1, boxes2: (N, 4) view boxes of the same images.
+        size: S, side of view 1 in pixels.
+
+    Returns:
+        (N, S, S, 2) grid for :func:`sample`, and (N, S, S) bool: whether view 2 shows the centre of the pixel.
+    """
+    grid = to_grid_sample(grid_points(boxes1, size), boxes2)
+    return grid, (grid.abs() <= 1).all(dim=-1)
 
 
 def sample(features: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

@@ -35,8 +35,9 @@ BAD = [
     ("INPUT.SSL.VIEWS", ["crop"], "two of"),
     ("INPUT.SSL.CROP_SCALE", [0.0, 1.0], "0 < low"),
     ("INPUT.SSL.CROP_SCALE", [0.5, 0.2], "low <= high"),
-    ("INPUT.SSL.CROP_SCALE", [0.5, 1.5], "<= 1"),
-    ("INPUT.SSL.CROP_SCALE_OF", "volume", "area, side"),
+    ("INPUT.SSL.CROP_SCALE", [0.5, 1.5], "fractions of the area are <= 1"),
+    ("INPUT.SSL.CROP_SCALE_OF", "volume", "area, side, pixels"),
+    ("INPUT.SSL.VIEWS", ["same", "crop"], 'or ["crop", "same"]'),
     ("INPUT.SSL.CROP_ASPECT", [1.5, 0.5], "low <= high"),
     ("INPUT.SSL.MIN_OVERLAP", 1.5, "[0, 1]"),
     ("INPUT.SSL.INTERPOLATION", "cubic", "bicubic"),
@@ -133,6 +134,10 @@ COMBINATIONS = [
     (["MODEL.META_ARCHITECTURE", "DenseSiam", "INPUT.FORMAT", "BGR"], "INPUT.FORMAT is 'BGR'"),
     (["MODEL.META_ARCHITECTURE", "ReSim", "MODEL.RESIM.GATHER", [True]], "MODEL.RESIM.GATHER has 1 values; give one"),
     (["MODEL.META_ARCHITECTURE", "ReSim", "INPUT.SSL.VIEW_SIZE", 48], "MODEL.RESIM.WINDOW_SIZES is [32, 48]; windows"),
+    (
+        ["MODEL.META_ARCHITECTURE", "DenseSiam", "INPUT.SSL.VIEWS", ["crop", "same"], "INPUT.SSL.SAME_FLIP", True],
+        "INPUT.SSL.SAME_FLIP is True; with VIEWS",
+    ),
     (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
     (["SOLVER.EPOCHS", 5.0, "SOLVER.STEPS", (0.5, 30)], "SOLVER.STEPS is (0.5, 30); with SOLVER.EPOCHS"),
     (["SOLVER.STEPS", (0.5,)], "SOLVER.STEPS is (0.5,); shares of training need SOLVER.EPOCHS"),
@@ -162,6 +167,7 @@ def test_bad_combination_is_named(opts, text):
         ["MODEL.META_ARCHITECTURE", "DenseSiam", "DATASETS.TRAIN", ("folder:/x",)],
         ["MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES", 0],
         ["MODEL.DENSESIAM.REGION.LOSS_WEIGHT", 0.0],
+        ["INPUT.SSL.VIEWS", ["crop", "same"], "INPUT.SSL.CROP_SCALE_OF", "pixels", "INPUT.SSL.CROP_SCALE", [388, 388]],
     ],
 )
 def test_neighbours_of_bad_values_pass(opts):

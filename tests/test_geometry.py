@@ -14,6 +14,7 @@ from densesiam_d2.geometry import (
     sliding_windows,
     to_grid_sample,
     view_box,
+    warp_grid,
 )
 
 
@@ -157,6 +158,21 @@ def test_views_without_overlap_are_marked_and_stay_finite():
     grid1, grid2, valid = overlap_grids(boxes1, boxes2, 7)
     assert valid.tolist() == [False, True]
     assert torch.isfinite(grid1).all() and torch.isfinite(grid2).all()
+
+
+def test_warp_grid_by_hand():
+    """View 1 covers x 0 to 8, view 2 x 4 to 12, mirrored: its left edge shows x = 12.
+
+    Pixels of view 1 (4 of them, 2 wide) have their centres at x = 1, 3, 5, 7, of which view 2 shows the last two, at
+    shares (12 - 5) / 8 and (12 - 7) / 8 of its width: 0.75 and 0.25 in coordinates from -1 to 1. Rows agree.
+    """
+    grid, mask = warp_grid(torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([[12.0, 0, 4, 8]]), 4)
+    assert grid.shape == (1, 4, 4, 2) and mask.tolist() == [[[False, False, True, True]] * 4]
+    assert torch.equal(grid[0, 0, :, 0], torch.tensor([1.75, 1.25, 0.75, 0.25]))
+    assert torch.equal(grid[0, :, 0, 1], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
+    values = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
+    # 0.75 lies at cell (0.75 + 1) / 2 * 4 - 0.5 = 3, 0.25 at cell 2.
+    assert sample(values, grid)[0, 0, 0, 2:].tolist() == [3, 2]
 
 
 def _paint(box: torch.Tensor, size: int) -> torch.Tensor:

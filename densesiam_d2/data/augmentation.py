@@ -115,7 +115,8 @@ class RandomResizedCrop(T.Augmentation):
             size: side of the result, in pixels.
             scale: range of the crop's size, drawn uniformly.
             aspect: range of its width / height, drawn log-uniformly.
-            scale_of: "area": ``scale`` is a fraction of the image's area; "side": of its short side.
+            scale_of: "area": ``scale`` is a fraction of the image's area; "side": of its short side; "pixels": the side
+                of a square of the same area, in pixels of the image, at most the short side.
             interpolation: "bilinear" or "bicubic".
             antialias: average over all pixels of the crop when shrinking.
 
@@ -123,12 +124,13 @@ class RandomResizedCrop(T.Augmentation):
             ValueError: a range is not within its bounds or not ordered, or ``scale_of`` is unknown.
         """
         super().__init__()
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale {tuple(scale)} is not a range within (0, 1]")
+        highest = math.inf if scale_of == "pixels" else 1
+        if not 0 < scale[0] <= scale[1] <= highest:
+            raise ValueError(f"scale {tuple(scale)} is not a range within (0, {highest}]")
         if not 0 < aspect[0] <= aspect[1]:
             raise ValueError(f"aspect {tuple(aspect)} is not a range of positive numbers")
-        if scale_of not in ("area", "side"):
-            raise ValueError(f"scale_of {scale_of!r} is neither 'area' nor 'side'")
+        if scale_of not in ("area", "side", "pixels"):
+            raise ValueError(f"scale_of {scale_of!r} is none of 'area', 'side', 'pixels'")
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -140,7 +142,11 @@ class RandomResizedCrop(T.Augmentation):
         for _ in range(10):
             scale, aspect, x, y = np.random.rand(4).tolist()
             scale = self.scale[0] + scale * (self.scale[1] - self.scale[0])
-            area = scale * height * width if self.scale_of == "area" else (scale * min(height, width)) ** 2
+            if self.scale_of == "area":
+                area = scale * height * width
+            else:
+                short = min(height, width)
+                area = (scale * short if self.scale_of == "side" else min(scale, short)) ** 2
             aspect = math.exp(first + aspect * (last - first))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:

@@ -1,4 +1,4 @@
-"""Cityscapes 27: unsupervised segmentation on the 27 classes of the raw label ids 7 to 33."""
+"""Cityscapes for unsupervised segmentation: the 27 classes of the raw label ids 7 to 33, and their 7 groups."""
 
 from pathlib import Path
 
@@ -6,7 +6,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .image_listing import load_image_folder
 
-__all__ = ["CITYSCAPES27_CLASSES", "cityscapes27_label_map", "register_cityscapes27"]
+__all__ = [
+    "CITYSCAPES27_CLASSES",
+    "CITYSCAPES7_CLASSES",
+    "cityscapes27_label_map",
+    "cityscapes7_label_map",
+    "register_cityscapes27",
+]
 
 IGNORE_LABEL = 255
 FIRST_ID = 7  # the classes are the raw label ids from 7 to 33
@@ -43,6 +49,18 @@ _CLASSES = [
 ]
 CITYSCAPES27_CLASSES = [name for name, _ in _CLASSES]
 
+# The 7 groups with their names in cityscapesscripts, their first raw label id, and the colour of one of their classes.
+_GROUPS = [
+    ("flat", 7, (128, 64, 128)),
+    ("construction", 11, (70, 70, 70)),
+    ("object", 17, (153, 153, 153)),
+    ("nature", 21, (107, 142, 35)),
+    ("sky", 23, (70, 130, 180)),
+    ("human", 24, (220, 20, 60)),
+    ("vehicle", 26, (0, 0, 142)),
+]
+CITYSCAPES7_CLASSES = [name for name, _, _ in _GROUPS]
+
 
 def cityscapes27_label_map() -> list[int]:
     """Return the class (0-26) of each value of a labelIds PNG, or 255 for values without a class.
@@ -52,6 +70,18 @@ def cityscapes27_label_map() -> list[int]:
     label_map = [IGNORE_LABEL] * 256
     for i in range(len(_CLASSES)):
         label_map[FIRST_ID + i] = i
+    return label_map
+
+
+def cityscapes7_label_map() -> list[int]:
+    """Return the group (0-6) of each value of a labelIds PNG, or 255 for values without a class.
+
+    Source: janghyuncho/PiCIE, ``data/cityscapes_*_dataset.py``.
+    """
+    label_map = [IGNORE_LABEL] * 256
+    for group, (_, first, _) in enumerate(_GROUPS):  # later groups overwrite the ids that belong to them
+        last = FIRST_ID + len(_CLASSES)
+        label_map[first:last] = [group] * (last - first)
     return label_map
 
 
@@ -87,23 +117,31 @@ def load_cityscapes27_val(root: str | Path) -> list[dict]:
 def register_cityscapes27(root: str | Path) -> None:
     """Register ``cityscapes27_train`` (test and train_extra images) and ``cityscapes27_val`` (val and train, labelled).
 
+    ``cityscapes7_train`` and ``cityscapes7_val`` are the same images with the 7 groups as classes.
+
     Args:
         root: the ``cityscapes`` folder.
     """
+    colors27, colors7 = [color for _, color in _CLASSES], [color for _, _, color in _GROUPS]
+    _register(root, "cityscapes27", CITYSCAPES27_CLASSES, colors27, cityscapes27_label_map())
+    _register(root, "cityscapes7", CITYSCAPES7_CLASSES, colors7, cityscapes7_label_map())
+
+
+def _register(root: str | Path, prefix: str, classes: list[str], colors: list, label_map: list[int]) -> None:
     images = Path(root) / "leftImg8bit"
     train = [str(images / split) for split in ("test", "train_extra")]
-    DatasetCatalog.register("cityscapes27_train", lambda: load_image_folder(*train))
-    MetadataCatalog.get("cityscapes27_train").set(image_roots=train)
-    DatasetCatalog.register("cityscapes27_val", lambda: load_cityscapes27_val(root))
-    MetadataCatalog.get("cityscapes27_val").set(
+    DatasetCatalog.register(f"{prefix}_train", lambda: load_image_folder(*train))
+    MetadataCatalog.get(f"{prefix}_train").set(image_roots=train)
+    DatasetCatalog.register(f"{prefix}_val", lambda: load_cityscapes27_val(root))
+    MetadataCatalog.get(f"{prefix}_val").set(
         image_roots=[str(images / split) for split in ("val", "train")],
         sem_seg_root=str(Path(root) / "gtFine"),
     )
-    for name in ("cityscapes27_train", "cityscapes27_val"):
-        MetadataCatalog.get(name).set(
-            stuff_classes=CITYSCAPES27_CLASSES,
-            stuff_colors=[color for _, color in _CLASSES],
+    for split in ("train", "val"):
+        MetadataCatalog.get(f"{prefix}_{split}").set(
+            stuff_classes=classes,
+            stuff_colors=colors,
             ignore_label=IGNORE_LABEL,
-            label_map=cityscapes27_label_map(),
+            label_map=label_map,
             evaluator_type="sem_seg",
         )

@@ -1,12 +1,15 @@
 """COCO-Stuff 27: the curated benchmark of unsupervised segmentation, 182 fine classes merged into 27."""
 
+import hashlib
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.colormap import colormap
+from detectron2.utils.logger import log_first_n
 
 from densesiam_d2.atomic import atomic_write
 
@@ -18,6 +21,11 @@ __all__ = ["COCO_STUFF27_CLASSES", "coco_stuff27_label_map", "is_curated", "regi
 IGNORE_LABEL = 255
 CURATED_LIST = "Coco164kFull_Stuff_Coarse_7.txt"
 PUBLISHED_SIZE = {"train": 49_629, "val": 2_175}
+# sha256 of the published lists (one id of 12 digits a line), curated/{train,val}2017 in janghyuncho/PiCIE.
+PUBLISHED_SHA256 = {
+    "train": "3b837594a81880a70f177afab906fc45147d8b9c2c4f51132f784e41941812f9",
+    "val": "7c629734c88f1a74bba6311e01d4d9fe976df84f07cb4fc86452ce5116e51655",
+}
 
 # Each coarse class and its fine ids, in the order of the coarse ids; the first 12 are things. Things and stuff share
 # the names food and furniture, so these four have the ending -things or -stuff here.
@@ -86,7 +94,8 @@ def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
     """List the images and labels of the curated subset.
 
     The list file is read if it exists; the names in it may have file endings. Otherwise all label maps are read, which
-    takes minutes, and the list file is written for the next time.
+    takes minutes, and the list file is written for the next time. A warning tells, once, that the list is not the
+    published one.
 
     Args:
         root: the ``coco`` folder.
@@ -106,13 +115,12 @@ def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
     else:
         names = _find_curated(labels)
         _write_list(list_file, names)
-    if len(names) != PUBLISHED_SIZE[split]:
-        logging.getLogger(__name__).warning(
-            "The curated %s list has %d images, the published one %d: results will not compare with the literature's.",
-            split,
-            len(names),
-            PUBLISHED_SIZE[split],
+    if not is_published(names, split):
+        text = (
+            f"{list_file} has {len(names)} images and is not the published list of {PUBLISHED_SIZE[split]} (its sha256 "
+            "differs): scores will not compare with the literature's"
         )
+        log_first_n(logging.WARNING, text, key="message")
     return [
         {
             "file_name": str(root / f"{split}2017" / f"{name}.jpg"),
@@ -121,6 +129,15 @@ def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
         }
         for name in names
     ]
+
+
+def is_published(names: Sequence[str], split: str) -> bool:
+    """Whether names of images, in this order, are those of the published list of a split.
+
+    The list file itself may differ in endings of names and of lines.
+    """
+    content = "".join(f"{name}\n" for name in names)
+    return hashlib.sha256(content.encode()).hexdigest() == PUBLISHED_SHA256[split]
 
 
 def register_coco_stuff27(root: str | Path) -> None:

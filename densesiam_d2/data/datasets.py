@@ -46,7 +46,7 @@ def datasets_root() -> Path:
 
 
 def register_all_datasets(root: str | Path) -> None:
-    """Register datasets that detectron2 lacks: image-only ImageNet and COCO, COCO-Stuff 27, Cityscapes 27, CamVid.
+    """Register datasets that detectron2 lacks: images of ImageNet and COCO, COCO-Stuff 27, Cityscapes 27 and 7, CamVid.
 
     Args:
         root: the folder that holds ``imagenet``, ``coco``, ``cityscapes`` and ``camvid``. Nothing in it is read yet.

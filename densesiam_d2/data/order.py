@@ -138,6 +138,10 @@ class EndlessBatches(Sampler):
             for row in zip(indices.tolist(), seeds.tolist(), share.tolist(), strict=True):
                 yield list(map(SampleKey, *row))
 
+    def epoch_of(self, batch: int) -> int:
+        """Return the epoch, from 0 on, to which the first image of a batch belongs; without ``groups`` only."""
+        return batch * self._total // self._size
+
     def _plain(self) -> Iterator[np.ndarray]:
         """Yield the positions of several batches at once, (batches, total)."""
         together = max(1, BLOCK * self._world_size // self._total)

@@ -43,6 +43,9 @@ class TwoViewDatasetMapper:
        3: each view is taken from its own copy of the image, whose colours have been changed.
     5. Return the views and their boxes as tensors.
 
+    With VIEWS ["crop", "same"] the crop belongs to step 2. After that view 1 is not changed any more. View 2 is flipped
+    or not, and gets other colours.
+
     COLOR_FIRST matters because contrast then uses the mean of the whole image, and because the sigma of the blur is
     then in pixels of the image instead of pixels of the view.
 
@@ -108,10 +111,15 @@ class TwoViewDatasetMapper:
             pre_crop = [ResizeCenterCrop(ssl.PRE_CROP) if ssl.COLOR_FIRST else CenterSquare()]
         if ssl.SAME_FLIP:
             pre_crop.append(RandomHorizontalFlip(ssl.FLIP_PROB))
+        geometric = [_build_geometric(ssl, kind) for kind in ssl.VIEWS]
+        photometric = [_build_photometric(ssl, i) for i in range(2)]
+        if ssl.VIEWS[1] == "same":
+            pre_crop.append(_build_crop(ssl))
+            geometric[0], photometric[0] = [], []
         return {
             "pre_crop": pre_crop,
-            "geometric": [_build_geometric(ssl, kind) for kind in ssl.VIEWS],
-            "photometric": [_build_photometric(ssl, i) for i in range(2)],
+            "geometric": geometric,
+            "photometric": photometric,
             "min_overlap": ssl.MIN_OVERLAP,
             "redraw": ssl.VIEWS[1] == "crop" and ssl.MIN_OVERLAP > 0,
             "color_first": ssl.COLOR_FIRST,
@@ -258,7 +266,12 @@ def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:
     """Build the geometric augmentations of one view from INPUT.SSL."""
     if kind == "full":
         return [AntialiasedResize(ssl.VIEW_SIZE, INTERPOLATIONS[ssl.INTERPOLATION])]
-    crop = RandomResizedCrop(
+    flip = [] if ssl.SAME_FLIP else [RandomHorizontalFlip(ssl.FLIP_PROB)]
+    return flip if kind == "same" else [_build_crop(ssl), *flip]
+
+
+def _build_crop(ssl) -> RandomResizedCrop:
+    return RandomResizedCrop(
         ssl.VIEW_SIZE,
         ssl.CROP_SCALE,
         ssl.CROP_ASPECT,
@@ -266,7 +279,6 @@ def _build_geometric(ssl, kind: str) -> list[T.Augmentation]:
         ssl.INTERPOLATION,
         ssl.CROP_ANTIALIAS,
     )
-    return [crop] if ssl.SAME_FLIP else [crop, RandomHorizontalFlip(ssl.FLIP_PROB)]
 
 
 def _build_photometric(ssl, index: int) -> list[T.Augmentation]:

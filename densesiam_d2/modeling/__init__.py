@@ -11,7 +11,7 @@ from densesiam_d2.modeling.meta_arch import (
     trains_on_views,
 )
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm
-from densesiam_d2.modeling.sem_seg import CentroidSemSegHead, FCNSemSegHead, PseudoLabelSemSegHead
+from densesiam_d2.modeling.sem_seg import CentroidSemSegHead, FCNSemSegHead, IICHead, PseudoLabelSemSegHead
 
 __all__ = [
     "BASELINES",
@@ -19,6 +19,7 @@ __all__ = [
     "CentroidSemSegHead",
     "ClusteringSegmentor",
     "FCNSemSegHead",
+    "IICHead",
     "PseudoLabelSemSegHead",
     "Res5ROIHeadsExtraNorm",
     "SiameseMetaArch",

@@ -84,6 +84,20 @@ def test_crop_by_side_is_uniform_in_the_side():
     assert (wide[:, 2] - wide[:, 0]).max() <= 100
 
 
+def test_crop_by_pixels_is_as_large_as_the_image_allows():
+    # IIC: crops of 388 pixels. Their places are spread evenly: x0 from 0 to 640 - 388 = 252, mean 126, with a standard
+    # deviation of 252 / sqrt(12) = 72.7, so the mean of 400 has a standard error of 3.6.
+    augmentation = RandomResizedCrop(128, (388, 388), (1.0, 1.0), "pixels")
+    boxes = boxes_of(augmentation, 480, 640, 400)
+    np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], 388)
+    assert abs(boxes[:, 0].mean() - 126) < 15 and boxes[:, 0].min() < 20 and boxes[:, 0].max() > 232
+    short = boxes_of(augmentation, 360, 640, 50)  # not central: x0 from 0 to 280
+    np.testing.assert_allclose(short[:, 2:] - short[:, :2], 360)
+    assert short[:, 0].min() < 60 and short[:, 0].max() > 220
+    with pytest.raises(ValueError, match=r"\(0.5, 1.5\) is not a range within \(0, 1\]"):
+        RandomResizedCrop(128, (0.5, 1.5), scale_of="side")
+
+
 def test_crop_of_a_long_image_is_central():
     # No crop of 20 % of 10 x 1000 with aspect <= 4/3 fits; the largest central crop of that aspect is 13 x 10.
     boxes = boxes_of(RandomResizedCrop(8), 10, 1000, 3)

@@ -9,8 +9,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import densesiam_d2.data  # noqa: F401  registers the datasets
+from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data import cityscapes27, coco_stuff
 from densesiam_d2.data.datasets import check_datasets, datasets_root, register_sem_seg_folder
+from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
+from densesiam_d2.evaluation.sem_seg import read_labels
 
 
 def save(path, array):
@@ -49,6 +52,7 @@ def test_built_in_names_are_registered():
     for name in (
         *("imagenet_train", "coco_2017_unlabeled", "coco_2017_plus", "coco_2017_train_images"),
         *("coco_stuff27_train", "coco_stuff27_val", "cityscapes27_train", "cityscapes27_val"),
+        *("cityscapes7_train", "cityscapes7_val"),
     ):
         assert name in DatasetCatalog
 
@@ -98,6 +102,30 @@ def test_coco_stuff27_from_label_maps_and_from_the_list(tmp_path):
         coco_stuff.load_coco_stuff27(tmp_path, "train")
 
 
+def test_a_list_that_is_not_the_published_one_is_told_once(tmp_path, caplog, monkeypatch):
+    listing = tmp_path / "curated" / "val2017" / "Coco164kFull_Stuff_Coarse_7.txt"
+    listing.parent.mkdir(parents=True)
+    listing.write_text("000000000009\n000000000025\n")
+    for _ in range(2):
+        coco_stuff.load_coco_stuff27(tmp_path, "val")
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(f"{listing} has 2 images and is not the published list of 2175 (its sha256 differs)")
+    # The sha256 of these two lines, by `printf '000000000009\\n000000000025\\n' | sha256sum`.
+    own = "ca8680505069e6be4f5625d472fa7fe5ba6e4b556769b33361731b873c52f30c"
+    monkeypatch.setitem(coco_stuff.PUBLISHED_SHA256, "val", own)
+    caplog.clear()
+    for text in ("000000000009\n000000000025\n", "000000000009.jpg\r\n000000000025.jpg"):
+        listing.write_text(text)
+        coco_stuff.load_coco_stuff27(tmp_path, "val")
+    assert not caplog.records
+    assert not coco_stuff.is_published(["000000000025", "000000000009"], "val")
+
+
+def test_the_published_lists_are_named_by_their_sizes_and_hashes():
+    assert coco_stuff.PUBLISHED_SIZE.keys() == coco_stuff.PUBLISHED_SHA256.keys() == {"train", "val"}
+    assert all(len(value) == 64 and int(value, 16) for value in coco_stuff.PUBLISHED_SHA256.values())
+
+
 def test_cityscapes27_table_is_cityscapes_own():
     labels = pytest.importorskip("cityscapesscripts.helpers.labels").labels
     label_map = cityscapes27.cityscapes27_label_map()
@@ -107,6 +135,43 @@ def test_cityscapes27_table_is_cityscapes_own():
             assert metadata.stuff_classes[label_map[label.id]] == label.name
             assert metadata.stuff_colors[label_map[label.id]] == label.color
     assert all(label_map[i] == 255 for i in [*range(7), *range(34, 256)])
+
+
+def test_cityscapes7_table_is_cityscapes_own():
+    labels = pytest.importorskip("cityscapesscripts.helpers.labels").labels
+    label_map = cityscapes27.cityscapes7_label_map()
+    for name in ("cityscapes7_train", "cityscapes7_val"):
+        metadata = MetadataCatalog.get(name)
+        assert metadata.label_map == label_map and len(metadata.stuff_classes) == len(metadata.stuff_colors) == 7
+    for label in labels:
+        if 7 <= label.id <= 33:
+            assert metadata.stuff_classes[label_map[label.id]] == label.category
+            assert any(c == metadata.stuff_colors[label_map[label.id]] for c in colors_of(labels, label.category))
+    assert all(label_map[i] == 255 for i in [*range(7), *range(34, 256)])
+    sizes = [4, 6, 4, 2, 1, 2, 8]  # ids 7-10, 11-16, 17-20, 21-22, 23, 24-25, 26-33
+    assert np.bincount(label_map, minlength=256)[:7].tolist() == sizes
+
+
+def colors_of(labels, category):
+    return [label.color for label in labels if label.category == category]
+
+
+def test_labels_of_the_7_groups_reach_the_evaluation(tmp_path, set_metadata):
+    """A tree of one image: raw ids 0 (ignored), 7 (road), 23 (sky), 33 (bicycle) are 255 and groups 0, 4, 6."""
+    for split in ("val", "train"):
+        save(tmp_path / "leftImg8bit" / split / "a" / "a_0_1_leftImg8bit.png", np.zeros((2, 4, 3)))
+        save(tmp_path / "gtFine" / split / "a" / "a_0_1_gtFine_labelIds.png", [[0, 7, 23, 33]] * 2)
+    metadata = MetadataCatalog.get("cityscapes7_val").as_dict()
+    records = cityscapes27.load_cityscapes27_val(tmp_path)
+    facts = {key: metadata[key] for key in ("stuff_classes", "ignore_label", "label_map", "evaluator_type")}
+    set_metadata("tiny_cityscapes7", lambda: records, **facts)
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    cfg.TEST.CENTER_CROP_SIZE = 2
+    out = SemSegDatasetMapper(cfg, False, ["tiny_cityscapes7"])(records[0])
+    assert out["sem_seg_target"].tolist() == [[0, 4]] * 2  # the two columns in the middle
+    whole = read_labels(records[0]["sem_seg_file_name"], np.array(facts["label_map"], np.uint8))
+    assert whole.tolist() == [[255, 0, 4, 6]] * 2
 
 
 def test_cityscapes27_val(tmp_path):

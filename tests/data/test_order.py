@@ -91,6 +91,13 @@ def test_positions_identify_epoch_and_image(start):
     assert [key.position for key in shares[1]] == positions[1::2]
 
 
+def test_epoch_of_a_batch_is_that_of_its_first_position():
+    for size, total in ((10, 4), (8, 4), (3, 8)):
+        batches = EndlessBatches(size, total, 0)
+        firsts = [keys[0].position for keys in itertools.islice(batches, 9)]
+        assert [batches.epoch_of(i) for i in range(9)] == [first // size for first in firsts]
+
+
 def test_positions_of_grouped_batches():
     keys = list(itertools.chain(*take(50, groups=[i % 3 == 0 for i in range(100)])))
     positions = np.array([key.position for key in keys])

@@ -56,6 +56,8 @@ def seen_points(view, grid):
         ("VIEWS", ["full", "crop"], "INTERPOLATION", "bicubic"),
         ("PRE_CROP", 40, "VIEWS", ["crop", "full"], "CROP_SCALE_OF", "side", "CROP_SCALE", [0.5, 1.0]),
         ("PRE_CROP", 100, "MIN_OVERLAP", 0.3),
+        ("VIEWS", ["crop", "same"], "PRE_CROP", 40),
+        ("VIEWS", ["crop", "same"], "CROP_SCALE", [30.0, 40.0], "CROP_SCALE_OF", "pixels", "COLOR_FIRST", True),
     ],
 )
 def test_both_views_show_the_same_points(options):
@@ -95,6 +97,26 @@ def test_same_flip_is_drawn_once_per_image():
         flips[same] = {(first[0] > first[2], second[0] > second[2]) for first, second in boxes}
     assert flips[True] == {(False, False), (True, True)}
     assert flips[False] == {(a, b) for a in (False, True) for b in (False, True)}
+
+
+def test_the_same_crop_changes_in_view_2_only():
+    """View 1 shows the pixels of the crop. View 2 is their negative, flipped or not by a draw of its own."""
+    colors = ("JITTER_PROB", 0.0, "GRAYSCALE_PROB", 0.0, "BLUR_PROB", [0.0, 0.0], "SOLARIZE_PROB", [1.0, 1.0])
+    cfg = make_cfg(*colors, "VIEWS", ["crop", "same"], "VIEW_SIZE", 40, "CROP_SCALE_OF", "pixels")
+    cfg.INPUT.SSL.CROP_SCALE, cfg.INPUT.SSL.CROP_ASPECT = [40.0, 40.0], [1.0, 1.0]  # pixels are copied, not resized
+    mapper, image = TwoViewDatasetMapper(cfg), paint_coordinates(64, 84) // LEVELS + 150  # 128 and above is solarised
+    np.random.seed(0)
+    flips, corners = [], set()
+    for _ in range(40):
+        out = mapper.make_views(image)
+        (x0, y0, x1, y1), box2 = out["view_boxes"].round().int().tolist()
+        crop = torch.from_numpy(image[y0:y1, x0:x1]).permute(2, 0, 1)
+        flips.append(box2[0] > box2[2])
+        assert (x1 - x0, y1 - y0) == (40, 40) and box2 == ([x1, y0, x0, y1] if flips[-1] else [x0, y0, x1, y1])
+        assert torch.equal(out["views"][0], crop)
+        assert torch.equal(out["views"][1], 255 - (crop.flip(2) if flips[-1] else crop))
+        corners.add((x0, y0))
+    assert 10 < sum(flips) < 30 and len(corners) > 30
 
 
 def test_blur_first_comes_before_the_colors():

@@ -29,6 +29,8 @@ SMALL = {
     "MODEL.SLOTCON.HIDDEN_DIM": 16,
     "MODEL.RESIM.DIM": 8,
     "MODEL.CLUSTERING.GRID_SIZE": 8,
+    "MODEL.IIC.WIDTH": 8,
+    "MODEL.IIC.WINDOW": 2,
     "INPUT.SSL.VIEW_SIZE": 64,
     "INPUT.SSL.PATCH_SIZE": 21,
     "INPUT.SSL.PRE_CROP": 0,
@@ -83,7 +85,7 @@ def test_resumed_equals_undisturbed(method, tmp_path):
     assert any(not torch.equal(value, expected["model"][name]) for name, value in stored.items())
     actual = run(half, "--resume")
     one, other = ({**tensors(x["model"]), **tensors(x["trainer"])} for x in (expected, actual))
-    assert one.keys() == other.keys() and len(one) > 100
+    assert one.keys() == other.keys() and len(one) > 90
     assert not [name for name in one if not torch.equal(one[name], other[name])]
     run(half, "--resume")  # nothing is left to train
     assert not list(half.glob("config.*.yaml")), "copies of a config.yaml that has not changed"

@@ -1,3 +1,4 @@
+from densesiam_d2.modeling.backbone.iic_backbone import IICBackbone
 from densesiam_d2.modeling.backbone.pixels import PixelBackbone
 from densesiam_d2.modeling.backbone.torchvision_backbone import TorchvisionBackbone, torchvision_cnns
 from densesiam_d2.modeling.backbone.weights import (
@@ -8,6 +9,7 @@ from densesiam_d2.modeling.backbone.weights import (
 
 __all__ = [
     "PixelBackbone",
+    "IICBackbone",
     "TorchvisionBackbone",
     "mobilenet_v2_weights",
     "save_torchvision_weights",

@@ -6,6 +6,7 @@ from densesiam_d2.modeling.meta_arch.densecl import DenseCL
 from densesiam_d2.modeling.meta_arch.densesiam import DenseSiam
 from densesiam_d2.modeling.meta_arch.densesiam_segmentor import DenseSiamSegmentor
 from densesiam_d2.modeling.meta_arch.detco import DetCo
+from densesiam_d2.modeling.meta_arch.iic import IIC
 from densesiam_d2.modeling.meta_arch.kmeans_segmentor import KMeansSegmentor
 from densesiam_d2.modeling.meta_arch.moco import MoCo
 from densesiam_d2.modeling.meta_arch.modified_deepcluster import ModifiedDeepCluster
@@ -37,6 +38,7 @@ METHODS = (
     SlotConSegmentor,
     PiCIE,
     ModifiedDeepCluster,
+    IIC,
 )
 
 # Systems that do not learn; they have keys and rules too.

@@ -2,6 +2,7 @@
 
 from densesiam_d2.modeling.sem_seg.centroid_head import CentroidSemSegHead
 from densesiam_d2.modeling.sem_seg.fcn_head import FCNSemSegHead
+from densesiam_d2.modeling.sem_seg.iic_head import IICHead
 from densesiam_d2.modeling.sem_seg.pseudo_label_head import PseudoLabelSemSegHead
 
-__all__ = ["CentroidSemSegHead", "FCNSemSegHead", "PseudoLabelSemSegHead"]
+__all__ = ["CentroidSemSegHead", "FCNSemSegHead", "IICHead", "PseudoLabelSemSegHead"]

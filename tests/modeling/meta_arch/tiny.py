@@ -94,6 +94,8 @@ def method_cfg(method, depth=None, norm="BN"):
         cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.CLUSTERING.GRID_SIZE = "CentroidSemSegHead", 4
     if method.__name__ == "ReSim":
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    if method.__name__ == "IIC":
+        cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.IIC.OVERCLUSTERS, cfg.MODEL.IIC.WINDOW = "IICHead", 6, 2
     if depth is not None:
         full = tiny_cfg(depth).MODEL.RESNETS
         full.OUT_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES

@@ -1,0 +1,146 @@
+"""IIC: Invariant Information Clustering for unsupervised segmentation (ICCV 2019, arXiv 1807.06653)."""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.engine.train_loop import HookBase
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch.nn import functional as F
+
+from densesiam_d2.geometry import overlap_boxes, sample, warp_grid
+from densesiam_d2.layers import with_idle
+from densesiam_d2.losses import mutual_information_loss
+from densesiam_d2.modeling.consistency import count_winners
+from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor, segmentation
+from densesiam_d2.rules import NOT_NEGATIVE, POSITIVE
+
+__all__ = ["IIC"]
+
+
+@META_ARCH_REGISTRY.register()
+class IIC(LabelFreeSegmentor):
+    """Clusters that carry as much information as possible about the clusters of the other view and of near pixels.
+
+    Two heads share the network: one for over-clustering, one for the K clusters that are evaluated. They take turns:
+    the first trains during the first pass over all images, the second during the second pass, and so on.
+
+    Letters: x view, z logits, p probabilities. N images, K clusters, h,w cells, S side of a view in pixels.
+
+    Source: xu-ji/IIC, code/scripts/segmentation/segmentation_twohead.py and what it imports. Departures: no labels are
+    read (there: pixels of things are masked by the ground truth in training). View 2 is brought into the frame of view
+    1 by the view boxes (there: by the matrix of the flip), which allows any crops.
+
+    Attributes:
+        overclustering: whether the over-clustering head is trained now; set by the hook before each step. A loop of
+            training without that hook trains the evaluated head only.
+    """
+
+    RULES = {
+        "MODEL.IIC.OVERCLUSTERS": (lambda v: v > 1, "> 1"),
+        "MODEL.IIC.HEAD_PADDING": NOT_NEGATIVE,
+        "MODEL.IIC.WIDTH": POSITIVE,
+        "MODEL.IIC.WINDOW": NOT_NEGATIVE,
+        "MODEL.IIC.MARGINAL_WEIGHT": POSITIVE,
+    }
+
+    @configurable
+    def __init__(self, *, window: int = 10, marginal_weight: float = 1.0, **kwargs):
+        """Store the settings of the loss.
+
+        Args:
+            window: largest displacement in pixels, see :func:`mutual_information_loss`.
+            marginal_weight: see there.
+            kwargs: arguments of :class:`LabelFreeSegmentor`; the head must be an ``IICHead``.
+        """
+        super().__init__(**kwargs)
+        self.window = window
+        self.marginal_weight = marginal_weight
+        self.overclustering = False
+
+    @staticmethod
+    def add_config(cfg: CfgNode) -> None:
+        """Add MODEL.IIC; the number of evaluated clusters is MODEL.SEM_SEG_HEAD.NUM_CLASSES."""
+        keys = cfg.MODEL.IIC = CfgNode()
+        # With MODEL.BACKBONE.NAME build_iic_backbone: channels of its first convolution, a multiple of which all others
+        # have.
+        keys.WIDTH = 64
+        # Clusters of the over-clustering head.
+        keys.OVERCLUSTERS = 45
+        # Cells of value 0 around the map that the heads get. The published network has 1.
+        keys.HEAD_PADDING = 0
+        # Largest displacement between compared pixels in each direction, in pixels of the view. The time of the loss
+        # grows with (2 * WINDOW + 1) ** 2.
+        keys.WINDOW = 10
+        # Weight of the marginal distributions (lambda); above 1 it favours clusters of equal size.
+        keys.MARGINAL_WEIGHT = 1.0
+
+    @classmethod
+    def problems(cls, cfg: CfgNode) -> list[str]:
+        name = cfg.MODEL.SEM_SEG_HEAD.NAME
+        return [] if name == "IICHead" else [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; IIC needs 'IICHead'"]
+
+    @classmethod
+    def from_config(cls, cfg):
+        keys = cfg.MODEL.IIC
+        return {**super().from_config(cfg), "window": keys.WINDOW, "marginal_weight": keys.MARGINAL_WEIGHT}
+
+    def build_hooks(self, cfg: CfgNode) -> list[HookBase]:
+        return [_TurnsHook(self)]
+
+    def forward(self, batched_inputs):
+        """Compare two views in training; segment whole images otherwise.
+
+        Args:
+            batched_inputs: in training, the dict of ``collate_views`` ("views" uint8 (N, 2, 3, S, S), "view_boxes"
+                (N, 2, 4)) or a list of what ``TwoViewDatasetMapper`` returns; otherwise a list of dicts with "image".
+
+        Returns:
+            In training, "loss_over" or "loss_clusters": minus the mutual information of the head whose turn it is;
+            otherwise see :meth:`inference`.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
+        heads = self.sem_seg_head
+        name, head, other = "loss_clusters", heads.clustering, heads.overclustering
+        if self.overclustering:
+            name, head, other = "loss_over", other, head
+
+        z1, z2 = head(self.encode(x1)), head(self.encode(x2))  # (N, K, h, w)
+        size = x1.shape[-1]
+        grid, mask = warp_grid(boxes1, boxes2, size)
+        p1, p2 = probabilities(z1, (size, size)), sample(probabilities(z2, (size, size)), grid)  # (N, K, S, S)
+        loss = mutual_information_loss(p1, p2, mask, self.window, self.marginal_weight)
+
+        if self.metrics_due():
+            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
+        return {name: with_idle(loss, other.parameters())}
+
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Segment whole images; as :meth:`LabelFreeSegmentor.inference`, with probabilities instead of logits."""
+        results = []
+        for x in batched_inputs:
+            image = self.preprocess_image(x["image"])  # (1, 3, H', W')
+            p = probabilities(self.sem_seg_head.layers(self.backbone(image)), image.shape[-2:])
+            results.append(segmentation(p, 1, x, predict_labels=self.predict_labels))
+        return results
+
+
+def probabilities(z: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return the probabilities (N, K, H, W) of the pixels from logits (N, K, h, w); the softmax is before the resize.
+
+    The map covers the whole image, also where convolutions without enough padding have made it a few cells smaller.
+    """
+    return F.interpolate(z.float().softmax(dim=1), size=size, mode="bilinear", align_corners=False)
+
+
+class _TurnsHook(HookBase):
+    """Before each step, choose the head to train: it is a function of the iteration, so a resumed run goes on exactly.
+
+    A batch belongs to the pass of its first image, in all processes.
+    """
+
+    def __init__(self, model: IIC):
+        self._model = model
+
+    def before_step(self) -> None:
+        self._model.overclustering = self.trainer.data_loader.batches.epoch_of(self.trainer.iter) % 2 == 0

@@ -1,0 +1,136 @@
+"""IIC: the loss of aligned maps, heads that take turns, maps that are smaller than their image."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
+
+from densesiam_d2.config_checks import check_config
+from densesiam_d2.data.order import EndlessBatches
+from densesiam_d2.losses import mutual_information_loss
+from densesiam_d2.modeling import model_output
+from densesiam_d2.modeling.meta_arch import IIC
+from tests.modeling.meta_arch.tiny import freeze_statistics, gradients, method_cfg, tiny_batch, tiny_model
+
+
+def published_cfg():
+    """Return the config of IIC's own network, with few clusters."""
+    cfg = method_cfg(IIC)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.SSL.IN_FEATURE = "build_iic_backbone", "trunk"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, cfg.MODEL.IIC.HEAD_PADDING = ["trunk"], 1
+    return cfg
+
+
+def losses_of(model, batch):
+    with EventStorage(1):
+        return model(batch)
+
+
+def pair(model, flipped):
+    """Return a batch whose views show the same crop, the second mirrored or not, and the expected loss."""
+    batch = tiny_batch(2)
+    box = torch.tensor([10.0, 20, 74, 84])
+    batch["view_boxes"] = torch.stack([box, box[[2, 1, 0, 3]] if flipped else box]).expand(2, 2, 4).clone()
+    x1, x2, *_ = model.preprocess_views(batch)
+    maps = []
+    for x in (x1, x2):
+        p = model.sem_seg_head.layers(model.backbone(x)).softmax(dim=1)
+        maps.append(F.interpolate(p, size=(64, 64), mode="bilinear", align_corners=False))
+    second = maps[1].flip(3) if flipped else maps[1]
+    return batch, mutual_information_loss(maps[0], second, torch.ones(2, 64, 64, dtype=torch.bool), 2)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_view_2_is_brought_into_the_frame_of_view_1(flipped):
+    model = tiny_model(method_cfg(IIC))
+    freeze_statistics(model)
+    batch, expected = pair(model, flipped)
+    losses = losses_of(model, batch)
+    assert list(losses) == ["loss_clusters"]
+    assert losses["loss_clusters"].item() == pytest.approx(expected.item(), rel=1e-3)
+    assert abs(expected.item()) > 1e-6
+
+
+def test_only_what_both_views_show_counts():
+    """View 2 shows the right half of view 1; what view 1 has on the left cannot change the loss."""
+    model = tiny_model(method_cfg(IIC))
+    freeze_statistics(model)
+    model.encode = lambda x: F.avg_pool2d(x, 4).repeat(1, 3, 1, 1)[:, :8]  # a cell sees its own 4 x 4 pixels only
+    batch = tiny_batch(2)
+    batch["view_boxes"] = torch.tensor([[0.0, 0, 64, 64], [32, 0, 96, 64]]).expand(2, 2, 4).clone()
+    before = losses_of(model, batch)["loss_clusters"].item()
+    batch["views"][:, 0, :, :, :24] = 0  # up to 8 pixels before the half: the resize mixes neighbouring cells
+    batch["views"][:, 1, :, :, 40:] = 0
+    assert losses_of(model, batch)["loss_clusters"].item() == before
+    batch["views"][:, 0, :, :, 24:] = 0
+    assert losses_of(model, batch)["loss_clusters"].item() != before
+
+
+@pytest.mark.parametrize("overclustering", [True, False])
+def test_the_head_whose_turn_it_is_learns(overclustering):
+    model = tiny_model(method_cfg(IIC))
+    model.overclustering = overclustering
+    (name, loss), *rest = losses_of(model, tiny_batch(4)).items()
+    assert name == ("loss_over" if overclustering else "loss_clusters") and not rest
+    grads = gradients(model, loss)
+    own, other = ("over", "") if overclustering else ("", "over")
+    assert grads[f"sem_seg_head.{own}clustering.weight"].abs().max() > 0
+    assert grads[f"sem_seg_head.{other}clustering.weight"].abs().max() == 0
+    assert grads["backbone.stem.conv1.weight"].abs().max() > 0
+
+
+def test_turns_change_with_each_pass_over_the_images():
+    """10 images in batches of 4: batches start at images 0, 4, 8, 12, 16, 20, and passes at 0, 10, 20."""
+    model = tiny_model(method_cfg(IIC))
+    (hook,) = model.build_hooks(None)
+    turns = []
+    for iteration in range(6):
+        loader = SimpleNamespace(batches=EndlessBatches(10, 4, 0, rank=iteration % 2, world_size=2))
+        hook.trainer = SimpleNamespace(iter=iteration, data_loader=loader)
+        hook.before_step()
+        turns.append(model.overclustering)
+    assert turns == [True, True, True, False, False, True]
+
+
+@torch.no_grad()
+def test_the_published_map_of_62_cells_covers_the_whole_image():
+    model = tiny_model(published_cfg()).eval()
+    image = torch.randint(0, 256, (3, 128, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    z = model.sem_seg_head.layers(model.backbone(model.preprocess_image(image)))
+    assert z.shape == (1, 4, 62, 62)
+    assert (z[:, :, 0] == 0).all() and (z[:, :, :, -1] == 0).all() and (z[:, :, 1, 1] != 0).all()  # padding
+    expected = F.interpolate(z.softmax(dim=1), size=(128, 128), mode="bilinear")[0]
+    (output,) = model([{"image": image}])
+    assert torch.allclose(output["sem_seg"], expected, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make_cfg", [lambda: method_cfg(IIC), published_cfg])
+@pytest.mark.parametrize(("height", "width", "size"), [(64, 64, None), (71, 99, None), (71, 99, (140, 50))])
+def test_labels_are_the_argmax_of_probabilities(make_cfg, height, width, size):
+    image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x = {"image": image, **(dict(zip(("height", "width"), size, strict=True)) if size else {})}
+    outputs = []
+    for kind in ("logits", "labels"):
+        cfg = make_cfg()
+        cfg.TEST.SEM_SEG_OUTPUT = kind
+        outputs += tiny_model(cfg).eval()([x])
+    p, labels = outputs[0]["sem_seg"], outputs[1]["sem_seg_labels"]
+    assert p.shape == (4, *(size or (height, width))) and outputs[1]["num_classes"] == 4
+    assert torch.allclose(p.sum(dim=0), torch.ones(()), atol=1e-5)
+    assert len(labels.unique()) > 1 and (labels == p.argmax(dim=0)).float().mean() > 0.999
+
+
+def test_the_head_is_iics():
+    cfg = method_cfg(IIC, depth=18)
+    cfg.INPUT.FORMAT, cfg.DATASETS.TRAIN = "RGB", ("imagenet_train",)
+    assert model_output(cfg) == "semantic"
+    check_config(cfg)
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "PseudoLabelSemSegHead"
+    with pytest.raises(ValueError, match=r"MODEL\.SEM_SEG_HEAD\.NAME is 'PseudoLabelSemSegHead'; IIC needs 'IICHead'"):
+        check_config(cfg)
+    cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = "IICHead", ["res9"]
+    with pytest.raises(ValueError, match=r"IN_FEATURES is \['res9'\]; the backbone gives \['res2'"):
+        tiny_model(cfg)
