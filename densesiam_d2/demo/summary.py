@@ -12,13 +12,13 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.demo.baselines import assign_colours, evaluate_colour_kmeans
+from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.reporting import pictures
 from densesiam_d2.reporting.curves import draw_curves, read_metrics
 from densesiam_d2.reporting.page import Section, compare, write_report
 from densesiam_d2.reporting.stages import ROOT, Stage
-from densesiam_d2.tools.segment import Segmentor
 
 __all__ = ["write_summary"]
 

@@ -1,40 +1,50 @@
-"""Segment a folder of images.
+"""Segment images or a video, and turn the clusters of label-free segmentation into labels.
 
     python -m densesiam_d2.tools.segment --config-file F --weights W --input I --output O
 
-Writes for every image below I, under the same relative name (links are followed, hidden files are left out):
+I is a folder (links are followed, hidden files are left out), an image, or a video (``--every 10`` takes every tenth
+frame; frame 120 of ``clip.mp4`` is called ``clip/000120``). Written for every image, under its own relative name:
 
 - ``labels/*.png``: the id of each pixel (8 bit; 16 bit for more than 256 ids), at the image's size,
-- ``overlays/*.jpg``: the image with the colours of the ids over it,
+- ``overlays/*.jpg``: the image with the colours of the ids over it; an id has the same colour in every run,
 
-and for all images ``legend.png`` and ``classes.json`` (name, colour and share of each id).
+and for all images ``legend.png``, ``classes.json`` (name, colour and share of each id), ``classes.txt`` (the names),
+and ``gallery.html``: for each id its most typical regions, its share, and the ids that are nearest to it.
+
+The ids of a label-free model are clusters. Open ``gallery.html`` in a browser, type a name for each cluster, and save
+``names.json``. Clusters that share a name become one class; "ignore" and clusters without a name become 255. Then
+
+    python -m densesiam_d2.tools.segment --config-file F --weights W --input I --output O --names names.json
+
+writes the same files for the classes, whose ids follow from their names in sorted order, and ``annotations.json``: the
+connected regions of at least ``--min-area`` pixels in COCO's format, to be corrected in a labelling tool. The frames of
+a video are written to ``images/``. ``DATASETS.TRAIN "('masks:I,labels=O/labels',)"`` trains on the result (for a video,
+``masks:O/images,labels=O/labels``). A model that was trained on labels has class names and writes all this at once.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data import transforms as T
-from detectron2.modeling import build_model
-from torch import nn
+from tqdm import tqdm
 
-from densesiam_d2.checkpoint.files import read_checkpoint
-from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
-from densesiam_d2.data.image_listing import walk_images
+from densesiam_d2.data.image_sources import ImageSource
+from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
-from densesiam_d2.modeling import model_output
+from densesiam_d2.labels.cluster_names import IGNORE, ClusterNames, file_sha256
+from densesiam_d2.labels.regions import CocoWriter
+from densesiam_d2.reporting.gallery import Gallery
+from densesiam_d2.reporting.gallery_page import write_gallery
 from densesiam_d2.reporting.label_colors import overlay, palette
 
-__all__ = ["Segmentor", "draw_legend", "fill", "main", "segment_folder"]
+__all__ = ["draw_legend", "main", "segment_images"]
 
 
 def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -59,127 +69,63 @@ def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.
     return canvas
 
 
-class Segmentor:
-    """A trained segmentation model, applied to one image at a time."""
-
-    def __init__(self, cfg: CfgNode):
-        """Build the model and load ``cfg.MODEL.WEIGHTS``.
-
-        The short side of an image is resized to ``TEST.CENTER_CROP_SIZE``, as in evaluation but without the crop; if
-        that is 0, to ``INPUT.MIN_SIZE_TEST``.
-
-        Raises:
-            FileNotFoundError: the weight file does not exist.
-            ValueError: weights are missing or of another shape, or the model does not segment.
-        """
-        if model_output(cfg) != "semantic":
-            raise ValueError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} predicts no label maps")
-        self.model = build_model(cfg).eval()
-        fill(self.model, cfg.MODEL.WEIGHTS)
-        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        self.resize = T.ResizeShortestEdge(
-            cfg.TEST.CENTER_CROP_SIZE or cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        )
-        self.bgr = cfg.INPUT.FORMAT == "BGR"
-        self.white_level = cfg.INPUT.WHITE_LEVEL
-
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return the ids (H, W) of an image (H, W, 3), uint8 RGB: uint8, or uint16 for more than 256 ids."""
-        height, width = image.shape[:2]
-        resized = self.resize.get_transform(image).apply_image(image)
-        if self.bgr:
-            resized = resized[:, :, ::-1]
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        output = self.model([{"image": tensor, "height": height, "width": width}])[0]
-        labels = output["sem_seg_labels"] if "sem_seg_labels" in output else output["sem_seg"].max(dim=0).indices
-        return labels.cpu().numpy().astype(np.uint8 if self.num_classes <= 256 else np.uint16)
-
-
-def fill(model: nn.Module, weights: str) -> None:
-    """Load a training checkpoint; its other content, such as the optimizer, is not used.
-
-    Raises:
-        ValueError: weights are missing or of another shape.
-    """
-    checkpoint = read_checkpoint(weights)
-    state = {name: torch.as_tensor(value) for name, value in checkpoint.get("model", checkpoint).items()}
-    wanted = model.state_dict()
-    for name, tensor in wanted.items():
-        have, want = tuple(state.get(name, tensor).shape), tuple(tensor.shape)
-        if have != want:
-            raise ValueError(f"{weights}: {name} is {have}, but {want} by the config: give the one it was trained with")
-    missing = model.load_state_dict(state, strict=False).missing_keys
-    if missing:
-        raise ValueError(
-            f"{weights} leaves {len(missing)} tensors of the model unfilled, {', '.join(missing[:3])}, ...: "
-            "give the config that it was trained with"
-        )
-
-
-def _images(
-    folder: Path, white_level: int, skipped: Counter, unreadable: list[str]
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yield relative path and pixels of every image below a folder; count other files, and collect read errors."""
-    for path in walk_images(folder, skipped):
-        try:
-            image = read_image(path, white_level=white_level)
-        except ValueError as error:
-            unreadable.append(str(error))
-        else:
-            yield Path(path).relative_to(folder), image
-
-
-def segment_folder(
-    segmentor: Segmentor, source: Path, output: Path, names: list[str], colors: np.ndarray, alpha: float = 0.5
-) -> dict:
-    """Segment every image below a folder and write the files that the module's docstring lists.
+def segment_images(
+    segmentor: Segmentor,
+    source: ImageSource,
+    output: Path,
+    names: list[str],
+    colors: np.ndarray,
+    *,
+    alpha: float = 0.5,
+    table: np.ndarray | None = None,
+    coco: CocoWriter | None = None,
+) -> tuple[Gallery, float]:
+    """Segment all images and write the files that the module's docstring lists, except for the gallery's page.
 
     Args:
-        segmentor: the model.
-        source: folder with images, searched recursively: links are followed, hidden files and folders left out.
-        output: folder to write to, outside source.
-        names: of the ids.
-        colors: (num, 3) uint8 RGB.
+        segmentor: the model, with certainties.
+        source: the images.
+        output: folder to write to.
+        names: of the ids in the label maps.
+        colors: (num, 3) uint8 RGB, of these ids.
         alpha: weight of the colours in the overlays.
+        table: (K,) uint8, the id of each of the model's clusters; None if they are the ids.
+        coco: gets the regions of the label maps, if given.
 
     Returns:
-        "images" (count), "skipped" (count of other files by ending), "unreadable" (reasons) and "seconds_per_image"
-        (network and argmax).
+        The gallery of the model's clusters or classes, and the seconds per image (network, argmax and softmax).
 
     Raises:
-        FileNotFoundError: source is missing or has no readable image.
-        ValueError: output lies in source.
+        FileNotFoundError: the source has no readable image.
     """
-    if not source.is_dir():
-        raise FileNotFoundError(f"--input {source}: no such folder")
-    if output.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"--output {output} lies in --input {source}: the next run would segment its results")
-    skipped, unreadable, written, seconds = Counter(), [], set(), 0.0
-    pixels = np.zeros(len(names), np.int64)
-    for name, image in _images(source, segmentor.white_level, skipped, unreadable):
+    gallery, written, seconds = Gallery(segmentor.num_classes), set(), 0.0
+    pixels = np.zeros(max(len(names), IGNORE + 1), np.int64)
+    for name, image in tqdm(source, total=source.total, unit=" images", disable=None):  # no bar in a log file
         start = time.perf_counter()
-        labels = segmentor(image)
+        found = segmentor.with_certainty(image)
         seconds += time.perf_counter() - start
-        pixels += np.bincount(labels.ravel(), minlength=len(names))
+        gallery.add(name, image, *found)
+        labels = found.labels if table is None else table[found.labels]
+        pixels += np.bincount(labels.ravel(), minlength=len(pixels))
         stem = name.with_suffix("")
         if stem in written:  # a.jpg and a.png
             stem = name
         written.add(stem)
         _write(output / "labels" / f"{stem}.png", labels)
         _write(output / "overlays" / f"{stem}.jpg", overlay(image, labels, alpha, colors)[:, :, ::-1])
-    if not written:
-        reason = unreadable[0] if unreadable else f"endings {' '.join(IMAGE_SUFFIXES)}"
-        raise FileNotFoundError(f"--input {source}: no readable image in it ({reason}); {skipped.total()} other files")
-    shares = pixels / pixels.sum()
+        if coco is not None:
+            coco.add(name.as_posix(), labels, found.certainty)
+            if source.root is None:
+                _write(output / "images" / name, image[:, :, ::-1])
+    shares = pixels[: len(names)] / pixels.sum()
     _write(output / "legend.png", draw_legend(names, colors, shares)[:, :, ::-1])
     classes = [
         {"id": i, "name": name, "color": color, "share": float(share)}
         for i, (name, color, share) in enumerate(zip(names, colors.tolist(), shares, strict=True))
     ]
     (output / "classes.json").write_text(json.dumps(classes, indent=1))
-    seconds /= len(written)
-    return {"images": len(written), "skipped": skipped, "unreadable": unreadable, "seconds_per_image": seconds}
+    (output / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    return gallery, seconds / len(written)
 
 
 def _write(path: Path, image: np.ndarray) -> None:
@@ -188,23 +134,26 @@ def _write(path: Path, image: np.ndarray) -> None:
         raise OSError(f"{path}: could not be written")
 
 
-def _names_and_colors(cfg: CfgNode, matching: str | None) -> tuple[list[str], np.ndarray]:
-    """Return name and RGB colour of each id: those of the dataset's classes, or numbered clusters."""
-    num = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    names, colors = [f"cluster {i}" for i in range(num)], palette(num)
-    if matching:
-        matched = json.loads(Path(matching).read_text()).get("cluster_to_class")
-        if matched is None or len(matched) != num:
-            raise ValueError(f"--matching {matching}: no 'cluster_to_class' of {num} clusters in it")
-        return [f"{name} = {matched[i] or 'no class'}" for i, name in enumerate(names)], colors
-    if cfg.TEST.SEM_SEG_MATCHING == "none":
-        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
-        own = metadata.get("stuff_classes", [])
-        classes = cfg.MODEL.CLASS_NAMES or own
-        if len(classes) == num:
-            names = list(classes)
-            colors = np.array(metadata.get("stuff_colors", colors) if classes == own else colors, np.uint8)
-    return names, colors
+def _known_classes(cfg: CfgNode) -> tuple[list[str], np.ndarray] | None:
+    """Return name and RGB colour of each class of a supervised model; None if they are not known, as for clusters."""
+    num, metadata = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, Metadata()
+    if cfg.TEST.SEM_SEG_MATCHING != "none":
+        return None
+    if cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    own = metadata.get("stuff_classes", [])
+    classes = list(cfg.MODEL.CLASS_NAMES or own)
+    if len(classes) != num:
+        return None
+    return classes, np.array(metadata.get("stuff_colors", palette(num)) if classes == own else palette(num), np.uint8)
+
+
+def _matched(path: str, num: int) -> tuple[str | None, ...]:
+    """Return the class of each cluster, as matched by a Hungarian evaluation."""
+    matched = json.loads(Path(path).read_text()).get("cluster_to_class")
+    if matched is None or len(matched) != num:
+        raise ValueError(f"--matching {path}: no 'cluster_to_class' of {num} clusters in it")
+    return tuple(matched)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -216,26 +165,82 @@ def main(argv: list[str] | None = None) -> None:
         help="the yaml that the checkpoint was trained with; config.yaml of its OUTPUT_DIR has the class names too",
     )
     parser.add_argument("--weights", required=True, help="segmentation checkpoint, such as model_final.pth")
-    parser.add_argument("--input", required=True, type=Path, help="folder with images")
+    parser.add_argument("--input", required=True, type=Path, help="folder with images, an image, or a video")
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--every", type=int, help="of a video, segment every n-th frame (default: all)")
     parser.add_argument("--alpha", type=float, default=0.5, help="weight of the colours in the overlays, 0 to 1")
+    parser.add_argument("--names", type=Path, help="names.json of gallery.html: write classes instead of clusters")
+    parser.add_argument(
+        "--min-area", type=int, default=100, help="smallest region in annotations.json, in pixels (default 100)"
+    )
     parser.add_argument("--matching", help="sem_seg_evaluation.json of a Hungarian evaluation, to name the clusters")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(argv)
     try:
-        cfg = load_config(args.config_file, args.opts)
-        cfg.MODEL.WEIGHTS = args.weights
-        replace_sync_bn(cfg)
-        names, colors = _names_and_colors(cfg, args.matching)
-        if not 0 <= args.alpha <= 1:
-            raise ValueError(f"--alpha {args.alpha} must lie between 0 and 1")
-        report = segment_folder(Segmentor(cfg), args.input, args.output, names, colors, args.alpha)
+        _run(args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{report['images']} images, {report['seconds_per_image']:.3f} s each, results in {args.output}")
-    if report["skipped"]:
-        print("skipped:", ", ".join(f"{count} {kind}" for kind, count in report["skipped"].most_common()))
-    for reason in report["unreadable"]:
+
+
+def _run(args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.WEIGHTS = args.weights
+    replace_sync_bn(cfg)
+    if not 0 <= args.alpha <= 1:
+        raise ValueError(f"--alpha {args.alpha} must lie between 0 and 1")
+    if args.min_area < 1:
+        raise ValueError(f"--min-area {args.min_area} must be at least 1")
+    num, classes, table = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, _known_classes(cfg), None
+    if classes and args.names:
+        raise ValueError(f"--names {args.names} is for clusters, but this model has classes: {', '.join(classes[0])}")
+    segmentor = Segmentor(cfg, certainty=True)
+    source = ImageSource(args.input, every=args.every, white_level=segmentor.white_level)
+    if args.input.is_dir() and args.output.resolve().is_relative_to(args.input.resolve()):
+        raise ValueError(f"--output {args.output} lies in --input {args.input}: the next run would segment its results")
+
+    typed, sha256 = (None,) * num, None if classes else file_sha256(args.weights)
+    if args.matching:
+        typed = _matched(args.matching, num)
+    if args.names:
+        named = ClusterNames.read(args.names, sha256, num)
+        typed, table, classes = named.names, named.table, (named.classes, palette(len(named.classes)))
+    names, colors = classes or ([f"cluster {i}" for i in range(num)], palette(num))
+    if args.matching and not classes:
+        names = [f"{name} = {typed[i] or 'no class'}" for i, name in enumerate(names)]
+
+    annotations = args.output / "annotations.json"
+    with CocoWriter(annotations, names, args.min_area) if classes else contextlib.nullcontext() as coco:
+        gallery, seconds = segment_images(
+            segmentor, source, args.output, names, colors, alpha=args.alpha, table=table, coco=coco
+        )
+    page, title = args.output / "gallery.html", args.input.resolve().name
+    if sha256 is None:
+        write_gallery(page, gallery, names, colors, source=title)
+    else:
+        checkpoint = Path(args.weights).name
+        write_gallery(page, gallery, typed, palette(num), source=title, checkpoint=checkpoint, sha256=sha256)
+    _report(args, source, gallery, seconds, coco, table)
+
+
+def _report(
+    args: argparse.Namespace,
+    source: ImageSource,
+    gallery: Gallery,
+    seconds: float,
+    coco: CocoWriter | None,
+    table: np.ndarray | None,
+) -> None:
+    print(f"{gallery.num_images} images, {seconds:.3f} s each, results in {args.output}")
+    if coco is not None:
+        images = source.root or args.output / "images"
+        print(f"{coco.num_annotations} regions in annotations.json; to train on the label maps:")
+        print(f"  DATASETS.TRAIN \"('masks:{images},labels={args.output / 'labels'}',)\"")
+    if table is not None and (table == IGNORE).any():
+        left_out = gallery.shares[table == IGNORE].sum()
+        print(f"{(table == IGNORE).sum()} clusters are ignored or have no name: {100 * left_out:.1f} % of the pixels")
+    if source.skipped:
+        print("skipped:", ", ".join(f"{count} {kind}" for kind, count in source.skipped.most_common()))
+    for reason in source.unreadable:
         print(reason)
 
 

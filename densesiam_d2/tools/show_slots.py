@@ -25,10 +25,10 @@ from torch.nn import functional as F
 
 from densesiam_d2.data import IMAGE_SUFFIXES, read_image
 from densesiam_d2.data.augmentation import ResizeCenterCrop
+from densesiam_d2.engine.segmentor import fill
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.modeling.meta_arch import SlotCon
 from densesiam_d2.reporting.slot_drawing import draw_slots, mark_region
-from densesiam_d2.tools.segment import fill
 from densesiam_d2.tools.show_views import find_records
 
 __all__ = ["best_images", "image_scores", "main"]

@@ -72,7 +72,9 @@ def test_files_for_a_folder(run, tmp_path, capsys):
         assert labels.shape == size
         assert cv2.imread(str(out / "overlays" / f"{name}.jpg")).shape == (*size, 3)
         total += np.bincount(labels.ravel(), minlength=5)
-    assert len(list(out.rglob("*.*"))) == 2 * 3 + 2
+    others = {path.name for path in out.iterdir()} - {"labels", "overlays"}
+    assert others == {"legend.png", "classes.json", "classes.txt", "gallery.html"}
+    assert len(list((out / "labels").rglob("*.*"))) == len(list((out / "overlays").rglob("*.*"))) == 3
 
     classes = json.loads((out / "classes.json").read_text())
     assert [c["name"] for c in classes] == [f"cluster {i}" for i in range(5)]

@@ -1,0 +1,104 @@
+"""A folder of images, one image, or the frames of a video, read one after the other."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
+from densesiam_d2.data.image_listing import walk_images
+
+__all__ = ["ImageSource"]
+
+
+class ImageSource:
+    """Relative name and pixels of each image of a folder, of one image file, or of every n-th frame of a video.
+
+    Attributes:
+        root: the folder that the names are relative to; None for a video, whose frames are no files.
+        total: number of images; None for a video whose file does not say how many frames it has.
+        skipped: after reading, the count of other files by ending.
+        unreadable: after reading, the reason for each image that could not be read.
+    """
+
+    def __init__(self, path: Path, *, every: int | None = None, white_level: int):
+        """List the images of a folder, or open a video.
+
+        Args:
+            path: folder (searched recursively; links are followed, hidden files and folders are left out) or file. A
+                file without the ending of an image is opened as a video.
+            every: n of "every n-th frame", None for all; the first frame is always read.
+            white_level: see :func:`densesiam_d2.data.image_io.read_image`.
+
+        Raises:
+            FileNotFoundError: there is no such folder or file.
+            ValueError: the video cannot be opened, or ``every`` is given for images or is below 1.
+        """
+        if not path.exists():
+            raise FileNotFoundError(f"--input {path}: no such folder or file")
+        self._path, self._every, self._white_level = path, every or 1, white_level
+        self.skipped, self.unreadable = Counter(), []
+        self._video = None
+        if every is not None and every < 1:
+            raise ValueError(f"--every {every} must be at least 1")
+        if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+            self.root, self._video = None, _open_video(path)
+            frames = int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))
+            self.total = -(-frames // self._every) if frames > 0 else None
+            return
+        if every is not None:
+            raise ValueError(f"--every {every} is for videos, but --input {path} is not a video")
+        self.root = path if path.is_dir() else path.parent
+        self._files = list(walk_images(path, self.skipped)) if path.is_dir() else [str(path)]
+        self.total = len(self._files)
+
+    def __iter__(self) -> Iterator[tuple[Path, np.ndarray]]:
+        """Yield the name of each image, such as ``town/a.jpg`` or ``video/000120.jpg``, and its pixels (H, W, 3), RGB.
+
+        Raises:
+            FileNotFoundError: not one image could be read.
+        """
+        count = 0
+        for name, image in self._frames() if self._video else self._images():
+            count += 1
+            yield name, image
+        if not count:
+            raise FileNotFoundError(f"--input {self._path}: {self._why_nothing()}")
+
+    def _why_nothing(self) -> str:
+        if self._video:
+            return "the video has no frame that can be read"
+        reason = self.unreadable[0] if self.unreadable else f"endings {' '.join(IMAGE_SUFFIXES)}"
+        return f"no readable image in it ({reason}); {self.skipped.total()} other files"
+
+    def _images(self) -> Iterator[tuple[Path, np.ndarray]]:
+        for path in self._files:
+            try:
+                image = read_image(path, white_level=self._white_level)
+            except ValueError as error:
+                self.unreadable.append(str(error))
+            else:
+                yield Path(path).relative_to(self.root), image
+
+    def _frames(self) -> Iterator[tuple[Path, np.ndarray]]:
+        number = 0
+        while self._video.grab():
+            if number % self._every == 0:
+                read, image = self._video.retrieve()
+                if read:
+                    yield Path(self._path.stem) / f"{number:06d}.jpg", cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            number += 1
+
+
+def _open_video(path: Path) -> cv2.VideoCapture:
+    """Open a video; OpenCV and FFmpeg print nothing about damaged files, because our error names the file."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    level = cv2.setLogLevel(0)  # silent; returns the level before
+    video = cv2.VideoCapture(str(path))
+    cv2.setLogLevel(level)
+    if not video.isOpened():
+        raise ValueError(f"--input {path} is neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a readable video")
+    return video

@@ -1,0 +1,69 @@
+import cv2
+import numpy as np
+import pytest
+
+from densesiam_d2.data.image_sources import ImageSource
+
+
+def write_video(path, frames=7, size=(64, 48)):
+    """Frame i is grey with the value 30 * i."""
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, size)
+    assert video.isOpened()
+    for i in range(frames):
+        video.write(np.full((size[1], size[0], 3), 30 * i, np.uint8))
+    video.release()
+    return path
+
+
+@pytest.mark.parametrize(("every", "numbers"), [(None, range(7)), (1, range(7)), (3, [0, 3, 6]), (99, [0])])
+def test_every_nth_frame_of_a_video(tmp_path, every, numbers):
+    source = ImageSource(write_video(tmp_path / "clip.avi"), every=every, white_level=65535)
+    found = list(source)
+    assert source.root is None and source.total == len(found)
+    assert [str(name) for name, _ in found] == [f"clip/{i:06d}.jpg" for i in numbers]
+    for i, (_, image) in zip(numbers, found, strict=True):
+        assert image.shape == (48, 64, 3) and image.dtype == np.uint8
+        assert abs(int(image.mean()) - 30 * i) <= 3  # the codec loses a little
+
+
+def test_colours_are_rgb(tmp_path):
+    video = cv2.VideoWriter(str(tmp_path / "red.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    video.write(np.full((48, 64, 3), (0, 0, 250), np.uint8))  # OpenCV: blue, green, red
+    video.release()
+    ((_, image),) = ImageSource(tmp_path / "red.avi", white_level=65535)
+    assert image[..., 0].mean() > 200 and image[..., 2].mean() < 50
+
+
+def test_one_image(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((5, 6, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((5, 6, 3), np.uint8))
+    source = ImageSource(tmp_path / "a.png", white_level=65535)
+    assert [(str(name), image.shape) for name, image in source] == [("a.png", (5, 6, 3))]
+    assert source.root == tmp_path and source.total == 1
+
+
+def test_mistakes(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"no video" * 100)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff torn")
+    (tmp_path / "none").mkdir()
+    avi = write_video(tmp_path / "clip.avi")
+    for path, every, error, message in (
+        (tmp_path / "gone", None, FileNotFoundError, "--input .*gone: no such folder or file"),
+        (tmp_path / "clip.mp4", None, ValueError, r"--input .*clip\.mp4 is neither an image .* nor a readable video"),
+        (tmp_path / "empty.mp4", None, ValueError, r"empty\.mp4 is neither an image"),
+        (avi, 0, ValueError, "--every 0 must be at least 1"),
+        (tmp_path / "none", 2, ValueError, "--every 2 is for videos, but --input .*none is not a video"),
+        (tmp_path / "none", None, FileNotFoundError, r"no readable image in it \(endings"),
+        (tmp_path / "torn.jpg", None, FileNotFoundError, r"no readable image in it \(cannot read .*torn\.jpg"),
+    ):
+        with pytest.raises(error, match=message):
+            list(ImageSource(path, every=every, white_level=65535))
+
+
+def test_a_video_without_frames(tmp_path):
+    """The headers of an AVI, cut before the first frame."""
+    data = write_video(tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: data.index(b"movi") + 4])
+    with pytest.raises((FileNotFoundError, ValueError), match=r"cut\.avi.*(no frame|nor a readable video)"):
+        list(ImageSource(tmp_path / "cut.avi", white_level=65535))

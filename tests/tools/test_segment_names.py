@@ -1,0 +1,213 @@
+"""From clusters to labels by the command: names.json, class maps, COCO regions, the folder for training, videos."""
+
+import contextlib
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools.coco import COCO
+
+from densesiam_d2.data.image_io import read_image
+from densesiam_d2.data.path_datasets import register_path_datasets
+from densesiam_d2.engine.segmentor import Segmentor
+from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.labels.cluster_names import file_sha256
+from densesiam_d2.reporting.label_colors import palette
+from densesiam_d2.tools import check_data, name_clusters, score_maps
+from tests.data.test_image_sources import write_video
+from tests.tools.test_segment import run  # noqa: F401  a fixture
+
+NAMES = ["road", "tree", "ignore", "road", None]
+
+
+@pytest.fixture(autouse=True)
+def all_clusters_occur(run, tmp_path):  # noqa: F811
+    """Give the logits of the untrained model, whose last layer is a norm, mean 0 and deviation 1 over the images."""
+    cfg = load_config(str(tmp_path / "seg.yaml"), ["MODEL.WEIGHTS", str(tmp_path / "model.pth")])
+    replace_sync_bn(cfg)
+    segmentor = Segmentor(cfg, certainty=True)
+    images = [read_image(path) for path in (tmp_path / "images").rglob("*.*")]
+    with torch.no_grad():
+        z = [segmentor.model([{"image": segmentor._input(image)}])[0]["sem_seg"].flatten(1) for image in images]
+    z, state = torch.cat(z, dim=1), segmentor.model.state_dict()  # (K, pixels)
+    last = "sem_seg_head.classifier.projector.7"
+    state[f"{last}.weight"] /= z.std(dim=1)
+    state[f"{last}.bias"] -= z.mean(dim=1)
+    state[f"{last}.bias"] /= z.std(dim=1)
+    torch.save({"model": state}, tmp_path / "model.pth")
+
+
+@pytest.fixture
+def names(run, tmp_path):  # noqa: F811
+    path = tmp_path / "names.json"
+    sha256 = file_sha256(tmp_path / "model.pth")
+    path.write_text(json.dumps({"checkpoint_sha256": sha256, "num_clusters": 5, "names": NAMES}))
+    return path
+
+
+def maps(folder):
+    return {str(p.relative_to(folder)): cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in folder.rglob("*.png")}
+
+
+def test_clusters_become_classes(run, names, tmp_path, capsys, catalog):  # noqa: F811
+    (tmp_path / "images" / "a.png").unlink()  # masks: refuses a folder with a.jpg and a.png
+    run(output="clusters")
+    run("--names", names, "--min-area", 9)
+    clusters, classes = maps(tmp_path / "clusters" / "labels"), maps(tmp_path / "out" / "labels")
+    assert classes.keys() == clusters.keys() == {"a.png", "town/b.png"}
+    for name, labels in clusters.items():
+        expected = [[{"road": 0, "tree": 1}.get(NAMES[cluster], 255) for cluster in row] for row in labels.tolist()]
+        assert classes[name].tolist() == expected
+    assert {v for m in classes.values() for v in np.unique(m)} == {0, 1, 255}
+    assert (tmp_path / "out" / "classes.txt").read_text() == "road\ntree\n"
+    total = sum(m.size for m in classes.values())
+    found = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert [(c["name"], c["color"]) for c in found] == [
+        ("road", palette(2)[0].tolist()),
+        ("tree", palette(2)[1].tolist()),
+    ]
+    assert found[0]["share"] == pytest.approx(sum((m == 0).sum() for m in classes.values()) / total)
+    assert 'value="tree"' in (tmp_path / "out" / "gallery.html").read_text()  # the typed names are in the page
+    left_out = 100 * sum((m == 255).sum() for m in classes.values()) / total
+    assert f"2 clusters are ignored or have no name: {left_out:.1f} % of the pixels" in capsys.readouterr().out
+
+    # The layout that training reads.
+    dataset = f"masks:{tmp_path / 'images'},labels={tmp_path / 'out' / 'labels'}"
+    register_path_datasets([dataset])
+    assert len(DatasetCatalog.get(dataset)) == 2
+    assert MetadataCatalog.get(dataset).stuff_classes == ["road", "tree"]
+    assert check_data.main([dataset, "--workers", "1"]) == 0
+
+    # The regions: each in a class map, none smaller than 9 pixels, and check_data finds no error.
+    annotations = tmp_path / "out" / "annotations.json"
+    assert check_data.main([f"coco:{annotations},images={tmp_path / 'images'}", "--workers", "1"]) == 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(annotations))
+    assert {image["file_name"] for image in coco.imgs.values()} == {"a.jpg", "town/b.png"}
+    drawn = {name: np.full_like(m, 255) for name, m in classes.items()}
+    for annotation in coco.anns.values():
+        mask = coco.annToMask(annotation).astype(bool)
+        assert mask.sum() == annotation["area"] >= 9 and 0 < annotation["score"] <= 1
+        name = coco.imgs[annotation["image_id"]]["file_name"].replace(".jpg", ".png")
+        drawn[name][mask] = annotation["category_id"] - 1
+    for name, labels in classes.items():
+        assert (drawn[name] == labels)[drawn[name] != 255].all()
+        assert (drawn[name] == labels).mean() > 0.9  # all but small regions
+
+
+def test_names_of_another_checkpoint_are_refused(run, names, tmp_path):  # noqa: F811
+    data = (tmp_path / "model.pth").read_bytes()
+    (tmp_path / "other.pth").write_bytes(data + b"\0" * 8)
+    with pytest.raises(
+        SystemExit, match=r"error: .*names\.json names the clusters of another checkpoint \(sha256"
+    ) as e:
+        run("--names", names, weights="other.pth")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--names", "gone.json"), r"error: the names gone\.json do not exist"),
+        (("--min-area", 0), "error: --min-area 0 must be at least 1"),
+        (("--every", 2), "error: --every 2 is for videos"),
+        (("--alpha", 2), "error: --alpha 2.0 must lie between 0 and 1"),
+    ],
+)
+def test_mistakes_end_in_one_line(run, words, message):  # noqa: F811
+    with pytest.raises(SystemExit, match=message):
+        run(*words)
+
+
+def test_a_video(run, names, tmp_path, catalog):  # noqa: F811
+    write_video(tmp_path / "drive.avi", frames=5)
+    run("--names", names, "--every", 2, source="drive.avi")
+    out = tmp_path / "out"
+    frames = ["drive/000000", "drive/000002", "drive/000004"]
+    for folder, ending in (("labels", ".png"), ("overlays", ".jpg"), ("images", ".jpg")):
+        found = sorted(str(p.relative_to(out / folder)) for p in (out / folder).rglob("*.*"))
+        assert found == [f"{frame}{ending}" for frame in frames]
+    dataset = f"masks:{out / 'images'},labels={out / 'labels'}"
+    register_path_datasets([dataset])
+    assert len(DatasetCatalog.get(dataset)) == 3
+    entries = json.loads((out / "annotations.json").read_text())["images"]
+    assert [entry["file_name"] for entry in entries] == [f"{frame}.jpg" for frame in frames]
+
+
+def test_one_image(run, tmp_path):  # noqa: F811
+    run(source="images/town/b.png")
+    assert maps(tmp_path / "out" / "labels").keys() == {"b.png"}
+
+
+def test_a_supervised_model_has_names(run, names, tmp_path):  # noqa: F811
+    known = ("MODEL.CLASS_NAMES", "('sky', 'car', 'road', 'tree', 'sign')", "TEST.SEM_SEG_MATCHING", "none")
+    run(*known)
+    page = (tmp_path / "out" / "gallery.html").read_text()
+    assert "<input" not in page and "car</h2>" in page
+    content = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [category["name"] for category in content["categories"]] == ["sky", "car", "road", "tree", "sign"]
+    with pytest.raises(SystemExit, match=r"--names .* is for clusters, but this model has classes: sky, car"):
+        run("--names", names, *known)
+
+
+@pytest.fixture
+def labelled(run, tmp_path):  # noqa: F811
+    """Labels that follow from the clusters: cluster 0 is sky, 1 and 2 are car, the others are not labelled."""
+    (tmp_path / "images" / "a.png").unlink()
+    run(output="clusters")
+    table = np.array([0, 1, 1, 255, 255], np.uint8)
+    for name, labels in maps(tmp_path / "clusters" / "labels").items():
+        path = tmp_path / "truth" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), table[labels])
+    (tmp_path / "truth" / "classes.txt").write_text("sky\ncar\n")
+    return f"masks:{tmp_path / 'images'},labels={tmp_path / 'truth'}"
+
+
+def test_named_by_labels_and_scored(run, labelled, tmp_path, catalog, capsys):  # noqa: F811
+    model = ["--config-file", str(tmp_path / "seg.yaml"), "--weights", str(tmp_path / "model.pth")]
+    name_clusters.main([*model, "--name-from", labelled, "--output", str(tmp_path / "names.json")])
+    names = json.loads((tmp_path / "names.json").read_text())["names"]
+    assert names == ["sky", "car", "car", None, None]
+
+    run("--names", tmp_path / "names.json")
+    score_maps.main(
+        ["--maps", str(tmp_path / "out" / "labels"), "--dataset", labelled, "--output", str(tmp_path / "s")]
+    )
+    scores = json.loads((tmp_path / "s" / "sem_seg_evaluation.json").read_text())["sem_seg"]
+    assert scores["mIoU"] == scores["pACC"] == 100
+
+    with pytest.raises(SystemExit, match=r"subset=9: there are 2 annotated images"):
+        name_clusters.main([*model, "--name-from", labelled, "--num", "9", "--output", str(tmp_path / "n.json")])
+    with pytest.raises(SystemExit, match=r"--name-from nothing is not a data set"):
+        name_clusters.main([*model, "--name-from", "nothing", "--output", str(tmp_path / "n.json")])
+
+
+def test_scores_by_hand(tmp_path, catalog, capsys):
+    """Truth sky sky car car; the map says sky, ignore, sky, car: sky 1/3, car 1/2, two of four pixels are right."""
+    for folder, values in (("photos", [[9, 9, 9, 9]]), ("truth", [[0, 0, 1, 1]]), ("maps", [[1, 255, 1, 0]])):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.array(values, np.uint8))
+    (tmp_path / "truth" / "classes.txt").write_text("sky\ncar\n")
+    (tmp_path / "maps" / "classes.txt").write_text("car\nsky\n")  # another order
+    dataset = f"masks:{tmp_path / 'photos'},labels={tmp_path / 'truth'}"
+    register_path_datasets([dataset])
+    scores = score_maps.score_maps(tmp_path / "maps", dataset)
+    assert scores["IoU-sky"] == pytest.approx(100 / 3) and scores["IoU-car"] == pytest.approx(50)
+    assert scores["pACC"] == pytest.approx(50)
+
+    words = ["--maps", str(tmp_path / "maps"), "--dataset"]
+    (tmp_path / "maps" / "classes.txt").write_text("car\nkerb\n")
+    with pytest.raises(SystemExit, match="classes that the data set lacks: kerb; it has sky, car"):
+        score_maps.main([*words, dataset])
+    (tmp_path / "maps" / "classes.txt").write_text("car\nsky\n")
+    (tmp_path / "maps" / "a.png").unlink()
+    with pytest.raises(SystemExit, match=r"a\.png is missing: segment the folder"):
+        score_maps.main([*words, dataset])
+    with pytest.raises(SystemExit, match="--dataset nothing is no data set"):
+        score_maps.main([*words, "nothing"])
