@@ -5,9 +5,11 @@ python train_net.py --config-file configs/pretrain.yaml --num-gpus 8
 python train_net.py --config-file configs/transfer/coco_mask_rcnn_R50_FPN_1x.yaml --num-gpus 8 \
     MODEL.WEIGHTS output/pretrain/backbone.pkl
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/.../model_final.pth
+python train_net.py --config-file ... --seeds 3  # SEED, SEED + 1, SEED + 2; mean and deviation in results.json
 """
 
 import sys
+from pathlib import Path
 
 try:
     import detectron2  # noqa: F401
@@ -23,6 +25,7 @@ from detectron2.utils import comm
 from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
 from densesiam_d2.engine import Trainer, argument_parser, checked_config, claim_folder, dry_run, launch, setup
+from densesiam_d2.grid.seeds import run_seeds
 
 
 def main(cfg, args):
@@ -54,6 +57,8 @@ def run(main=main, words=None):
     args = argument_parser().parse_args(words)
     try:
         cfg = checked_config(args)
+        if args.seeds and not args.dry_run:
+            sys.exit(run_seeds(Path(__file__).absolute(), cfg, args))
         lock = claim_folder(cfg, args)  # noqa: F841 held until this function ends
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"train_net.py: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.harness import Options, Row, measure, ratios
 from benchmarks.peers.released_evaluation import ReleasedEvaluator, released_label_map
-from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
+from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 from densesiam_d2.evaluation.sem_seg import read_labels
 from densesiam_d2.layers import resized_labels
 
@@ -39,7 +39,7 @@ def _process(options: Options, name: str, clusters: int, small: tuple, size: tup
     logits = torch.randn(count, clusters, *small, generator=torch.Generator().manual_seed(0))
     MetadataCatalog.get(NAME).set(stuff_classes=[str(i) for i in range(27)], ignore_label=255)
     try:
-        ours = HungarianSemSegEvaluator(NAME, distributed=False)
+        ours = ClusterSemSegEvaluator(NAME, distributed=False)
     finally:
         MetadataCatalog.remove(NAME)
     released = ReleasedEvaluator(27, clusters)

@@ -198,9 +198,19 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINT_KEEP_LAST = 0
     cfg.SOLVER.CHECKPOINT_KEEP_EVERY = 0
 
-    # How semantic evaluation matches predicted labels with classes: "none" (they are classes) or "hungarian" (they are
-    # clusters).
+    # How semantic evaluation matches predicted labels with classes: "none" (they are classes), or for clusters
+    # "hungarian" (one-to-one, most pixels), "hungarian_iou" (one-to-one, largest sum of IoUs) or "majority" (each
+    # cluster to the class of most of its pixels; for more clusters than classes). It gives the scores without a suffix,
+    # such as mIoU; mIoU_hungarian, mIoU_majority and so on are always computed for clusters.
     cfg.TEST.SEM_SEG_MATCHING = "none"
+    # Data set on which clusters are matched with classes before the test sets are scored; "" = on each test set itself.
+    cfg.TEST.SEM_SEG_MATCHING_FIT = ""
+    # A small labelled set that is scored like a test set every PERIOD iterations of training, as monitor/mIoU and so
+    # on, with clusters matched on itself; "" = off. The labels do not influence the training, except by
+    # TEST.BEST_METRIC "monitor/mIoU".
+    cfg.TEST.MONITOR = CfgNode()
+    cfg.TEST.MONITOR.DATASET = ""
+    cfg.TEST.MONITOR.PERIOD = 500
     # What label-free segmentation returns in evaluation: "logits", as detectron2's evaluators expect, or "labels",
     # which this project's evaluators and tools.segment accept too. Measured at 480 x 640 on a CPU: labels take 0.57 of
     # the time and 9 MiB instead of 585 with 500 clusters, 1.15 of the time and at most 13 MiB instead of 24 with 27.
@@ -210,7 +220,10 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     # Sliding-window inference of SlidingSemanticSegmentor: window side and stride in pixels; 0 = whole images.
     cfg.TEST.SLIDE_WINDOW = 0
     cfg.TEST.SLIDE_STRIDE = 0
-    # Score, such as "segm/AP"; the model with the best score so far is saved as model_best.pth. "" = off.
+    # The model with the best value so far is saved as model_best.pth. "" = off. It is a score, such as "segm/AP" or
+    # "monitor/mIoU", or a number that training logs, such as "ssl/view_agreement", averaged from one comparison to the
+    # next. The highest value is the best; "-" before the name makes it the lowest. Scores are compared when they are
+    # computed, other numbers every TEST.EVAL_PERIOD iterations, or SOLVER.CHECKPOINT_PERIOD if that is 0.
     cfg.TEST.BEST_METRIC = ""
 
 

@@ -12,7 +12,7 @@ from detectron2.utils.registry import Registry
 
 from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.data.path_datasets import UNLABELLED_PREFIXES
-from densesiam_d2.modeling import BASELINES, METHODS, trains_on_views
+from densesiam_d2.modeling import BASELINES, METHODS, model_output, trains_on_views
 from densesiam_d2.modeling.backbone import torchvision_cnns
 from densesiam_d2.rules import NOT_NEGATIVE, POSITIVE, PROBABILITY, PROBABILITY_PAIR, Rule, all_of, one_of
 
@@ -102,7 +102,8 @@ RULES: dict[str, Rule] = {
     "SOLVER.WARMUP_EPOCHS": (lambda v: v >= 0 and math.isfinite(v), ">= 0"),
     "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
     "TEST.EVAL_PERIOD": NOT_NEGATIVE,
-    "TEST.SEM_SEG_MATCHING": one_of("none", "hungarian"),
+    "TEST.SEM_SEG_MATCHING": one_of("none", "hungarian", "hungarian_iou", "majority"),
+    "TEST.MONITOR.PERIOD": POSITIVE,
     "TEST.SEM_SEG_OUTPUT": one_of("logits", "labels"),
     "TEST.CENTER_CROP_SIZE": NOT_NEGATIVE,
     "TEST.SLIDE_WINDOW": NOT_NEGATIVE,
@@ -201,6 +202,12 @@ def _combinations(cfg: CfgNode) -> list[str]:
         if cfg.TEST.PRECISE_BN.ENABLED:
             problems.append("TEST.PRECISE_BN.ENABLED is True; pretraining keeps its own batch statistics: set False")
         problems += META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).problems(cfg)
+    if test.SEM_SEG_MATCHING_FIT and test.SEM_SEG_MATCHING == "none":
+        problems.append("TEST.SEM_SEG_MATCHING_FIT names a data set, but TEST.SEM_SEG_MATCHING is 'none': set it too")
+    if test.MONITOR.DATASET and model_output(cfg) != "semantic":
+        problems.append(
+            f"TEST.MONITOR.DATASET is {test.MONITOR.DATASET!r}; {cfg.MODEL.META_ARCHITECTURE} predicts no label maps"
+        )
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
         problems.append(f"TEST.SLIDE_STRIDE is {test.SLIDE_STRIDE}; it must be 1 to SLIDE_WINDOW, {test.SLIDE_WINDOW}")
     solver = cfg.SOLVER

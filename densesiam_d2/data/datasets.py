@@ -18,7 +18,7 @@ from .label_folders import register_label_folder
 from .path_datasets import FOLDER_PREFIX, LIST_PREFIX, register_path_datasets
 from .record_paths import check_record_paths
 
-__all__ = ["check_datasets", "datasets_root", "register_all_datasets", "register_sem_seg_folder"]
+__all__ = ["check_datasets", "datasets_root", "other_scored_sets", "register_all_datasets", "register_sem_seg_folder"]
 
 # Datasets of images without annotations, and their folders below the root of all datasets.
 _IMAGE_FOLDERS = {
@@ -88,6 +88,15 @@ def register_sem_seg_folder(
         MetadataCatalog.get(name).stuff_colors = [tuple(color) for color in colors]
 
 
+def other_scored_sets(cfg: CfgNode) -> dict[str, str]:
+    """Return the labelled sets that a run evaluates besides DATASETS.TEST: config key -> name, where one is set."""
+    names = {
+        "TEST.SEM_SEG_MATCHING_FIT": cfg.TEST.SEM_SEG_MATCHING_FIT,
+        "TEST.MONITOR.DATASET": cfg.TEST.MONITOR.DATASET,
+    }
+    return {key: name for key, name in names.items() if name}
+
+
 def check_datasets(cfg: CfgNode) -> None:
     """Check, before any model is built, that the datasets of a config exist; also register its path datasets.
 
@@ -95,16 +104,17 @@ def check_datasets(cfg: CfgNode) -> None:
     names all problems.
 
     Args:
-        cfg: a config; DATASETS.TRAIN and DATASETS.TEST are read.
+        cfg: a config; DATASETS.TRAIN, DATASETS.TEST and the keys of :func:`other_scored_sets` are read.
 
     Raises:
         ValueError: a name is not known.
         FileNotFoundError: all names are known, but some data is missing.
     """
     unknown, missing = [], []
-    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+    others = {key: [name] for key, name in other_scored_sets(cfg).items()}
+    for key, names in {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST, **others}.items():
         for name in names:
-            where = f"DATASETS.{key} {name!r}"
+            where = f"{key} {name!r}"
             try:
                 register_path_datasets([name])
             except (ValueError, FileNotFoundError) as error:

@@ -8,7 +8,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.data.image_io import read_image
-from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
+from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 
 __all__ = ["assign_colours", "evaluate_colour_kmeans", "fit_colours"]
 
@@ -72,7 +72,7 @@ def evaluate_colour_kmeans(
     num_clusters = len(MetadataCatalog.get(test_dataset).stuff_classes)
     train_images = (read_image(record["file_name"]) for record in DatasetCatalog.get(train_dataset))
     centres = fit_colours(train_images, num_clusters)
-    evaluator = HungarianSemSegEvaluator(test_dataset, distributed=False, output_dir=output_dir)
+    evaluator = ClusterSemSegEvaluator(test_dataset, distributed=False, output_dir=output_dir)
     for record in DatasetCatalog.get(test_dataset):
         clusters = torch.from_numpy(assign_colours(read_image(record["file_name"]), centres)).long()
         logits = torch.nn.functional.one_hot(clusters, num_clusters).permute(2, 0, 1)  # (K, H, W)

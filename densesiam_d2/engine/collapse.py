@@ -24,10 +24,12 @@ class CollapseMonitor(HookBase):
 
     - ``ssl/between`` is below ``min_between``: all images look alike (healthy: 0.8 to 1);
     - ``ssl/effective_rank`` is below the smaller of ``min_rank`` and D/2: most differences lie on one line;
-    - ``ssl/winners`` is below 2: one region, cluster or prototype wins every point.
+    - ``ssl/winners`` is below 2: one region, cluster or prototype wins every point;
+    - ``ssl/largest_cluster`` is above ``max_share``: one cluster has nearly all points;
+    - ``ssl/assignment_entropy`` is below ``min_entropy``: nearly all points are assigned to one cluster.
 
     Each process checks the metrics of its own images. The count of bad checks starts at 0 after a resume.
-    :func:`densesiam_d2.layers.embedding_spread` explains the metrics.
+    :func:`densesiam_d2.layers.embedding_spread` and :func:`densesiam_d2.layers.cluster_metrics` explain the metrics.
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class CollapseMonitor(HookBase):
         *,
         min_between: float = 0.5,
         min_rank: float = 1.5,
+        max_share: float = 0.95,
+        min_entropy: float = 0.05,
         patience: int = 5,
         repeat: int = 10,
         stop: bool = False,
@@ -42,13 +46,17 @@ class CollapseMonitor(HookBase):
         """Set the limits.
 
         Args:
-            min_between, min_rank: the lowest values that are not a collapse.
+            min_between, min_rank, min_entropy: the lowest values that are not a collapse.
+            max_share: the highest value that is not one. With two clusters, small objects on a background, a healthy
+                run can have 0.9.
             patience: bad checks in a row before the first warning.
             repeat: bad checks from one warning to the next.
             stop: raise :class:`CollapseError` instead of warning.
         """
         self._min_between = min_between
         self._min_rank = min_rank
+        self._max_share = max_share
+        self._min_entropy = min_entropy
         self._patience = patience
         self._repeat = repeat
         self._stop = stop
@@ -73,7 +81,7 @@ class CollapseMonitor(HookBase):
         if self._bad_checks < self._patience or (self._bad_checks - self._patience) % self._repeat:
             return
         message = (
-            f"The embeddings have collapsed ({', '.join(complaints)}; {self._bad_checks} checks in a row): "
+            f"The embeddings or clusters have collapsed ({', '.join(complaints)}; {self._bad_checks} checks in a row): "
             f"{'  '.join(f'{name}: {value:.4f}' for name, value in sorted(values.items()))}. {_WHAT_HELPS}."
         )
         if self._stop:
@@ -91,4 +99,8 @@ class CollapseMonitor(HookBase):
             complaints.append(f"effective_rank below {min_rank:g}: most differences lie on one line")
         if values.get("winners", 2) < 2:
             complaints.append("winners: one region or cluster wins every point")
+        if values.get("largest_cluster", 0) > self._max_share:
+            complaints.append(f"largest_cluster above {self._max_share:g}: one cluster has nearly all points")
+        if values.get("assignment_entropy", 1) < self._min_entropy:
+            complaints.append(f"assignment_entropy below {self._min_entropy:g}: nearly all points go to one cluster")
         return complaints

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.engine.signals import PREEMPTED
 
-__all__ = ["BestCheckpointHook", "CheckpointHook"]
+__all__ = ["BestCheckpointHook", "CheckpointHook", "best_period"]
 
 MAX_FAILURES = 3
 
@@ -89,13 +90,35 @@ def _iterations(path: Path) -> int:
     return int(number[1]) + 1 if number else 0
 
 
+def best_period(cfg: CfgNode) -> int:
+    """Return every how many iterations the value of TEST.BEST_METRIC is compared; 0 = only after training."""
+    name = cfg.TEST.BEST_METRIC.removeprefix("-")
+    if name.startswith("monitor/"):
+        return cfg.TEST.MONITOR.PERIOD
+    logged_in_training = name.startswith(("ssl/", "loss_", "total_loss"))
+    return cfg.TEST.EVAL_PERIOD or (cfg.SOLVER.CHECKPOINT_PERIOD if logged_in_training else 0)
+
+
 class BestCheckpointHook(hooks.BestCheckpointer):
-    """detectron2's ``BestCheckpointer``, which also keeps the best score when a run is resumed."""
+    """detectron2's ``BestCheckpointer``, for any number in the event storage, which keeps the best value on a resume.
+
+    Compared is the mean of what was logged since the last comparison. That is a score itself, and for a number that
+    training logs often, it keeps the noise of single batches out. A resumed run forgets what was logged between the
+    last comparison and the checkpoint.
+    """
 
     def __init__(self, period: int, checkpointer, metric: str):
-        """Store the evaluation period, the checkpointer, and the name of the score, such as "segm/AP"."""
+        """Store the settings.
+
+        Args:
+            period: iterations between comparisons.
+            checkpointer: a ``CheckedCheckpointer``.
+            metric: a name in the event storage, such as "segm/AP"; with "-" before it the lowest value is the best.
+        """
         untagged = SimpleNamespace(save=functools.partial(checkpointer.save, tag=False))
-        super().__init__(period, untagged, metric)
+        name = metric.removeprefix("-")
+        super().__init__(period, untagged, name, mode="max" if name == metric else "min")
+        self._compared_at = -1
 
     def after_step(self) -> None:
         if comm.is_main_process():
@@ -104,6 +127,19 @@ class BestCheckpointHook(hooks.BestCheckpointer):
     def after_train(self) -> None:
         if comm.is_main_process():
             super().after_train()
+
+    def _best_checking(self) -> None:
+        storage, name = self.trainer.storage, self._val_metric
+        history = storage.histories()[name].values() if name in storage.histories() else []
+        values = [value for value, iteration in history if iteration > self._compared_at]
+        self._compared_at = storage.iter
+        if not values:
+            logger.warning("TEST.BEST_METRIC %s was not logged since the last comparison: nothing is saved", name)
+            return
+        value, best = sum(values) / len(values), self.best_metric
+        if (best is None or self._compare(value, best)) and self._update_best(value, storage.iter):
+            self._checkpointer.save(self._file_prefix, iteration=storage.iter)
+            logger.info("%s is %.5g, the best so far: saved %s", name, value, self._file_prefix)
 
     def state_dict(self) -> dict:
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}

@@ -15,7 +15,7 @@ from torch import nn
 
 from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.layers import resized_labels
-from densesiam_d2.modeling import model_output
+from densesiam_d2.modeling import model_output, num_label_ids
 
 __all__ = ["Segmentation", "Segmentor", "fill"]
 
@@ -62,7 +62,7 @@ class Segmentor:
             cfg.TEST.SEM_SEG_OUTPUT = "logits"
         self.model = build_model(cfg).eval()
         fill(self.model, cfg.MODEL.WEIGHTS)
-        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self.num_classes = num_label_ids(cfg)
         # SlotCon's logits are cosines; its loss divides them by this before the softmax.
         self.temperature = getattr(self.model, "teacher_temperature", 1.0)
         self.resize = T.ResizeShortestEdge(

@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.config_checks import check_config
-from densesiam_d2.data.datasets import check_datasets
+from densesiam_d2.data.datasets import check_datasets, other_scored_sets
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.launch import under_torchrun
@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Return detectron2's parser with modes of ``--resume``, ``--dry-run``, and a free port for runs on one machine."""
+    """Return detectron2's parser with a free port, modes of ``--resume``, ``--dry-run`` and ``--seeds``."""
     parser = _Parser(parents=[default_argument_parser()], add_help=False, conflict_handler="resolve")
     # detectron2's default is one fixed port per user, so that a second run on the same machine would fail.
     parser.set_defaults(dist_url="auto")
@@ -64,7 +64,20 @@ def argument_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="try two iterations, one save, one load and one batch of evaluation; leaves nothing behind",
     )
+    parser.add_argument(
+        "--seeds",
+        type=_positive,
+        metavar="N",
+        help="train N times, with SEED, SEED + 1, ... in OUTPUT_DIR/seed_<seed>, and write mean and deviation of the "
+        "scores to OUTPUT_DIR/results.json; the same command goes on where it stopped; --dry-run tries one seed",
+    )
     return parser
+
+
+def _positive(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not a number above 0")
+    return int(word)
 
 
 def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
@@ -262,7 +275,7 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         cfg.OUTPUT_DIR = tempfile.mkdtemp(prefix="dry_run_")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="densesiam_d2")
     replace_sync_bn(cfg)
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *other_scored_sets(cfg).values()]
     register_path_datasets(names)
     ensure_cityscapes_api(names)
     own = own_checkpoints(cfg.OUTPUT_DIR) if args.resume != "never" else []

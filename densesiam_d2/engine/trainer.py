@@ -3,14 +3,16 @@
 import functools
 import logging
 import os
+import re
 import weakref
 from pathlib import Path
 
+import numpy as np
 import torch
-from detectron2.data import build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from fvcore.common.history_buffer import HistoryBuffer
@@ -26,14 +28,17 @@ from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
 from densesiam_d2.engine.collapse import CollapseMonitor
 from densesiam_d2.engine.exact_resume import ExactResumeHook
 from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, unwrap
-from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook
+from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
 from densesiam_d2.engine.signals import handle_stop_signals
 from densesiam_d2.engine.step import StepTrainer
 from densesiam_d2.engine.watchdog import WatchdogHook
 from densesiam_d2.engine.writers import SafeWriter, SSLMetricPrinter
 from densesiam_d2.evaluation.build import build_evaluator
+from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 from densesiam_d2.evaluation.json_scores import write_json
+from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from densesiam_d2.modeling import BASELINES, model_output, trains_on_views
+from densesiam_d2.reporting.evaluation_pictures import write_evaluation_pictures
 from densesiam_d2.solver import build_lr_scheduler, build_optimizer, set_epochs
 
 __all__ = ["Trainer"]
@@ -92,9 +97,12 @@ class Trainer(DefaultTrainer):
         keep = {"keep_last": solver.CHECKPOINT_KEEP_LAST, "keep_every": solver.CHECKPOINT_KEEP_EVERY}
         evaluation = next(i for i, h in enumerate(stock) if isinstance(h, hooks.EvalHook))
         stock.insert(evaluation, CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, **keep))
+        after = evaluation + 2
+        if cfg.TEST.MONITOR.DATASET:
+            stock.insert(after, hooks.EvalHook(cfg.TEST.MONITOR.PERIOD, self._score_monitor))
+            after += 1
         if cfg.TEST.BEST_METRIC:
-            best = BestCheckpointHook(cfg.TEST.EVAL_PERIOD, self.checkpointer, cfg.TEST.BEST_METRIC)
-            stock.insert(evaluation + 2, best)
+            stock.insert(after, BestCheckpointHook(best_period(cfg), self.checkpointer, cfg.TEST.BEST_METRIC))
         ret = [WatchdogHook(cfg.RUN.WATCHDOG_SECONDS), ExactResumeHook(cfg), *stock]
         if trains_on_views(cfg):
             watch = CollapseMonitor(stop=cfg.RUN.STOP_ON_COLLAPSE)
@@ -160,27 +168,72 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        folder = cls._inference_folder(cfg, dataset_name)
         return build_evaluator(cfg, dataset_name, folder, semantic=model_output(cfg) == "semantic")
+
+    @staticmethod
+    def _inference_folder(cfg, dataset_name: str) -> Path:
+        """Return where the evaluator of a test set writes; several test sets have a folder each."""
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        return folder if len(cfg.DATASETS.TEST) < 2 else folder / re.sub(r"[^\w.-]+", "_", dataset_name)
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Evaluate on every test set, and also write the scores to ``OUTPUT_DIR/results.json``."""
+        """Evaluate on every test set, and also write scores and pictures to OUTPUT_DIR.
+
+        ``results.json`` has the scores and how they were computed. Beside the evaluator's own file of a set with label
+        maps are ``confusion.png`` and ``contact_sheet.png``.
+        """
         names = cfg.DATASETS.TEST
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in names]
         elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
+        cls._fit_matchings(cfg, model, evaluators)
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and names:
             per_dataset = {names[0]: results} if len(names) == 1 else dict(results)
             for name, evaluator in zip(names, evaluators, strict=True):
                 if getattr(evaluator, "absent_classes", None):  # detectron2's hooks accept only numbers
                     per_dataset[name] = {**per_dataset[name], "absent_classes": evaluator.absent_classes}
+                if isinstance(evaluator, SemSegConfusionEvaluator):
+                    per_dataset[name] = {**per_dataset[name], "protocol": evaluator.protocol}
+                    _write_pictures(evaluator, name, cls._inference_folder(cfg, name))
             path = Path(cfg.OUTPUT_DIR) / "results.json"
             write_json(path, per_dataset)
             logger.info("Results are in %s", path)
         return results
+
+    @classmethod
+    def _fit_matchings(cls, cfg, model, evaluators) -> None:
+        """Match clusters with classes on TEST.SEM_SEG_MATCHING_FIT, for evaluators of clusters."""
+        name = cfg.TEST.SEM_SEG_MATCHING_FIT
+        of_clusters = [evaluator for evaluator in evaluators if isinstance(evaluator, ClusterSemSegEvaluator)]
+        if not name or not of_clusters:
+            return
+        fitted = build_evaluator(cfg, name, semantic=True)
+        inference_on_dataset(model, cls.build_test_loader(cfg, name), fitted)
+        for evaluator in of_clusters:
+            evaluator.fit(fitted)
+
+    def _score_monitor(self) -> dict[str, dict[str, float]]:
+        """Return {"monitor": scores} of TEST.MONITOR.DATASET in the main process, without those of single classes."""
+        name = self.cfg.TEST.MONITOR.DATASET
+        evaluator = build_evaluator(self.cfg, name, semantic=True)
+        results = inference_on_dataset(self.model, self.build_test_loader(self.cfg, name), evaluator)
+        scores = results.get("sem_seg", {})
+        return (
+            {"monitor": {key: value for key, value in scores.items() if not key.startswith("IoU-")}} if scores else {}
+        )
+
+
+def _write_pictures(evaluator: SemSegConfusionEvaluator, name: str, folder: Path) -> None:
+    """Write the pictures of an evaluated test set."""
+    metadata = MetadataCatalog.get(name)
+    colors = metadata.get("stuff_colors")
+    colors = None if colors is None else np.array(colors, np.uint8)
+    matched = evaluator.cluster_classes, evaluator.examples, colors
+    write_evaluation_pictures(folder, evaluator.confusion, metadata.stuff_classes, *matched)
 
 
 def in_iterations(cfg, data_loader):

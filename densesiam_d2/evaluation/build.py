@@ -7,13 +7,15 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
+from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 from densesiam_d2.evaluation.coco import RepairedCOCOEvaluator
-from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
 from densesiam_d2.evaluation.names import model_order
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from densesiam_d2.evaluation.voc import VOCEvaluator
 
 __all__ = ["build_evaluator"]
+
+_NUM_EXAMPLES = 12  # images of a label-map set that are kept as small pictures
 
 
 def build_evaluator(
@@ -54,10 +56,16 @@ def _build_cityscapes_instance(cfg: CfgNode, dataset_name: str, output_dir: str 
 
 
 def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    if cfg.TEST.SEM_SEG_MATCHING == "hungarian":
-        return HungarianSemSegEvaluator(dataset_name, output_dir=output_dir)
-    order = model_order(cfg, dataset_name, "stuff_classes")
-    return SemSegConfusionEvaluator(dataset_name, output_dir=output_dir, order=order)
+    side = cfg.TEST.CENTER_CROP_SIZE
+    common = {
+        "output_dir": output_dir,
+        "resolution": f"centre crop of {side} x {side} after resizing the short side to {side}" if side else "original",
+        "num_examples": _NUM_EXAMPLES if output_dir else 0,
+        "image_format": cfg.INPUT.FORMAT,
+    }
+    if cfg.TEST.SEM_SEG_MATCHING != "none":
+        return ClusterSemSegEvaluator(dataset_name, matching=cfg.TEST.SEM_SEG_MATCHING, **common)
+    return SemSegConfusionEvaluator(dataset_name, order=model_order(cfg, dataset_name, "stuff_classes"), **common)
 
 
 _BUILDERS: dict[str, Callable[[CfgNode, str, str | None], DatasetEvaluator]] = {

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
+from densesiam_d2.evaluation.examples import Example, evenly_chosen
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.evaluation.names import warn_of_absent
 
@@ -77,8 +79,13 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
     the input's "sem_seg_target" if the mapper provides it (labels of a crop), otherwise the dataset's
     "sem_seg_file_name", mapped by the metadata's ``label_map`` if there is one.
 
-    Attributes:
-        absent_classes: after :meth:`evaluate`, names of the classes without a labelled pixel.
+    Attributes, which :meth:`evaluate` sets in the main process:
+        absent_classes: names of the classes without a labelled pixel.
+        protocol: what was done: "matching", "num_classes", "resolution", "num_images", "num_pixels" and
+            "num_pixels_ignored" (of these).
+        confusion: the counts of all images, (K, P) int64, rows are targets.
+        cluster_classes: the class id of each cluster, None for clusters without a class; None itself without matching.
+        examples: some images with labels and predictions, at most ``num_examples``, in the dataset's order.
     """
 
     def __init__(
@@ -88,6 +95,9 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         distributed: bool = True,
         output_dir: str | None = None,
         order: Sequence[int] | None = None,
+        resolution: str = "original",
+        num_examples: int = 0,
+        image_format: str = "RGB",
     ):
         """Read the metadata.
 
@@ -96,6 +106,9 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             distributed: add up the counts of all processes; otherwise only this one's count.
             output_dir: folder for ``sem_seg_evaluation.json`` (scores and matrix), if any.
             order: the dataset's number of each class of the model; None if both have the same order.
+            resolution: at what resolution images are scored, in words; it is only reported.
+            num_examples: how many images to keep as small pictures, chosen evenly from the dataset.
+            image_format: "RGB" or "BGR", of the inputs' "image".
 
         Raises:
             ValueError: the metadata lacks one of the two, or two classes share a name.
@@ -119,13 +132,18 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self._output_dir = Path(output_dir) if output_dir else None
         self._label_files = None
         self._order = order
-        self.absent_classes = []
+        self._resolution = resolution
+        self._image_format = image_format
+        self._example_names = None if num_examples else []
+        self._num_examples = num_examples
+        self.absent_classes, self.protocol, self.confusion, self.cluster_classes, self.examples = [], {}, None, None, []
         self.reset()
 
     def reset(self) -> None:
         """Forget all counts."""
         self._matrix = np.zeros((self._num_classes, self._num_classes), np.int64)
-        self._num_images = 0
+        self._num_images = self._num_pixels = 0
+        self._kept: list[Example] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Count one batch.
@@ -143,15 +161,23 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             else:
                 labels, num_predicted = predicted_labels(output["sem_seg"]), len(output["sem_seg"])
             self._make_room(num_predicted)
+            target, name = self._target(x), x.get("file_name", "image without file_name")
             self._matrix[:, :num_predicted] += confusion_matrix(
-                self._target(x),
-                labels,
-                self._num_classes,
-                num_predicted,
-                self._ignore_label,
-                name=x.get("file_name", "image without file_name"),
+                target, labels, self._num_classes, num_predicted, self._ignore_label, name=name
             )
             self._num_images += 1
+            self._num_pixels += target.size
+            if self._is_example(name):
+                image = x["image"].cpu().numpy().transpose(1, 2, 0)
+                image = image if self._image_format == "RGB" else image[..., ::-1]
+                labels = labels if self._order is None else np.asarray(self._order)[labels]
+                self._kept.append(Example.of(name, image, target, labels))
+
+    def _is_example(self, file_name: str) -> bool:
+        if self._example_names is None:
+            names = [record["file_name"] for record in DatasetCatalog.get(self._dataset_name)]
+            self._example_names = evenly_chosen(names, self._num_examples)
+        return file_name in self._example_names
 
     def evaluate(self) -> OrderedDict:
         """Return {"sem_seg": scores in percent} in the main process, {} in the others.
@@ -159,33 +185,45 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         Raises:
             ValueError: no image was processed.
         """
-        parts = [(self._matrix, self._num_images)]
+        parts = [(self._matrix, self._num_images, self._num_pixels, self._kept)]
         if self._distributed:
             comm.synchronize()
             parts = comm.gather(parts[0])
             if not comm.is_main_process():
                 return OrderedDict()
-        num_images = sum(count for _, count in parts)
-        if not num_images:
+        matrices, images, pixels, examples = zip(*parts, strict=True)
+        if not sum(images):
             raise ValueError(f"dataset '{self._dataset_name}': no image was evaluated")
-        width = max(matrix.shape[1] for matrix, _ in parts)  # a process without images has no columns for clusters
-        matrix = sum(np.pad(m, ((0, 0), (0, width - m.shape[1]))) for m, _ in parts)
+        width = max(matrix.shape[1] for matrix in matrices)  # a process without images has no columns for clusters
+        matrix = sum(np.pad(m, ((0, 0), (0, width - m.shape[1]))) for m in matrices)
         if self._order is not None:
             matrix = matrix[:, np.argsort(self._order)]  # columns in the dataset's order, like the rows
+        self.confusion = matrix
+        kept = {example.file_name: example for example in chain.from_iterable(examples)}
+        self.examples = [kept[name] for name in self._example_names or () if name in kept]
         self.absent_classes = [self._class_names[i] for i in np.flatnonzero(matrix.sum(axis=1) == 0)]
         warn_of_absent(self._dataset_name, self.absent_classes, "pixel")
+        self.protocol = {
+            "matching": "none",
+            "num_classes": self._num_classes,
+            "resolution": self._resolution,
+            "num_images": sum(images),
+            "num_pixels": sum(pixels),
+            "num_pixels_ignored": int(sum(pixels) - matrix.sum()),
+        }
         results, details = self._score(matrix)
         if self._output_dir:
             details |= {"absent_classes": self.absent_classes, "confusion": matrix.tolist()}
-            record = {"sem_seg": results, "num_images": num_images, **details}
+            record = {"sem_seg": results, **self.protocol, "classes": self._class_names, **details}
             write_json(self._output_dir / "sem_seg_evaluation.json", record)
+        logger.info("%s was scored so: %s", self._dataset_name, _in_words(self.protocol))
         headline = {name: value for name, value in results.items() if not name.startswith("IoU-")}
-        logger.info("%s, %d images: %s", self._dataset_name, num_images, json.dumps(_rounded(headline)))
+        logger.info("%s, %d images: %s", self._dataset_name, sum(images), json.dumps(_rounded(headline)))
         return OrderedDict({"sem_seg": results})
 
     def _score(self, matrix: np.ndarray) -> tuple[dict[str, float], dict]:
-        """Return the scores of the summed matrix (K, P), and further entries for the file."""
-        return self._named(scores(matrix)), {"classes": self._class_names}
+        """Return the scores of the summed matrix (K, P), and further entries for the file; may extend ``protocol``."""
+        return self._named(scores(matrix)), {}
 
     def _named(self, result: dict) -> dict[str, float]:
         """Return scores with one entry per class instead of the array "IoU"."""
@@ -220,6 +258,11 @@ def _compact(label_map) -> np.ndarray | None:
         return None
     label_map = np.asarray(label_map, np.int64)
     return label_map.astype(np.uint8) if 0 <= label_map.min() <= label_map.max() <= 255 else label_map
+
+
+def _in_words(protocol: dict) -> str:
+    """Return the entries of a protocol as one line."""
+    return ", ".join(f"{name.removeprefix('num_').replace('_', ' ')} {value}" for name, value in protocol.items())
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Layers: modules and tensor functions that do not read a config."""
 
+from densesiam_d2.layers.cluster_metrics import cluster_metrics
 from densesiam_d2.layers.distributed import (
     gather,
     gather_uneven,
@@ -28,6 +29,7 @@ __all__ = [
     "PixelPropagation",
     "ProjectorPredictor",
     "blank_invalid",
+    "cluster_metrics",
     "conv_mlp",
     "cosine_momentum",
     "embedding_spread",

@@ -8,6 +8,7 @@ from densesiam_d2.modeling.meta_arch import (
     SiameseMetaArch,
     SlidingSemanticSegmentor,
     model_output,
+    num_label_ids,
     trains_on_views,
 )
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm
@@ -26,5 +27,6 @@ __all__ = [
     "SlidingSemanticSegmentor",
     "TorchvisionBackbone",
     "model_output",
+    "num_label_ids",
     "trains_on_views",
 ]

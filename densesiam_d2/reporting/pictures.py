@@ -110,13 +110,13 @@ def draw_overlays(files: Sequence[str], method: SegmentFn, colors: np.ndarray) -
     return tile([images, [overlay(image, method(image), 0.6, colors) for image in images]], height=150)
 
 
-def draw_legend(names: Sequence[str], colors: np.ndarray) -> np.ndarray:
-    """Draw the name of each class beside its colour, in one row."""
-    canvas = np.full((26, 100 * len(names), 3), 255, np.uint8)
+def draw_legend(names: Sequence[str], colors: np.ndarray, cell: int = 100) -> np.ndarray:
+    """Draw the name of each class beside its colour, in one row; ``cell`` is the width of each in pixels."""
+    canvas = np.full((26, cell * len(names), 3), 255, np.uint8)
     for i, (name, color) in enumerate(zip(names, colors.tolist(), strict=True)):
-        cv2.rectangle(canvas, (100 * i + 2, 4), (100 * i + 24, 22), color, cv2.FILLED)
+        cv2.rectangle(canvas, (cell * i + 2, 4), (cell * i + 24, 22), color, cv2.FILLED)
         text = {"fontFace": cv2.FONT_HERSHEY_SIMPLEX, "fontScale": 0.45, "color": (30, 30, 30), "lineType": cv2.LINE_AA}
-        cv2.putText(canvas, name, (100 * i + 30, 18), **text)
+        cv2.putText(canvas, name, (cell * i + 30, 18), **text)
     return canvas
 
 

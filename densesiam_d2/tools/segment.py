@@ -40,6 +40,7 @@ from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.labels.cluster_names import IGNORE, ClusterNames, file_sha256
 from densesiam_d2.labels.regions import CocoWriter
+from densesiam_d2.modeling import num_label_ids
 from densesiam_d2.reporting.gallery import Gallery
 from densesiam_d2.reporting.gallery_page import write_gallery
 from densesiam_d2.reporting.label_colors import overlay, palette
@@ -136,7 +137,7 @@ def _write(path: Path, image: np.ndarray) -> None:
 
 def _known_classes(cfg: CfgNode) -> tuple[list[str], np.ndarray] | None:
     """Return name and RGB colour of each class of a supervised model; None if they are not known, as for clusters."""
-    num, metadata = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, Metadata()
+    num, metadata = num_label_ids(cfg), Metadata()
     if cfg.TEST.SEM_SEG_MATCHING != "none":
         return None
     if cfg.DATASETS.TEST:
@@ -190,7 +191,7 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"--alpha {args.alpha} must lie between 0 and 1")
     if args.min_area < 1:
         raise ValueError(f"--min-area {args.min_area} must be at least 1")
-    num, classes, table = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, _known_classes(cfg), None
+    num, classes, table = num_label_ids(cfg), _known_classes(cfg), None
     if classes and args.names:
         raise ValueError(f"--names {args.names} is for clusters, but this model has classes: {', '.join(classes[0])}")
     segmentor = Segmentor(cfg, certainty=True)

@@ -41,6 +41,7 @@ def set_metadata():
 
 def make_cfg(train=(), test=()):
     cfg = get_cfg()
+    add_densesiam_config(cfg)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
     return cfg
 

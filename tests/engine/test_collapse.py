@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from densesiam_d2.engine.collapse import CollapseError, CollapseMonitor
 from densesiam_d2.geometry import grid_points, sample, to_grid_sample
 from densesiam_d2.modeling.meta_arch import densesiam
-from tests.modeling.meta_arch.tiny import tiny_cfg, tiny_model
+from tests.modeling.meta_arch.tiny import tiny_batch, tiny_cfg, tiny_model, tiny_sem_seg_cfg
 
 HEALTHY = {"ssl/between": 0.95, "ssl/effective_rank": 13.4, "ssl/z_std_ideal": 64**-0.5, "ssl/winners": 32}
 
@@ -149,3 +149,43 @@ def test_healthy_training_is_quiet(monkeypatch, caplog):
 @pytest.mark.parametrize("without", ["stop-gradient", "predictor"])
 def test_collapsing_training_is_noticed(without, monkeypatch, caplog):
     assert collapse_is_noticed(without, monkeypatch, caplog)
+
+
+HEALTHY_CLUSTERS = {"ssl/largest_cluster": 0.9, "ssl/assignment_entropy": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "named"),
+    [
+        ({"ssl/largest_cluster": 0.96}, "largest_cluster above 0.95: one cluster has nearly all points"),
+        ({"ssl/assignment_entropy": 0.04}, "assignment_entropy below 0.05: nearly all points go to one cluster"),
+    ],
+)
+def test_collapsed_clusters_warn_after_several_checks(metrics, named, caplog):
+    bad = {**HEALTHY_CLUSTERS, **metrics}
+    assert warnings_of([HEALTHY_CLUSTERS] * 20, CollapseMonitor(), caplog) == []
+    assert warnings_of([*[bad] * 4, HEALTHY_CLUSTERS, *[bad] * 4], CollapseMonitor(), caplog) == []
+    assert warnings_of([bad] * 5, CollapseMonitor(), caplog) == [5]
+    assert named in caplog.records[0].message
+
+
+class Favour(nn.Module):
+    """Adds a large number to the logits of cluster 1."""
+
+    def forward(self, z):
+        return z + 1e3 * F.one_hot(torch.tensor(1), z.shape[1]).view(1, -1, 1, 1)
+
+
+def test_a_collapsed_segmentor_is_noticed(caplog):
+    """All points go to one cluster; the model's own forward logs it."""
+    model = tiny_model(tiny_sem_seg_cfg())
+    model.sem_seg_head.classifier.projector.append(Favour())
+    monitor = CollapseMonitor(patience=2)
+    with EventStorage() as storage:
+        for storage.iter in (19, 20, 39):
+            model(tiny_batch())
+            monitor.after_step()
+        assert storage.latest()["ssl/used_clusters"] == (1, 39)
+        assert storage.latest()["ssl/view_agreement"] == (1, 39)
+        assert [i for _, i in storage.history("ssl/largest_cluster").values()] == [19, 39]
+    assert "largest_cluster above 0.95" in caplog.text and "2 checks in a row" in caplog.text

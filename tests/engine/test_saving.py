@@ -10,7 +10,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from densesiam_d2.checkpoint import CheckedCheckpointer
-from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook
+from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
+from tests.modeling.meta_arch.tiny import tiny_cfg
 
 
 def run(folder, iterations, *, first=0, max_iter=100, model=None, before=None, **options):
@@ -113,3 +114,55 @@ def test_the_best_score_is_remembered(tmp_path):
     evaluate(resumed, 29, 80.0)
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["model"]["weight"].item() == 80
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000009.pth"  # resuming is not from the best
+
+
+def best_of(folder, metric, logged, *, period=10, max_iter=30):
+    """Run the hook over iterations that log a number, {iteration: value}; the weight is the iteration."""
+    model = nn.Linear(1, 1)
+    hook = BestCheckpointHook(period, CheckedCheckpointer(model, str(folder)), metric)
+    with EventStorage() as storage:
+        for storage.iter in range(max_iter):
+            hook.trainer = SimpleNamespace(iter=storage.iter, max_iter=max_iter, storage=storage)
+            if storage.iter in logged:
+                storage.put_scalar(metric.removeprefix("-"), logged[storage.iter], smoothing_hint=False)
+            nn.init.constant_(model.weight, storage.iter)
+            hook.after_step()
+        storage.iter = hook.trainer.iter = max_iter
+        hook.after_train()
+    path = folder / "model_best.pth"
+    return hook.best_metric, torch.load(path, weights_only=True)["model"]["weight"].item() if path.exists() else None
+
+
+def test_numbers_of_training_are_averaged_over_the_period(tmp_path):
+    """Means 0.5 (iterations 0 to 9), 0.6 and 0.4; the highest single values are in the first and last period."""
+    logged = {3: 0.9, 9: 0.1, 12: 0.6, 15: 0.5, 19: 0.7, 25: 0.95, 27: 0.0, 29: 0.25}
+    assert best_of(tmp_path / "a", "ssl/view_agreement", logged) == (pytest.approx(0.6), 19)
+    assert best_of(tmp_path / "b", "-ssl/view_agreement", logged) == (pytest.approx(0.4), 29)
+
+
+def test_scores_are_compared_as_they_are(tmp_path):
+    """One value per period, the last of them after training; it is not averaged with the one before."""
+    assert best_of(tmp_path / "a", "monitor/mIoU", {9: 20.0, 19: 30.0, 29: 40.0}) == (40, 29)
+    assert best_of(tmp_path / "b", "monitor/mIoU", {9: 20.0, 19: 30.0, 29: float("nan")}) == (30, 19)
+
+
+def test_a_metric_that_nothing_logs_is_named(tmp_path, caplog):
+    assert best_of(tmp_path, "ssl/none", {}) == (None, None)
+    assert "TEST.BEST_METRIC ssl/none was not logged since the last comparison" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("metric", "evaluation", "expected"),
+    [
+        ("sem_seg/mIoU", 7, 7),
+        ("sem_seg/mIoU", 0, 0),
+        ("-ssl/pixel_entropy", 7, 7),
+        ("ssl/view_agreement", 0, 11),
+        ("monitor/mIoU", 7, 5),
+    ],
+)
+def test_when_the_best_is_compared(metric, evaluation, expected):
+    cfg = tiny_cfg()
+    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.MONITOR.PERIOD = 11, 5
+    cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC = evaluation, metric
+    assert best_period(cfg) == expected

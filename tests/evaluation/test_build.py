@@ -5,8 +5,8 @@ from detectron2.data import MetadataCatalog
 
 from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
+from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 from densesiam_d2.evaluation.coco import RepairedCOCOEvaluator
-from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from densesiam_d2.evaluation.voc import VOCEvaluator
 from tests.evaluation.voc_files import voc_xml
@@ -43,11 +43,11 @@ def metadata(tmp_path):
         ("cityscapes_instance", False, "none", CityscapesInstanceEvaluator),
         ("cityscapes_sem_seg", True, "none", SemSegConfusionEvaluator),
         ("sem_seg", True, "none", SemSegConfusionEvaluator),
-        ("sem_seg", True, "hungarian", HungarianSemSegEvaluator),
-        ("cityscapes_sem_seg", True, "hungarian", HungarianSemSegEvaluator),
+        ("sem_seg", True, "hungarian", ClusterSemSegEvaluator),
+        ("cityscapes_sem_seg", True, "hungarian", ClusterSemSegEvaluator),
         ("scenes", False, "hungarian", RepairedCOCOEvaluator),
         ("scenes", True, "none", SemSegConfusionEvaluator),
-        ("scenes", True, "hungarian", HungarianSemSegEvaluator),
+        ("scenes", True, "hungarian", ClusterSemSegEvaluator),
     ],
 )
 def test_evaluator_by_type(cfg, metadata, tmp_path, evaluator_type, semantic, matching, expected):

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
 from PIL import Image
 
-from densesiam_d2.evaluation.hungarian import HungarianSemSegEvaluator
+from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator, predicted_labels, read_labels
 
 
@@ -90,7 +90,7 @@ def test_target_of_the_mapper_comes_first_and_reset_forgets(register, tmp_path):
 @pytest.mark.parametrize("num", [3, 300])
 def test_labels_count_like_their_logits(num, register, tmp_path):
     (file_name,) = register("labels", tmp_path, [[[0, 0, 1, 255]]], stuff_classes=list("abc"), ignore_label=255)
-    prediction, evaluator = [[0, 2, num - 1, 1]], HungarianSemSegEvaluator("labels")
+    prediction, evaluator = [[0, 2, num - 1, 1]], ClusterSemSegEvaluator("labels")
     evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot(prediction, num)}])
     by_logits = evaluator.evaluate()
     evaluator.reset()

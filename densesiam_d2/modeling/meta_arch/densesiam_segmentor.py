@@ -103,6 +103,7 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
         loss_region = self.region(view1.s, view2.s, z1, z2, valid)
         losses["loss_region"] = loss_region * self.weight_from(self.region_start, self.region_weight)
 
+        self.log_cluster_metrics(z1, z2, valid)
         if self.metrics_due():
             self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
         return losses

@@ -5,7 +5,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSeg
 
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 
-__all__ = ["model_output", "trains_on_views"]
+__all__ = ["model_output", "num_label_ids", "trains_on_views"]
 
 
 def trains_on_views(cfg: CfgNode) -> bool:
@@ -25,6 +25,13 @@ def model_output(cfg: CfgNode) -> str | None:
     if _is_subclass(cfg, SemanticSegmentor):
         return "semantic"
     return "instances" if _is_subclass(cfg, GeneralizedRCNN) else None
+
+
+def num_label_ids(cfg: CfgNode) -> int:
+    """Return how many ids the label maps of a model with the output "semantic" have: its classes or clusters."""
+    if trains_on_views(cfg):
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).num_clusters(cfg)
+    return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
 
 def _is_subclass(cfg: CfgNode, base: type) -> bool:

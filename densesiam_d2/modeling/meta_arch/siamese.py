@@ -9,7 +9,7 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from densesiam_d2.layers import embedding_spread, with_idle
+from densesiam_d2.layers import cluster_metrics, embedding_spread, with_idle
 from densesiam_d2.rules import Rule
 
 __all__ = ["SiameseMetaArch"]
@@ -72,6 +72,11 @@ class SiameseMetaArch(nn.Module):
     def problems(cls, cfg: CfgNode) -> list[str]:
         """Return one line for each problem of a config with this method; ``RULES`` already check single keys."""
         return []
+
+    @classmethod
+    def num_clusters(cls, cfg: CfgNode) -> int:
+        """Return how many clusters a method with the output "semantic" predicts."""
+        return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
     def build_hooks(self, cfg: CfgNode) -> list[HookBase]:
         """Return the method's own hooks of the training loop; the watchdog does not count their time."""
@@ -200,6 +205,27 @@ class SiameseMetaArch(nn.Module):
         values = torch.stack([value.float() for value in metrics.values()]).tolist()  # a single wait for the device
         metrics = dict(zip(metrics, values, strict=True)) | {"z_std_ideal": z_std_ideal}
         get_event_storage().put_scalars(smoothing_hint=False, **{f"ssl/{name}": v for name, v in metrics.items()})
+
+    def log_cluster_metrics(
+        self, z1: torch.Tensor, z2: torch.Tensor | None = None, valid: torch.Tensor | None = None
+    ) -> None:
+        """Write ``ssl/*`` metrics of the assignment to clusters, at the iterations of :meth:`metrics_due`.
+
+        They need no labels; :func:`densesiam_d2.layers.cluster_metrics` says what they are. Call it once in each
+        training forward. Each process writes those of its own images.
+
+        Args:
+            z1: (N, K, ...) logits of view 1. For hard labels, pass one-hot vectors times a large number.
+            z2: (N, K, ...) logits of view 2 at the same points; None if the views are not compared.
+            valid: (N,) bool, the images to use; None uses all.
+        """
+        if not self.metrics_due():
+            return
+        metrics = cluster_metrics(z1.detach(), None if z2 is None else z2.detach(), valid)
+        if metrics:
+            values = torch.stack(list(metrics.values())).tolist()  # a single wait for the device
+            names = [f"ssl/{name}" for name in metrics]
+            get_event_storage().put_scalars(smoothing_hint=False, **dict(zip(names, values, strict=True)))
 
 
 def _zero_init_residual(backbone: nn.Module) -> None:

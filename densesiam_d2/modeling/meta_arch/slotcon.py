@@ -178,6 +178,7 @@ class SlotCon(SiameseMetaArch):
         g1, g2, gt1, gt2 = pool(z1, s1), pool(z2, s2), pool(zt1, st1), pool(zt2, st2)  # (N, K, D)
         loss_slot = self.slot_loss(g1, s1, gt2, st2) + self.slot_loss(g2, s2, gt1, st1)
 
+        self.log_cluster_metrics(at1 / self.teacher_temperature, at2 / self.teacher_temperature, valid)
         if self.metrics_due():
             # Projections share a large mean, also in a healthy training; centred scores do not.
             centred, overlap = st1 - self.center[:, None, None], overlap_boxes(boxes1, boxes2)[1]

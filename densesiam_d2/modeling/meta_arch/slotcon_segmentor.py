@@ -13,9 +13,9 @@ __all__ = ["SlotConSegmentor"]
 class SlotConSegmentor(SlotCon):
     """SlotCon, trained in the same way, that predicts a cluster for each pixel in evaluation.
 
-    The logits of a pixel are the teacher's scores: the cosines of its projection with the prototypes. The evaluation
-    gives each class one cluster, so there should be as many prototypes as classes; pixels of further clusters are
-    always wrong. The config keys are those of MODEL.SLOTCON.
+    The logits of a pixel are the teacher's scores: the cosines of its projection with the prototypes. There may be
+    more prototypes than classes; TEST.SEM_SEG_MATCHING "majority" then gives each cluster a class. The config keys are
+    those of MODEL.SLOTCON.
 
     Source: viz_slots.py in CVMI-Lab/SlotCon for the scores. The code of the paper's segmentation is not released.
     """
@@ -38,14 +38,8 @@ class SlotConSegmentor(SlotCon):
         """Add nothing; the keys are those that :class:`SlotCon` adds."""
 
     @classmethod
-    def problems(cls, cfg: CfgNode) -> list[str]:
-        slots, clusters = cfg.MODEL.SLOTCON.SLOTS, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        if slots == clusters:
-            return []
-        return [
-            f"MODEL.SLOTCON.SLOTS is {slots}, MODEL.SEM_SEG_HEAD.NUM_CLASSES {clusters}; {cls.__name__} needs the same "
-            "number, because its prototypes are the clusters"
-        ]
+    def num_clusters(cls, cfg: CfgNode) -> int:
+        return cfg.MODEL.SLOTCON.SLOTS
 
     @classmethod
     def from_config(cls, cfg):
