@@ -113,6 +113,7 @@ class IIC(LabelFreeSegmentor):
 
         if self.metrics_due():
             self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
+        self.log_cluster_metrics(z1)
         return {name: with_idle(loss, other.parameters())}
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:

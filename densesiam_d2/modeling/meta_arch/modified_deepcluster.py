@@ -80,10 +80,12 @@ class ModifiedDeepCluster(ClusteringSegmentor):
             return self.inference(batched_inputs)
         features = (f,) = self.cluster_features(batched_inputs)
         y = self.labels_of(batched_inputs, features)[:, 0, 0]  # (N, h, w)
-        loss = cluster_cross_entropy(self.classifier(f), y, self.sem_seg_head.clusterings[0].frequency[0])
+        z = self.classifier(f)
+        loss = cluster_cross_entropy(z, y, self.sem_seg_head.clusterings[0].frequency[0])
         if self.metrics_due():
             winners = torch.bincount(y.flatten(), minlength=self.sem_seg_head.num_classes) > 0
             self.log_metrics(f, winners=winners.sum())
+        self.log_cluster_metrics(z)
         return {"loss_cluster": loss}
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:

@@ -77,6 +77,7 @@ class PiCIE(ClusteringSegmentor):
             losses[f"loss_cross{suffix}"] = weight * (loss(f1, y2, 1) + loss(f2, y1, 0)) / 4
         if self.metrics_due():
             winners = torch.bincount(labels[:, 1, 0].flatten(), minlength=head.num_classes) > 0
-            agreement = (head.clusterings[0](f1.detach(), 1).argmax(dim=1) == labels[:, 1, 0]).float().mean()
-            self.log_metrics(f1, overlap=overlap, winners=winners.sum(), agreement=agreement)
+            self.log_metrics(f1, overlap=overlap, winners=winners.sum())
+            logits = [head.clusterings[0](f.detach(), 1) for f in features]
+            self.log_cluster_metrics(*logits, overlap > 0)
         return losses
