@@ -157,6 +157,15 @@ def _add_sem_seg_keys(cfg: CfgNode) -> None:
     # Weight of the soft cross-entropy between views. It is divided between the main and the auxiliary classifier in the
     # ratio log(AUX_CLASSES) : log(NUM_CLASSES), as released ("auto").
     pl.SIMILARITY_WEIGHT = 1.0
+    # Normalise each backbone feature to length 1 over its channels before the decoder.
+    pl.NORMALIZE = False
+    # End each classifier's projector with a batch norm, so that no cluster dies out (as released).
+    pl.LOGIT_NORM = True
+    # Predict the other view's logits by a predictor (as released); False compares the logits themselves.
+    pl.PREDICTOR = True
+    # "random", or "kmeans": the decoder starts as a principal component analysis of the backbone's features, and the
+    # classifiers as k-means clusters of its output. "kmeans" needs NORMALIZE True, LOGIT_NORM False, NUM_PROJ_CONVS 0.
+    pl.START = "random"
 
     # FCNSemSegHead (supervised transfer): convolutions, their dilation, concatenation of the input before the last one,
     # dropout, and an auxiliary head on another feature ("" = none).
@@ -189,6 +198,8 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     # Keep BASE_LR during the whole training for the modules in the method's fixed_lr_modules, which are its predictors
     # (SimSiam's --fix-pred-lr).
     cfg.SOLVER.FIX_PREDICTOR_LR = True
+    # Factor on the learning rate of the backbone; below 1 it changes less than the heads on top of it.
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
     # Length of the training and of its warm-up in epochs of DATASETS.TRAIN; 0 = use MAX_ITER and WARMUP_ITERS. With
     # EPOCHS, STEPS are fractions of the training in (0, 1). SOLVER.MAX_ITER on the command line sets EPOCHS to 0.
     cfg.SOLVER.EPOCHS = 0.0

@@ -70,6 +70,7 @@ RULES: dict[str, Rule] = {
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES": (lambda v: v == 0 or v > 1, "0 (none) or > 1"),
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.NUM_PROJ_CONVS": NOT_NEGATIVE,
     "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SIMILARITY_WEIGHT": NOT_NEGATIVE,
+    "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START": one_of("random", "kmeans"),
     "MODEL.TORCHVISION.NAME": (
         lambda v: v in torchvision_cnns(),
         "the name of a CNN in torchvision.models with features at whole strides, such as mobilenet_v2 or resnet18",
@@ -86,6 +87,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.BASE_LR_END": NOT_NEGATIVE,
     "SOLVER.EPOCHS": (lambda v: v >= 0 and math.isfinite(v), ">= 0"),
     "SOLVER.IMS_PER_BATCH": POSITIVE,
+    "SOLVER.BACKBONE_LR_FACTOR": NOT_NEGATIVE,
     "SOLVER.LARS.EPS": NOT_NEGATIVE,
     "SOLVER.LARS.TRUST_COEFFICIENT": POSITIVE,
     "SOLVER.LR_SCHEDULER_NAME": one_of(

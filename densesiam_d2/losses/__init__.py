@@ -7,6 +7,7 @@ from densesiam_d2.losses.pseudo_label import pseudo_label_loss
 from densesiam_d2.losses.region import pool_regions, region_infonce
 from densesiam_d2.losses.similarity import negative_cosine, negative_cosine_of_pairs, soft_cross_entropy
 from densesiam_d2.losses.slots import active_slots, pool_slots, prototype_scores, slot_infonce
+from densesiam_d2.losses.usage import usage_loss
 
 __all__ = [
     "active_slots",
@@ -23,4 +24,5 @@ __all__ = [
     "region_infonce",
     "slot_infonce",
     "soft_cross_entropy",
+    "usage_loss",
 ]

@@ -53,20 +53,23 @@ def negative_cosine_of_pairs(p: torch.Tensor, z: torch.Tensor, pairs: torch.Tens
     return mean_over_images(-total / pairs.sum(dim=(1, 2)).clamp(min=1))
 
 
-def soft_cross_entropy(p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+def soft_cross_entropy(
+    p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor | None = None, *, target_temperature: float = 1.0
+) -> torch.Tensor:
     """Return the mean cross-entropy of softmax(p) against stop-gradient softmax(z) over images and positions.
 
     Args:
         p: (N, K, ...) predicted logits.
         z: (N, K, ...) target logits of the other view; no gradient flows into them.
         valid: (N,) bool, the images to use; None means all.
+        target_temperature: divides z; below 1 the targets are sharper than the predictions.
 
     Returns:
-        Scalar, at least the mean entropy of softmax(z); 0 when no image is valid.
+        Scalar, at least the mean entropy of the targets; 0 when no image is valid.
 
     Source: ZwwWayne/DenseSiam, densesiam/models/architectures/densesiam.py (no temperature).
     """
     p, z = blank_invalid(p, valid), blank_invalid(z, valid)
-    target = z.detach().float().softmax(dim=1)
+    target = (z.detach().float() / target_temperature).softmax(dim=1)
     cross_entropy = -(target * p.float().log_softmax(dim=1)).sum(dim=1)  # (N, ...)
     return mean_over_images(cross_entropy.flatten(1).mean(dim=1), valid)

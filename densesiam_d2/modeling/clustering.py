@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from datetime import timedelta
 from itertools import islice
@@ -25,7 +25,7 @@ from densesiam_d2.atomic import atomic_write
 from densesiam_d2.layers import MiniBatchKMeans, gather, world_size
 from densesiam_d2.modeling.label_file import LabelFile
 
-__all__ = ["ClusteringHook", "all_rows", "replay"]
+__all__ = ["ClusteringHook", "random_points", "replay"]
 
 LOG_SECONDS = 30
 
@@ -217,6 +217,26 @@ def replay(loader, first: int, num: int) -> Iterator[dict]:
         yield from islice(batches, num)
     finally:
         batches.close()
+
+
+def random_points(features: Callable, loader, total_batch: int, per_image: int) -> torch.Tensor:
+    """Return the features of random cells of every image, (n, C) on the CPU of each process.
+
+    Args:
+        features: batch of the loader -> (N, C, h, w).
+        loader: a ``TrainLoader``.
+        total_batch: images per batch of all processes.
+        per_image: cells of each image, drawn by the loader's seed and the image's position.
+    """
+    kept, seed = [], loader.batches.seed
+    for batch in replay(loader, 0, max(1, round(len(loader.dataset) / total_batch))):
+        points = features(batch).flatten(2).transpose(1, 2)  # (N, h * w, C)
+        chosen = [
+            of_image[np.random.default_rng((seed, position)).permutation(len(of_image))[:per_image]]
+            for of_image, position in zip(points, batch["position"].tolist(), strict=True)
+        ]
+        kept.append(all_rows(torch.stack(chosen)).cpu())
+    return torch.cat(kept).flatten(0, 1)
 
 
 def all_rows(x: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,14 @@ def test_soft_cross_entropy_by_hand():
     assert soft_cross_entropy(p, z).item() == pytest.approx(expected)
 
 
+def test_a_target_temperature_below_1_sharpens_the_target_only():
+    """Logits log 2 and 0 give the target 2/3, 1/3; with temperature 0.5 it is 4/5, 1/5."""
+    p, z = torch.zeros(1, 2, 1), torch.tensor([[[math.log(2)], [0.0]]])
+    p[0, 0] = math.log(3)  # softmax 3/4, 1/4
+    expected = -0.8 * math.log(3 / 4) - 0.2 * math.log(1 / 4)
+    assert soft_cross_entropy(p, z, target_temperature=0.5).item() == pytest.approx(expected)
+
+
 def test_arguments_are_not_interchangeable_in_soft_cross_entropy():
     # Target (1/2, 1/2), prediction (3/4, 1/4): 1/2 ln(4/3) + 1/2 ln 4, not ln 2 as the other way round.
     p, z = _pixels((math.log(3), 0.0)), _pixels((0.0, 0.0))

@@ -211,6 +211,14 @@ def test_grouping_keeps_weight_decay_and_loses_no_parameter():
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(names)  # none twice
 
 
+def test_backbone_factor_scales_the_whole_schedule_of_the_backbone_only():
+    plain, scaled = (_run(_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", **key)) for key in ({}, {"BACKBONE_LR_FACTOR": 0.1}))
+    assert {name for name in plain[0] if name.startswith("backbone.")}
+    for before, after in zip(plain, scaled, strict=True):
+        for name, rate in before.items():
+            assert after[name] == pytest.approx(rate * (0.1 if name.startswith("backbone.") else 1))
+
+
 def test_bias_factor_of_a_fixed_module_is_kept():
     cfg = _cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIX_PREDICTOR_LR=True, BIAS_LR_FACTOR=2.0)
     assert _run(cfg)[-1]["dense.predictor.0.bias"] == pytest.approx(2 * BASE_LR)

@@ -31,6 +31,9 @@ class DenseSiam(SiameseMetaArch):
         "MODEL.DENSESIAM.GRID_SIZE": POSITIVE,
         "MODEL.DENSESIAM.GRID_POSITION": one_of("output", "feature"),
         "MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.DENSESIAM.PIXEL.TARGET_TEMPERATURE": POSITIVE,
+        "MODEL.DENSESIAM.USAGE.LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.DENSESIAM.USAGE.EXPONENT": NOT_NEGATIVE,
         "MODEL.DENSESIAM.REGION.LOSS": one_of("infonce", "cosine"),
         "MODEL.DENSESIAM.REGION.TEMPERATURE": POSITIVE,
         "MODEL.DENSESIAM.REGION.LOSS_WEIGHT": NOT_NEGATIVE,
@@ -91,6 +94,8 @@ class DenseSiam(SiameseMetaArch):
         # PixSim: weight of the symmetrised similarity of p and stop-gradient z.
         ds.PIXEL = CfgNode()
         ds.PIXEL.LOSS_WEIGHT = 1.0
+        # Segmentation only: divides the target's logits; below 1 the targets are sharper than the predictions.
+        ds.PIXEL.TARGET_TEMPERATURE = 1.0
 
         # RegionSim.
         ds.REGION = CfgNode()
@@ -107,6 +112,12 @@ class DenseSiam(SiameseMetaArch):
         # Widths of the region projector, hidden width of the region predictor. Inferred for pretraining.
         ds.REGION.PROJ_DIMS = [512, 512, 256]
         ds.REGION.PRED_DIM = 128
+
+        # Segmentation only: weight of the divergence of the clusters' shares from a prior in which the r-th largest
+        # cluster has a share in proportion to r ** -EXPONENT (0: all equal). Not in the paper.
+        ds.USAGE = CfgNode()
+        ds.USAGE.LOSS_WEIGHT = 0.0
+        ds.USAGE.EXPONENT = 0.0
 
     @classmethod
     def from_config(cls, cfg):

@@ -4,11 +4,13 @@ from functools import partial
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.engine.train_loop import HookBase
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from densesiam_d2.geometry import overlap_boxes
-from densesiam_d2.losses import pseudo_label_loss, soft_cross_entropy
+from densesiam_d2.losses import pseudo_label_loss, soft_cross_entropy, usage_loss
 from densesiam_d2.modeling.consistency import EncodedView, RegionSim, count_winners, encoded_views, project_points
+from densesiam_d2.modeling.kmeans_start import KMeansStartHook
 from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
 
 __all__ = ["DenseSiamSegmentor"]
@@ -32,8 +34,11 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
         sample_features: bool,
         region_heads: RegionSim,
         pixel_weight: float = 1.0,
+        target_temperature: float = 1.0,
         region_weight: float = 0.1,
         region_start: float = 0.0,
+        usage_weight: float = 0.0,
+        usage_exponent: float = 0.0,
         **kwargs,
     ):
         """Store modules and loss weights.
@@ -44,6 +49,8 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
                 outputs.
             region_heads: heads of RegionSim.
             pixel_weight, region_weight: loss weights >= 0.
+            target_temperature: see :func:`densesiam_d2.losses.soft_cross_entropy`.
+            usage_weight, usage_exponent: weight and exponent of :func:`densesiam_d2.losses.usage_loss` on both views.
             region_start: share of training after which the region loss has its weight; before that the weight is 0.
             kwargs: arguments of :class:`LabelFreeSegmentor`; the head must be a ``PseudoLabelSemSegHead``.
         """
@@ -52,15 +59,22 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
         self.sample_features = sample_features
         self.region = region_heads
         self.pixel_weight = pixel_weight
+        self.target_temperature = target_temperature
         self.region_weight = region_weight
+        self.usage_weight, self.usage_exponent = usage_weight, usage_exponent
         self.region_start = region_start
 
     @classmethod
     def problems(cls, cfg: CfgNode) -> list[str]:
-        name = cfg.MODEL.SEM_SEG_HEAD.NAME
-        if name == "PseudoLabelSemSegHead":
-            return []
-        return [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; {cls.__name__} needs 'PseudoLabelSemSegHead'"]
+        name, keys = cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL
+        if name != "PseudoLabelSemSegHead":
+            return [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; {cls.__name__} needs 'PseudoLabelSemSegHead'"]
+        if keys.START == "kmeans" and (not keys.NORMALIZE or keys.LOGIT_NORM or keys.NUM_PROJ_CONVS):
+            return [
+                "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START is 'kmeans': it needs NORMALIZE True, LOGIT_NORM False and "
+                "NUM_PROJ_CONVS 0 beside it"
+            ]
+        return []
 
     @classmethod
     def from_config(cls, cfg):
@@ -71,9 +85,17 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
             "sample_features": keys.GRID_POSITION == "feature",
             "region_heads": RegionSim.of(cfg, cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM),
             "pixel_weight": keys.PIXEL.LOSS_WEIGHT,
+            "target_temperature": keys.PIXEL.TARGET_TEMPERATURE,
             "region_weight": keys.REGION.LOSS_WEIGHT,
             "region_start": keys.REGION.START,
+            "usage_weight": keys.USAGE.LOSS_WEIGHT,
+            "usage_exponent": keys.USAGE.EXPONENT,
         }
+
+    def build_hooks(self, cfg: CfgNode) -> list[HookBase]:
+        if cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START == "kmeans":
+            return [KMeansStartHook(self, cfg.SOLVER.IMS_PER_BATCH)]
+        return []
 
     def forward(self, batched_inputs):
         """Compare two views in training; segment whole images otherwise.
@@ -102,6 +124,9 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
         losses["loss_sem_seg"] = (pseudo_label(z1) + pseudo_label(z2)) / 2 * head.loss_weight
         loss_region = self.region(view1.s, view2.s, z1, z2, valid)
         losses["loss_region"] = loss_region * self.weight_from(self.region_start, self.region_weight)
+        if self.usage_weight:
+            z, both = torch.cat([z1, z2]), torch.cat([valid, valid])
+            losses["loss_usage"] = usage_loss(z, self.usage_exponent, both) * self.usage_weight
 
         self.log_cluster_metrics(z1, z2, valid)
         if self.metrics_due():
@@ -114,5 +139,6 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
         """Return the weighted soft cross-entropy of both views, and the logits z1, z2 (N, K, S, S) of a classifier."""
         z1, p1 = project_points(classifier, view1, sample_features=self.sample_features)
         z2, p2 = project_points(classifier, view2, sample_features=self.sample_features)
-        loss = (soft_cross_entropy(p1, z2, valid) + soft_cross_entropy(p2, z1, valid)) / 2
+        cross_entropy = partial(soft_cross_entropy, valid=valid, target_temperature=self.target_temperature)
+        loss = (cross_entropy(p1, z2) + cross_entropy(p2, z1)) / 2
         return loss * self.pixel_weight, z1, z2

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.engine.train_loop import HookBase
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densesiam_d2.layers import MiniBatchKMeans, nearest, with_idle
-from densesiam_d2.modeling.clustering import all_rows, replay
+from densesiam_d2.modeling.clustering import random_points
 from densesiam_d2.modeling.meta_arch.segmentor import segmentation
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.rules import NOT_NEGATIVE, POSITIVE, Rule
@@ -165,17 +164,13 @@ class FitHook(HookBase):
         if self.trainer.iter:
             return
         model, loader = self._model, self.trainer.data_loader
-        length = max(1, round(len(loader.dataset) / self._total_batch))
-        kept, seed = [], loader.batches.seed
-        for batch in replay(loader, 0, length):
-            points = model.cells(model.preprocess_views(batch)[1]).permute(0, 2, 3, 1).flatten(1, 2)  # (N, h * w, C)
-            chosen = [
-                of_image[np.random.default_rng((seed, position)).permutation(len(of_image))[: self._points]]
-                for of_image, position in zip(points, batch["position"].tolist(), strict=True)
-            ]
-            kept.append(all_rows(torch.stack(chosen)).cpu())
-        options = {"iterations": self._iterations, "seed": seed % 2**31, "device": model.device}
+        points = random_points(self._features, loader, self._total_batch, self._points)
+        options = {"iterations": self._iterations, "seed": loader.batches.seed % 2**31, "device": model.device}
         clustering = MiniBatchKMeans(len(model.centroids), **options)
-        clustering.fit(torch.cat(kept).flatten(0, 1), model.centroids.shape[1])
+        clustering.fit(points, model.centroids.shape[1])
         with torch.no_grad():
             model.centroids.copy_(clustering.centroids)
+
+    def _features(self, batch: dict) -> torch.Tensor:
+        """Return the cells of view 2."""
+        return self._model.cells(self._model.preprocess_views(batch)[1])

@@ -26,14 +26,16 @@ class TopDownDecoder(nn.Module):
     Source: densesiam/models/architectures/picie.py in ZwwWayne/DenseSiam ("FPNDecoder").
     """
 
-    def __init__(self, input_shape: dict[str, ShapeSpec], conv_dim: int):
+    def __init__(self, input_shape: dict[str, ShapeSpec], conv_dim: int, *, normalize: bool = False):
         """Make one 1x1 convolution with bias per feature.
 
         Args:
             input_shape: channels and stride of each feature.
             conv_dim: C, channels of every lateral convolution and of the output.
+            normalize: normalise each feature to length 1 over its channels.
         """
         super().__init__()
+        self.normalize = normalize
         self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride, reverse=True)  # coarse first
         self.lateral = nn.ModuleDict({k: nn.Conv2d(input_shape[k].channels, conv_dim, 1) for k in self.in_features})
 
@@ -41,7 +43,8 @@ class TopDownDecoder(nn.Module):
         """Return (N, C, h, w), the size of the finest feature."""
         x = None
         for name in self.in_features:
-            lateral = self.lateral[name](features[name])
+            f = features[name]
+            lateral = self.lateral[name](F.normalize(f.float(), dim=1) if self.normalize else f)
             if x is not None:
                 lateral = lateral + F.interpolate(x, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             x = lateral
@@ -54,7 +57,16 @@ class ClusterClassifier(nn.Module):
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
     """
 
-    def __init__(self, in_dim: int, num_classes: int, *, num_convs: int, norm: Callable[[int], nn.Module]):
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        num_convs: int,
+        norm: Callable[[int], nn.Module],
+        logit_norm: bool = True,
+        predictor: bool = True,
+    ):
         """Build projector and predictor.
 
         Args:
@@ -62,13 +74,17 @@ class ClusterClassifier(nn.Module):
             num_classes: K.
             num_convs: convolution-norm-ReLU blocks of the projector before its last convolution.
             norm: function that makes a norm layer from a number of channels.
+            logit_norm: end the projector with a norm.
+            predictor: False gives a predictor that returns its input.
         """
         super().__init__()
         # The last norm has no learned scale, so that the logits of every cluster keep unit variance and none dies out.
-        self.projector = conv_mlp(
-            in_dim, [in_dim] * num_convs + [num_classes], norm=norm, bias_last=True, last_norm_affine=False
-        )
-        self.predictor = conv_mlp(num_classes, [in_dim, num_classes], norm=norm, bias_last=True, last_norm_affine=None)
+        last = False if logit_norm else None
+        dims = [in_dim] * num_convs + [num_classes]
+        self.projector = conv_mlp(in_dim, dims, norm=norm, bias_last=True, last_norm_affine=last)
+        widths = [in_dim, num_classes]
+        own = conv_mlp(num_classes, widths, norm=norm, bias_last=True, last_norm_affine=None) if predictor else None
+        self.predictor = own or nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits z (N, K, h, w) of decoded features (N, C, h, w); the predictor is not applied."""
@@ -95,6 +111,9 @@ class PseudoLabelSemSegHead(nn.Module):
         common_stride: int,
         norm: Callable[[int], nn.Module],
         num_proj_convs: int = 2,
+        normalize: bool = False,
+        logit_norm: bool = True,
+        predictor: bool = True,
         aux_classes: int = 0,
         rebalance: bool = True,
         similarity_weight: float = 1.0,
@@ -110,6 +129,9 @@ class PseudoLabelSemSegHead(nn.Module):
             common_stride: stride of the finest feature, by which logits are upsampled to input pixels.
             norm: function that makes a norm layer from a number of channels.
             num_proj_convs: hidden blocks of each projector.
+            normalize: normalise each backbone feature before the decoder.
+            logit_norm: end each projector with a norm.
+            predictor: whether each classifier has a predictor.
             aux_classes: clusters of the auxiliary classifier; 0 = none.
             rebalance: see :func:`densesiam_d2.losses.pseudo_label_loss`.
             similarity_weight: total weight that :meth:`similarity_weights` divides between the classifiers.
@@ -134,11 +156,10 @@ class PseudoLabelSemSegHead(nn.Module):
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
 
-        self.decoder = TopDownDecoder(input_shape, conv_dim)
-        self.classifier = ClusterClassifier(conv_dim, num_classes, num_convs=num_proj_convs, norm=norm)
-        self.aux_classifier = (
-            ClusterClassifier(conv_dim, aux_classes, num_convs=num_proj_convs, norm=norm) if aux_classes else None
-        )
+        self.decoder = TopDownDecoder(input_shape, conv_dim, normalize=normalize)
+        options = {"num_convs": num_proj_convs, "norm": norm, "logit_norm": logit_norm, "predictor": predictor}
+        self.classifier = ClusterClassifier(conv_dim, num_classes, **options)
+        self.aux_classifier = ClusterClassifier(conv_dim, aux_classes, **options) if aux_classes else None
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
@@ -162,6 +183,9 @@ class PseudoLabelSemSegHead(nn.Module):
             "common_stride": head.COMMON_STRIDE,
             "norm": lambda channels: get_norm(head.NORM, channels) or nn.Identity(),
             "num_proj_convs": head.PSEUDO_LABEL.NUM_PROJ_CONVS,
+            "normalize": head.PSEUDO_LABEL.NORMALIZE,
+            "logit_norm": head.PSEUDO_LABEL.LOGIT_NORM,
+            "predictor": head.PSEUDO_LABEL.PREDICTOR,
             "aux_classes": head.PSEUDO_LABEL.AUX_CLASSES,
             "rebalance": head.PSEUDO_LABEL.REBALANCE,
             "similarity_weight": head.PSEUDO_LABEL.SIMILARITY_WEIGHT,

@@ -1,0 +1,99 @@
+"""A head that starts from k-means labels points as plain k-means does."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from torch import nn
+from torch.nn import functional as F
+
+from densesiam_d2.config_checks import check_config
+from densesiam_d2.layers import kmeans, nearest
+from densesiam_d2.modeling.kmeans_start import ITERATIONS, concatenated, start_from_kmeans
+from densesiam_d2.modeling.sem_seg import PseudoLabelSemSegHead
+from tests.modeling.meta_arch.tiny import tiny_sem_seg_cfg
+
+LINEAR = {"num_proj_convs": 0, "normalize": True, "logit_norm": False, "predictor": False}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def head_and_features(conv_dim=8):
+    shapes = {"res2": ShapeSpec(channels=3, stride=4), "res3": ShapeSpec(channels=5, stride=8)}
+    head = PseudoLabelSemSegHead(
+        shapes, num_classes=4, conv_dim=conv_dim, common_stride=4, norm=nn.BatchNorm2d, aux_classes=6, **LINEAR
+    )
+    return head, {"res2": torch.randn(5, 3, 6, 8), "res3": torch.randn(5, 5, 3, 4)}
+
+
+def rows(maps):
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def test_all_axes_kept_give_the_nearest_centroids_of_the_features():
+    """With as many decoder channels as features nothing is lost: distances are those between the features, scaled."""
+    head, features = head_and_features()
+    points = rows(concatenated(head.decoder, features))
+    start_from_kmeans(head, points, seed=3, device=torch.device("cpu"))
+    with torch.no_grad():
+        y = head.decode(features)
+        z, aux = rows(head.classifier(y)), rows(head.aux_classifier(y))
+    y = rows(y)
+    assert torch.allclose(y.mean(dim=0), torch.zeros(8), atol=1e-5)
+    assert y.square().sum(dim=1).mean().item() == pytest.approx(1, rel=1e-4)
+    scale = (torch.cdist(y, y).sum() / torch.cdist(points, points).sum()).item()
+    assert torch.allclose(torch.cdist(y, y), scale * torch.cdist(points, points), atol=1e-3)
+    for logits, clusters in ((z, 4), (aux, 6)):
+        centroids = torch.from_numpy(kmeans(y.numpy(), clusters, ITERATIONS, 3))
+        assert torch.equal(logits.argmax(dim=1), nearest(y, centroids))
+
+
+def test_fewer_axes_are_the_directions_of_largest_variance():
+    head, features = head_and_features(conv_dim=2)
+    points = rows(concatenated(head.decoder, features))
+    start_from_kmeans(head, points, seed=0, device=torch.device("cpu"))
+    with torch.no_grad():
+        y = rows(head.decode(features))
+    left, singular, _ = torch.linalg.svd(points - points.mean(dim=0), full_matrices=False)
+    expected = left[:, :2] * singular[:2]  # coordinates on the two axes, up to signs and a common factor
+    expected = expected / expected.square().sum(dim=1).mean().sqrt()
+    assert torch.allclose(y.abs().sort(dim=1).values, expected.abs().sort(dim=1).values, atol=1e-3)
+
+
+def test_more_axes_than_features_name_the_key():
+    head, features = head_and_features(conv_dim=9)
+    with pytest.raises(ValueError, match="CONVS_DIM 9 is more than the 8 channels"):
+        start_from_kmeans(head, rows(concatenated(head.decoder, features)), 0, torch.device("cpu"))
+
+
+def test_each_feature_has_length_one():
+    head, features = head_and_features()
+    maps = concatenated(head.decoder, {"res2": 7 * features["res2"], "res3": features["res3"][:, :, :1, :1]})
+    assert torch.allclose(maps[:, :5].norm(dim=1), torch.ones(5, 6, 8))  # res3, one cell spread over all
+    assert torch.allclose(maps[:, 5:], F.normalize(features["res2"], dim=1))
+
+
+def linear_cfg(*opts):
+    cfg = tiny_sem_seg_cfg()
+    keys = "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL."
+    own = {"START": "kmeans", "NUM_PROJ_CONVS": 0, "NORMALIZE": True, "LOGIT_NORM": False, "PREDICTOR": False}
+    cfg.merge_from_list([item for name, value in own.items() for item in (keys + name, value)])
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def test_without_predictor_the_logits_are_compared():
+    classifier = build_model(linear_cfg()).sem_seg_head.classifier
+    z = torch.randn(2, 4, 3, 3)
+    assert classifier.predictor(z) is z
+    assert [type(layer) for layer in classifier.projector] == [nn.Conv2d]
+
+
+@pytest.mark.parametrize(("name", "value"), [("NORMALIZE", False), ("LOGIT_NORM", True), ("NUM_PROJ_CONVS", 2)])
+def test_a_start_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ValueError, match="START is 'kmeans': it needs NORMALIZE True"):
+        check_config(linear_cfg(f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.{name}", value))
