@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densesiam_d2.layers import nearest, with_idle
-from densesiam_d2.modeling.sem_seg.pseudo_label_head import TopDownDecoder
+from densesiam_d2.modeling.sem_seg.pseudo_label_head import TopDownDecoder, check_finest_stride, features_of
 
 __all__ = ["CentroidSemSegHead", "Centroids"]
 
@@ -73,12 +73,7 @@ class CentroidSemSegHead(nn.Module):
             ValueError: IN_FEATURES is empty, or the finest of them is not at COMMON_STRIDE.
         """
         super().__init__()
-        strides = {name: shape.stride for name, shape in input_shape.items()}
-        if not strides or min(strides.values()) != common_stride:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {common_stride}, but the strides of the MODEL.SEM_SEG_HEAD."
-                f"IN_FEATURES that the backbone has are {strides}: set it to the smallest"
-            )
+        check_finest_stride(input_shape, common_stride)
         self.num_classes = num_classes
         self.common_stride = common_stride
         self.decoder = TopDownDecoder(input_shape, conv_dim)
@@ -93,7 +88,7 @@ class CentroidSemSegHead(nn.Module):
         """Read ``MODEL.SEM_SEG_HEAD`` and ``MODEL.CLUSTERING``; see the constructor for what it raises."""
         head = cfg.MODEL.SEM_SEG_HEAD
         return {
-            "input_shape": {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES},
+            "input_shape": features_of(cfg, input_shape),
             "num_classes": head.NUM_CLASSES,
             "conv_dim": head.CONVS_DIM,
             "common_stride": head.COMMON_STRIDE,

@@ -7,7 +7,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 from densesiam_d2.layers import with_idle
-from densesiam_d2.modeling.sem_seg.pseudo_label_head import TopDownDecoder
+from densesiam_d2.modeling.sem_seg.pseudo_label_head import TopDownDecoder, features_of
 
 __all__ = ["IICHead"]
 
@@ -60,13 +60,11 @@ class IICHead(nn.Module):
             ValueError: IN_FEATURES is empty or names a feature that the backbone does not give.
         """
         head, iic = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.IIC
-        missing = [name for name in head.IN_FEATURES if name not in input_shape]
-        if missing or not head.IN_FEATURES:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(head.IN_FEATURES)}; the backbone gives {sorted(input_shape)}"
-            )
+        shapes = features_of(cfg, input_shape)
+        if not shapes:
+            raise ValueError("MODEL.SEM_SEG_HEAD.IN_FEATURES is empty: name a feature of the backbone")
         return {
-            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "input_shape": shapes,
             "num_classes": head.NUM_CLASSES,
             "overclusters": iic.OVERCLUSTERS,
             "conv_dim": head.CONVS_DIM,

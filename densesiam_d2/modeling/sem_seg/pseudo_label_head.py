@@ -51,6 +51,35 @@ class TopDownDecoder(nn.Module):
         return x
 
 
+def features_of(cfg, input_shape: dict[str, ShapeSpec]) -> dict[str, ShapeSpec]:
+    """Return the features that MODEL.SEM_SEG_HEAD.IN_FEATURES names.
+
+    Raises:
+        ValueError: it names a feature that the backbone does not give.
+    """
+    names = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+    missing = [name for name in names if name not in input_shape]
+    if missing:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone only gives {sorted(input_shape)}"
+        )
+    return {name: input_shape[name] for name in names}
+
+
+def check_finest_stride(input_shape: dict[str, ShapeSpec], common_stride: int) -> None:
+    """Check the features of a decoder.
+
+    Raises:
+        ValueError: there are none, or the finest of them is not at MODEL.SEM_SEG_HEAD.COMMON_STRIDE.
+    """
+    strides = {name: shape.stride for name, shape in input_shape.items()}
+    if not strides or min(strides.values()) != common_stride:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {common_stride}, but the strides of the MODEL.SEM_SEG_HEAD."
+            f"IN_FEATURES that the backbone has are {strides}: set it to the smallest"
+        )
+
+
 class ClusterClassifier(nn.Module):
     """A projector to K cluster logits, and a predictor on these logits that is used only in training.
 
@@ -142,12 +171,7 @@ class PseudoLabelSemSegHead(nn.Module):
             ValueError: IN_FEATURES is empty, or the finest of them is not at COMMON_STRIDE.
         """
         super().__init__()
-        strides = {name: shape.stride for name, shape in input_shape.items()}
-        if not strides or min(strides.values()) != common_stride:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {common_stride}, but the strides of the MODEL.SEM_SEG_HEAD."
-                f"IN_FEATURES that the backbone has are {strides}: set it to the smallest"
-            )
+        check_finest_stride(input_shape, common_stride)
         self.num_classes = num_classes
         self.aux_classes = aux_classes
         self.common_stride = common_stride
@@ -165,11 +189,6 @@ class PseudoLabelSemSegHead(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         """Read ``MODEL.SEM_SEG_HEAD``; see the constructor for what it raises."""
         head = cfg.MODEL.SEM_SEG_HEAD
-        missing = [name for name in head.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone only gives {sorted(input_shape)}"
-            )
         widths = (head.CONVS_DIM, head.NUM_CLASSES, head.PSEUDO_LABEL.AUX_CLASSES)
         if head.NORM == "GN" and any(width % 32 for width in widths):
             raise ValueError(
@@ -177,7 +196,7 @@ class PseudoLabelSemSegHead(nn.Module):
                 f"PSEUDO_LABEL.AUX_CLASSES are {widths}: use 'SyncBN' or 'BN'"
             )
         return {
-            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "input_shape": features_of(cfg, input_shape),
             "num_classes": head.NUM_CLASSES,
             "conv_dim": head.CONVS_DIM,
             "common_stride": head.COMMON_STRIDE,

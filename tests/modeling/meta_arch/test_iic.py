@@ -132,5 +132,5 @@ def test_the_head_is_iics():
     with pytest.raises(ValueError, match=r"MODEL\.SEM_SEG_HEAD\.NAME is 'PseudoLabelSemSegHead'; IIC needs 'IICHead'"):
         check_config(cfg)
     cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = "IICHead", ["res9"]
-    with pytest.raises(ValueError, match=r"IN_FEATURES is \['res9'\]; the backbone gives \['res2'"):
+    with pytest.raises(ValueError, match=r"IN_FEATURES names \['res9'\], but the backbone only gives \['res2'"):
         tiny_model(cfg)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from densesiam_d2.modeling.meta_arch import ModifiedDeepCluster, PiCIE
@@ -101,3 +102,10 @@ def test_evaluation_uses_the_clusters_of_view_2():
     large = torch.nn.functional.interpolate(z, size=(64, 64), mode="bilinear", align_corners=False)
     expected = torch.nn.functional.interpolate(large, size=(16, 16), mode="bilinear", align_corners=False)[0]
     assert torch.allclose(result, expected, atol=1e-4)
+
+
+def test_a_feature_that_the_backbone_does_not_give_is_named():
+    cfg = method_cfg(PiCIE)
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "res9"]
+    with pytest.raises(ValueError, match=r"IN_FEATURES names \['res9'\], but the backbone only gives \['res2'"):
+        build_model(cfg)
