@@ -18,7 +18,7 @@ ITERATIONS = 2
 
 
 def dry_run(cfg: CfgNode) -> None:
-    """Do two iterations, save, load what was saved, and evaluate one batch of each test set.
+    """Do two iterations (or the only one), save, load what was saved, and evaluate one batch of each test set.
 
     Args:
         cfg: a frozen config whose OUTPUT_DIR is a temporary folder; it is removed.
@@ -27,7 +27,7 @@ def dry_run(cfg: CfgNode) -> None:
         start = time.perf_counter()
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)
-        trainer.max_iter = ITERATIONS
+        trainer.max_iter = iterations = min(ITERATIONS, trainer.max_iter)
         trainer._hooks = [h for h in trainer._hooks if not isinstance(h, hooks.EvalHook | BestCheckpointHook)]
         trainer.train()
         trained = time.perf_counter()
@@ -38,7 +38,7 @@ def dry_run(cfg: CfgNode) -> None:
         comm.synchronize()
     finally:
         shutil.rmtree(cfg.OUTPUT_DIR, ignore_errors=True)
-    text = f"{ITERATIONS} iterations in {trained - start:.1f} s with the start, saved, loaded"
+    text = f"{iterations} iteration{'s' * (iterations > 1)} in {trained - start:.1f} s with the start, saved, loaded"
     if torch.cuda.is_available():
         text += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory at most"
     if cfg.DATASETS.TEST:

@@ -37,6 +37,14 @@ def run(folder, name, *words):
     return results["sem_seg"]
 
 
+def test_a_dry_run_does_the_only_iteration(stripes, tmp_path, capsys):
+    words = ["--config-file", str(CONFIGS / "kmeans_color_position.yaml"), "--dry-run"]
+    words += ["OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", "0", "INPUT.SSL.VIEW_SIZE", "64"]
+    args = argument_parser().parse_args([*words, "DATASETS.TRAIN", stripes, "DATASETS.TEST", stripes])
+    train_net.main(checked_config(args), args)
+    assert "Dry run: everything worked. 1 iteration in" in capsys.readouterr().out
+
+
 def test_colours_of_stripes_are_found_and_loaded_again(stripes, tmp_path):
     sets = (
         "DATASETS.TRAIN",
