@@ -22,4 +22,5 @@ def _run(rank: int, function: Callable[[int], Any], folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     comm.create_local_process_group(2)
     torch.save(function(rank), f"{folder}/{rank}")
+    dist.barrier()  # a process that leaves while the other still receives can abort it
     dist.destroy_process_group()
