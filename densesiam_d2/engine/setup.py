@@ -28,7 +28,7 @@ from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.launch import under_torchrun
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 
-__all__ = ["argument_parser", "checked_config", "load_config", "replace_sync_bn", "setup"]
+__all__ = ["argument_parser", "checked_config", "load_config", "load_trained_config", "replace_sync_bn", "setup"]
 
 
 RESUME_MODES = ("must", "auto", "never")
@@ -176,6 +176,14 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
     key = unknown.group(1)
     near = difflib.get_close_matches(key, all_keys(cfg), n=1)
     return f"no config key {key}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def load_trained_config(config_file: str, weights: str, opts: list[str] = ()) -> CfgNode:
+    """Return :func:`load_config` for applying trained weights in one process; it raises the same errors."""
+    cfg = load_config(config_file, opts)
+    cfg.MODEL.WEIGHTS = weights
+    replace_sync_bn(cfg)
+    return cfg
 
 
 def replace_sync_bn(cfg: CfgNode) -> None:

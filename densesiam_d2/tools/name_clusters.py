@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.segmentor import Segmentor
-from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.evaluation.confusion import confusion_matrix
 from densesiam_d2.labels.cluster_names import ClusterNames, file_sha256, majority_names
 from densesiam_d2.labels.subset import subset_of
@@ -58,9 +58,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.WEIGHTS = args.weights
-    replace_sync_bn(cfg)
+    cfg = load_trained_config(args.config_file, args.weights, args.opts)
     register_path_datasets([args.name_from])
     if args.name_from not in DatasetCatalog:
         raise ValueError(f"--name-from {args.name_from} is not a data set; masks:IMAGES,labels=DIR names your own")

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from densesiam_d2.data.image_sources import ImageSource
 from densesiam_d2.engine.segmentor import Segmentor
-from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.labels.cluster_names import IGNORE, ClusterNames, file_sha256
 from densesiam_d2.labels.regions import CocoWriter
 from densesiam_d2.modeling import num_label_ids
@@ -184,9 +184,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.WEIGHTS = args.weights
-    replace_sync_bn(cfg)
+    cfg = load_trained_config(args.config_file, args.weights, args.opts)
     if not 0 <= args.alpha <= 1:
         raise ValueError(f"--alpha {args.alpha} must lie between 0 and 1")
     if args.min_area < 1:

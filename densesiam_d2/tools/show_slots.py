@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from densesiam_d2.data import IMAGE_SUFFIXES, read_image
 from densesiam_d2.data.augmentation import ResizeCenterCrop
 from densesiam_d2.engine.segmentor import fill
-from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.modeling.meta_arch import SlotCon
 from densesiam_d2.reporting.slot_drawing import draw_slots, mark_region
 from densesiam_d2.tools.show_views import find_records
@@ -122,12 +122,10 @@ def main(args: list[str] | None = None) -> None:
 def _draw(arguments: argparse.Namespace) -> None:
     if Path(arguments.output).suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"--output {arguments.output} must end like an image, such as slots.png")
-    cfg = load_config(arguments.config_file, arguments.opts)
-    cfg.MODEL.WEIGHTS = arguments.weights
+    cfg = load_trained_config(arguments.config_file, arguments.weights, arguments.opts)
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in META_ARCH_REGISTRY or not issubclass(META_ARCH_REGISTRY.get(name), SlotCon):
         raise ValueError(f"{arguments.config_file} trains {name}, which has no slots; SlotCon has")
-    replace_sync_bn(cfg)
     records = find_records(cfg, arguments.input)
     scorer, rows = SlotScorer(cfg), []
     for slot, images in best_images(scorer, records, arguments.top, arguments.num):

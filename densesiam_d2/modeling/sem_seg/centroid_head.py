@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densesiam_d2.layers import nearest, with_idle
-from densesiam_d2.modeling.sem_seg.pseudo_label_head import TopDownDecoder, check_finest_stride, features_of
+from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder, check_finest_stride, features_of
 
 __all__ = ["CentroidSemSegHead", "Centroids"]
 

@@ -7,7 +7,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 from densesiam_d2.layers import with_idle
-from densesiam_d2.modeling.sem_seg.pseudo_label_head import TopDownDecoder, features_of
+from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder, features_of
 
 __all__ = ["IICHead"]
 

@@ -8,7 +8,8 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 from densesiam_d2.config import add_densesiam_config
-from densesiam_d2.modeling.sem_seg.pseudo_label_head import PseudoLabelSemSegHead, TopDownDecoder
+from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder
+from densesiam_d2.modeling.sem_seg.pseudo_label_head import PseudoLabelSemSegHead
 
 SHAPES = {f"res{i + 2}": ShapeSpec(channels=64 * 2**i, stride=4 * 2**i) for i in range(4)}  # ResNet-18
 
