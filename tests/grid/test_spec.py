@@ -134,6 +134,6 @@ GRIDS = sorted((Path(__file__).parents[2] / "configs" / "grids").glob("*.yaml"))
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_grids_of_the_project_can_be_made(path):
     cells = Grid.load(path, ["data=/data"]).cells(Path("/out"))
-    assert "probe" in {cell.stage for cell in cells}
+    assert any(cell.scores for cell in cells)
     names = {cell.name for cell in cells}
     assert len(names) == len(cells) and all(set(cell.needs) <= names for cell in cells)
