@@ -24,6 +24,7 @@ class FrozenFeatures(nn.Module):
     Attributes:
         backbone: the network; the attribute is named as in detectors, so that their checkpoints can be loaded.
         stride: s, of the finest output.
+        side: of the input for square images, in pixels.
         channels: D.
     """
 
@@ -59,13 +60,14 @@ class FrozenFeatures(nn.Module):
         shapes = source.output_shape()
         if not names or not set(names) <= shapes.keys() or len(set(names)) < len(names):
             more = f" or {', '.join(backbone.output_shape())}" if self._below_pyramid else ""
-            raise ValueError(f"--features {' '.join(names)}: the backbone gives {', '.join(shapes)}{more}, each once")
+            raise ValueError(f"features {' '.join(names)}: the backbone gives {', '.join(shapes)}{more}, each once")
         if size < 1:
-            raise ValueError(f"--size {size} must be positive")
+            raise ValueError(f"size {size} must be positive")
         self.stride = min(shapes[name].stride for name in names)
         self.channels = sum(shapes[name].channels for name in names)
         self._multiple = max(backbone.size_divisibility, *(shapes[name].stride for name in names))
         self._size = size
+        self.side = self.input_size(1, 1)[0]
         self._bgr = image_format == "BGR"
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -132,7 +134,7 @@ def build_features(cfg: CfgNode, names: Sequence[str], *, weights: str, size: in
         try:
             backbone = _build(cfg, seed)
         except (KeyError, AssertionError) as error:
-            raise ValueError(f"--features {' '.join(names)}: the backbone has no such output ({error})") from error
+            raise ValueError(f"features {' '.join(names)}: the backbone has no such output ({error})") from error
     model = FrozenFeatures(
         backbone=backbone,
         names=names,

@@ -11,13 +11,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.sem_seg import predicted_labels
 from densesiam_d2.probe.cells import IGNORED, cell_modes
 from densesiam_d2.probe.features import FrozenFeatures
 from densesiam_d2.probe.knn import nearest_votes
+from densesiam_d2.probe.passes import Images, bar, named_scores
 from densesiam_d2.probe.ridge import LAMBDAS, LinearClassifier, Moments, fit_ridge
 from densesiam_d2.probe.truth import IGNORE
 
@@ -25,7 +25,6 @@ __all__ = ["held_out_images", "probe"]
 
 _QUERIES = 1024  # cells per block in the search for neighbours
 
-Images = Sequence[tuple[np.ndarray, np.ndarray]]  # (H, W, 3) uint8 RGB, and labels (H, W) uint8
 Classify = Callable[[torch.Tensor], dict]  # (N, D) features -> (N, K) scores of each classifier by its name
 
 
@@ -94,7 +93,7 @@ def probe(
     matrices = _count(
         features, test, range(len(test)), lambda x: ridge(x) | neighbours(x), len(classes), "scoring on test"
     )
-    named = {name: _named(scores(matrix), classes) for name, matrix in matrices.items()}
+    named = {name: named_scores(scores(matrix), classes) for name, matrix in matrices.items()}
     return {
         "ridge": named.pop("ridge") | {"lambda": penalty, "held_out": {f"{p:g}": v for p, v in by_penalty.items()}},
         "knn": named,
@@ -111,7 +110,7 @@ def held_out_images(count: int, seed: int) -> list[int]:
         ValueError: there are fewer than two images.
     """
     if count < 2:
-        raise ValueError(f"--train: {count} image is too few; one more is needed to choose lambda")
+        raise ValueError(f"{count} image is too few to fit on; one more is needed to choose lambda")
     number = max(round(count / 10), min(5, count // 2))
     return sorted(np.random.default_rng(seed).permutation(count)[:number].tolist())
 
@@ -127,7 +126,7 @@ def _sum_up(
     memory = torch.empty(share * len(train), features.channels, device=device)
     memory_labels = torch.empty(len(memory), dtype=torch.int64, device=device)
     filled = 0
-    for index in _bar(range(len(train)), "summing up"):
+    for index in bar(range(len(train)), "summing up"):
         image, truth = train[index]
         x = features(image)  # (D, h, w)
         labels = cell_modes(truth, features.input_size(*truth.shape), features.stride, num_classes).reshape(-1)
@@ -172,7 +171,7 @@ def _count(
 ) -> dict:
     """Return the confusion matrix (K, K) of each classifier over all labelled pixels of some images."""
     matrices = {}
-    for index in _bar(indices, task):
+    for index in bar(indices, task):
         image, truth = images[index]
         x = features(image)  # (D, h, w)
         for name, cells in classify(x.flatten(1).T).items():
@@ -181,12 +180,3 @@ def _count(
             matrix = confusion_matrix(truth, predicted_labels(pixels), num_classes, num_classes, IGNORE)
             matrices[name] = matrices.get(name, 0) + matrix
     return matrices
-
-
-def _named(result: Mapping, classes: Sequence[str]) -> dict:
-    by_class = dict(zip(classes, map(float, result["IoU"]), strict=True))
-    return {"mIoU": result["mIoU"], "pACC": result["pACC"], "IoU": by_class}
-
-
-def _bar(indices: Sequence[int], task: str) -> tqdm:
-    return tqdm(indices, desc=task, unit=" images", disable=None, leave=False)  # no bar in a log file

@@ -14,7 +14,7 @@ from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.label_checks import look_at
 from densesiam_d2.evaluation.sem_seg import read_labels
 
-__all__ = ["FOREGROUND_CLASSES", "IGNORE", "LabelledImages", "foreground_of"]
+__all__ = ["FOREGROUND_CLASSES", "IGNORE", "LabelledImages", "foreground_of", "labelled_pair"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,24 @@ class LabelledImages(Sequence):
                 f"{self._ignore_label} does not count"
             )
         return image, np.where(ignored, IGNORE, labels).astype(np.uint8)
+
+
+def labelled_pair(train: str, test: str, *, white_level: int) -> tuple[LabelledImages, LabelledImages]:
+    """Return the images to fit on and those to score on.
+
+    Args:
+        train, test: names of registered datasets.
+        white_level: see :class:`LabelledImages`.
+
+    Raises:
+        LabelsError: labels cannot be used.
+        ValueError: class names are unknown, or the two sets have different classes.
+    """
+    pair = tuple(LabelledImages(name, white_level=white_level) for name in (train, test))
+    if pair[0].classes != pair[1].classes:
+        one, other = (f"{images.name!r} has the classes {', '.join(images.classes)}" for images in pair)
+        raise ValueError(f"{one}; {other}: they must be equal")
+    return pair
 
 
 def foreground_of(annotations: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:

@@ -2,16 +2,27 @@
 
     python -m densesiam_d2.tools.probe --config-file configs/pretrain_R18.yaml --weights random output/backbone.pkl \
         --train camvid_train --test camvid_test --output probe.json
+    python -m densesiam_d2.tools.probe ... --probes ridge linear retrieval --labels 10 50 --seeds 5
 
-The backbone is frozen. Two classifiers are fitted on its features in one pass over the training images:
+The backbone is frozen. --probes names what is fitted on its features:
 
-- ridge regression to the classes of the feature cells, with lambda (10^-2 to 10^4) chosen on a tenth of the training
-  images (at least five, or half of them): a linear probe in closed form, without schedule or learning rate,
-- the vote of the k nearest cells, by cosine, in a random sample of the training cells.
+- ridge (the default): two classifiers in one pass over the training images. Ridge regression to the classes of the
+  feature cells, with lambda (10^-2 to 10^4) chosen on a tenth of the training images (at least five, or half of them),
+  is a linear probe in closed form, without schedule or learning rate. The other is the vote of the k nearest cells, by
+  cosine, in a random sample of the training cells. The class of a cell is the most frequent one of its pixels; cells
+  with mostly ignored pixels are left out. Features are standardised on the training cells. Scores are counted at the
+  size of the labels.
+- linear: a linear head, trained by SGD on random crops: 25 epochs (--epochs), learning rate 0.1, 60 images a step or,
+  for small sets, fewer. It is the probe of Leopart with its published results, which have --size 448; scores are
+  counted at 100 x 100 pixels. Each epoch computes all features again, so it takes about 25 times as long as ridge.
+- retrieval: the label of a cell is that of its 30 nearest cells in a memory of --memory-cells training cells, weighted
+  by their cosine. Nothing is trained. It is the in-context probe of Hummingbird, published with --size 512 and memories
+  of 102,400 cells and more; scores are counted at that size, without matching. A fine stride has many cells to look
+  up: 102,400 cells of 896 channels take 370 MB, and each test image some seconds on two CPU cores.
 
-The class of a cell is the most frequent one of its pixels; cells with mostly ignored pixels are left out. Features are
-resized to the finest of them, concatenated, and standardised on the training cells. On test images the scores of the
-cells are resized bilinearly to the size of the labels and evaluated at all pixels that are not ignored.
+Features are resized to the finest of them and concatenated. linear and retrieval resize images to squares; ridge keeps
+their aspect ratio. --labels N adds the same probes fitted on N random training images only, --seeds times: with SEED,
+SEED + 1, and so on; with one seed, the smaller sets are part of the larger ones.
 
 Datasets are named as in DATASETS.TRAIN: camvid_train, masks:IMAGES,labels=DIR[,classes=FILE],
 coco:FILE.json[,images=DIR], both also with ,subset=N,seed=S. Instances are scored as two classes: background and any
@@ -19,27 +30,35 @@ object. Two runs give equal numbers; SEED (default 0) determines the random netw
 
 The output is JSON: "command", "seed", "train", "test" ("name", "images"), "classes", "features", "size", and "results",
 for each weights file "channels", "stride", "ridge" ("mIoU", "pACC", "IoU", "lambda", "held_out"), "knn" (k:
-scores), "cells", "knn_cells", "seconds".
+scores), "cells", "knn_cells", "seconds", "linear" (scores, "steps", "seconds"), "retrieval" (scores, "cells",
+"seconds"), and "low_data": N: seed: the same content.
 
 Exit status: 0, or 2 for wrong usage, data or weights.
 """
 
 import argparse
+import itertools
 import os
 import shlex
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from torch.utils.data import Subset
 
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.evaluation.json_scores import write_json
-from densesiam_d2.probe.features import build_features
+from densesiam_d2.labels.subset import subset_of
+from densesiam_d2.probe.features import FrozenFeatures, build_features
+from densesiam_d2.probe.linear import EPOCHS, probe_linear
+from densesiam_d2.probe.passes import Images
+from densesiam_d2.probe.retrieval import probe_retrieval
 from densesiam_d2.probe.run import probe
-from densesiam_d2.probe.truth import LabelledImages
+from densesiam_d2.probe.truth import labelled_pair
 
 __all__ = ["main"]
 
@@ -81,6 +100,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--knn-cells", type=int, default=10000, help="training cells that can be neighbours (default %(default)s)"
     )
+    parser.add_argument(
+        "--probes",
+        nargs="+",
+        choices=("ridge", "linear", "retrieval"),
+        default=["ridge"],
+        help="what is fitted on the features (default ridge, which includes the nearest neighbours of --knn)",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=EPOCHS, help="passes of the linear head over the images (default %(default)s)"
+    )
+    parser.add_argument(
+        "--memory-cells", type=int, default=102400, help="training cells to retrieve from (default %(default)s)"
+    )
+    parser.add_argument(
+        "--labels", nargs="*", type=int, default=[], metavar="N", help="fit on N random training images, too"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="how often the images of --labels are drawn (default %(default)s)"
+    )
     parser.add_argument("--output", type=Path, metavar="JSON", help="write all numbers here")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config keys and values, after an option that takes one value"
@@ -97,18 +135,23 @@ def _probe_all(args: argparse.Namespace) -> dict:
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (args.train,), (args.test,)
     check_datasets(cfg)
     ensure_cityscapes_api([args.train, args.test])
-    train, test = (LabelledImages(name, white_level=cfg.INPUT.WHITE_LEVEL) for name in (args.train, args.test))
-    if train.classes != test.classes:
-        raise ValueError(
-            f"--train has the classes {', '.join(train.classes)}, --test {', '.join(test.classes)}: they must be equal"
-        )
+    train, test = labelled_pair(args.train, args.test, white_level=cfg.INPUT.WHITE_LEVEL)
+    few = [n for n in args.labels if not 2 <= n < len(train)]
+    if few:
+        raise ValueError(f"--labels {few[0]}: it must be 2 or more, and less than the {len(train)} images of --train")
     # All networks are built first, so that wrong weights stop the run at once.
     networks = {w: _build(cfg, args, w, seed) for w in args.weights}
     results = {}
     for weights, features in networks.items():
-        result = probe(features, train, test, train.classes, ks=args.knn, knn_cells=args.knn_cells, seed=seed)
+        result = _probe(args, features, train, test, train.classes, seed)
         results[weights] = {"channels": features.channels, "stride": features.stride, **result}
-    _print_table(results, len(train.classes))
+        low_data = {str(n): {} for n in sorted(set(args.labels))}
+        for number, s in itertools.product(low_data, range(seed, seed + args.seeds)):
+            part = Subset(train, subset_of(len(train), int(number), s))
+            low_data[number][str(s)] = _probe(args, features, part, test, train.classes, s)
+        if low_data:
+            results[weights]["low_data"] = low_data
+    _print_table(results, len(train), len(train.classes))
     return {
         "seed": seed,
         "train": {"name": args.train, "images": len(train)},
@@ -120,10 +163,33 @@ def _probe_all(args: argparse.Namespace) -> dict:
     }
 
 
+def _probe(
+    args: argparse.Namespace,
+    features: FrozenFeatures,
+    train: Images,
+    test: Images,
+    classes: Sequence[str],
+    seed: int,
+) -> dict:
+    """Return the results of all chosen probes."""
+    result = {}
+    if "ridge" in args.probes:
+        result = probe(features, train, test, classes, ks=args.knn, knn_cells=args.knn_cells, seed=seed)
+    if "linear" in args.probes:
+        result["linear"] = probe_linear(features, train, test, classes, epochs=args.epochs, seed=seed)
+    if "retrieval" in args.probes:
+        cells = args.memory_cells
+        result["retrieval"] = probe_retrieval(features, train, test, classes, memory_cells=cells, seed=seed)
+    return result
+
+
 def _check(args: argparse.Namespace) -> None:
     """Check numbers and files before anything is read."""
     if any(k < 1 for k in args.knn) or args.knn_cells < max(args.knn, default=0):
         raise ValueError(f"--knn {args.knn} must be positive, and not above --knn-cells {args.knn_cells}")
+    for name in ("epochs", "seeds"):
+        if vars(args)[name] < 1:
+            raise ValueError(f"--{name} {vars(args)[name]} must be positive")
     twice = sorted({w for w in args.weights if args.weights.count(w) > 1})
     if twice:
         raise ValueError(f"--weights names {twice[0]} twice")
@@ -135,14 +201,31 @@ def _build(cfg: CfgNode, args: argparse.Namespace, weights: str, seed: int):
     return build_features(cfg, args.features, weights="" if weights == RANDOM else weights, size=args.size, seed=seed)
 
 
-def _print_table(results: Mapping[str, dict], num_classes: int) -> None:
-    last = next(iter(results.values()))
-    width = max(15, *map(len, results))
-    print(f"{'mIoU in percent':<{width}}   ridge  lambda", *(f"{f'{k}-NN':>6}" for k in last["knn"]), sep="  ")
+def _print_table(results: Mapping[str, dict], num_images: int, num_classes: int) -> None:
+    """Print mIoU for each weights file and number of images; over several seeds, mean and standard deviation."""
+    rows = [(weights, str(num_images), [result]) for weights, result in results.items()]
     for weights, result in results.items():
-        numbers = (f"{scored['mIoU']:6.1f}" for scored in result["knn"].values())
-        print(f"{weights:<{width}}  {result['ridge']['mIoU']:6.1f}  {result['ridge']['lambda']:6g}", *numbers, sep="  ")
-    print(f"{num_classes} classes, {last['cells']} training cells, {last['knn_cells']} of them as neighbours")
+        rows += [(weights, number, list(drawn.values())) for number, drawn in result.get("low_data", {}).items()]
+    cells = [["mIoU in percent", "images", *_mious(rows[0][2][0])]]
+    cells += [[weights, number, *_columns([_mious(result) for result in drawn])] for weights, number, drawn in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        print(first.ljust(widths[0]), *map(str.rjust, others, widths[1:]), sep="  ")
+    print(f"{num_classes} classes")
+
+
+def _mious(result: Mapping[str, dict]) -> dict[str, float]:
+    """Return the mIoU of each probe by its name."""
+    named = {"ridge": result.get("ridge"), **{f"{k}-NN": scored for k, scored in result.get("knn", {}).items()}}
+    named |= {name: result.get(name) for name in ("linear", "retrieval")}
+    return {name: scored["mIoU"] for name, scored in named.items() if scored}
+
+
+def _columns(mious: Sequence[dict[str, float]]) -> list[str]:
+    columns = [[by_probe[name] for by_probe in mious] for name in mious[0]]
+    if len(mious) == 1:
+        return [f"{miou:.1f}" for (miou,) in columns]
+    return [f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}" for values in columns]
 
 
 if __name__ == "__main__":

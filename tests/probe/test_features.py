@@ -83,7 +83,7 @@ def test_pyramid_and_what_is_below_it():
 
 def test_unknown_features():
     for fpn, names in ((False, ["res9"]), (False, ["res3", "res3"]), (True, ["p3", "res3"])):
-        with pytest.raises(ValueError, match=f"--features {' '.join(names)}: the backbone"):
+        with pytest.raises(ValueError, match=f"features {' '.join(names)}: the backbone"):
             build_features(config(fpn), names, weights="", size=64, seed=0)
 
 

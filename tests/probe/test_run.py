@@ -4,41 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
 from densesiam_d2.probe.ridge import LAMBDAS
 from densesiam_d2.probe.run import held_out_images, probe
-
-CLASSES = ["a", "b", "c"]
-STRIDE = 4
-
-
-class Colours:
-    """Stands in for a network: mean and maximum of each colour in 4 x 4 pixels, of images that need no resizing."""
-
-    channels, stride, device = 6, STRIDE, torch.device("cpu")
-
-    def input_size(self, height, width):
-        return height, width
-
-    def __call__(self, image):
-        height, width, _ = image.shape
-        blocks = image.reshape(height // 4, 4, width // 4, 4, 3).astype(np.float32)
-        x = np.concatenate([blocks.mean(axis=(1, 3)), blocks.max(axis=(1, 3))], axis=-1)
-        return torch.from_numpy(x.transpose(2, 0, 1).copy())
-
-
-def images(count, seed):
-    """Stripes of classes at random places, each class a colour under noise; some pixels are ignored."""
-    rng = np.random.default_rng(seed)
-    result = []
-    for _ in range(count):
-        labels = np.repeat(np.repeat(rng.integers(0, 3, (4, 5)), 6, axis=0), 6, axis=1)[:20, :28]
-        image = np.array([[90, 110, 120], [110, 90, 100], [120, 120, 100]])[labels] + rng.normal(0, 40, (20, 28, 3))
-        labels = np.where(rng.random((20, 28)) < 0.2, 255, labels)
-        labels[:4, :4] = 255  # one cell without labels
-        result.append((image.clip(0, 255).astype(np.uint8), labels.astype(np.uint8)))
-    return result
+from tests.probe.colours import CLASSES, Colours, enlarge, images
 
 
 def cells_of(image, labels):
@@ -54,19 +23,6 @@ def cells_of(image, labels):
     return np.array(features), np.array(modes)
 
 
-def enlarge(scores):
-    """Bilinear interpolation of (K, 5, 7) to (K, 20, 28), pixel by pixel; edges are repeated."""
-    result = np.zeros((len(scores), 20, 28))
-    for i in range(20):
-        for j in range(28):
-            y, x = min(max((i + 0.5) / 4 - 0.5, 0), 4), min(max((j + 0.5) / 4 - 0.5, 0), 6)
-            y0, x0 = int(y), int(x)
-            y1, x1, v, u = min(y0 + 1, 4), min(x0 + 1, 6), y - y0, x - x0
-            upper = (1 - u) * scores[:, y0, x0] + u * scores[:, y0, x1]
-            result[:, i, j] = (1 - v) * upper + v * ((1 - u) * scores[:, y1, x0] + u * scores[:, y1, x1])
-    return result
-
-
 def score(some, classify):
     """Return mIoU, pACC and IoUs in percent, from sets of pixels."""
     truth, predicted = [], []
@@ -74,7 +30,7 @@ def score(some, classify):
         x = Colours()(image).numpy().astype(np.float64)
         scores = classify(x.reshape(6, -1).T).T.reshape(3, 5, 7)
         truth.append(labels.ravel())
-        predicted.append(enlarge(scores).argmax(axis=0).ravel())
+        predicted.append(enlarge(scores, 20, 28).argmax(axis=0).ravel())
     truth, predicted = np.concatenate(truth), np.concatenate(predicted)
     truth, predicted = truth[truth != 255], predicted[truth != 255]
     ious = [100 * np.sum((truth == c) & (predicted == c)) / np.sum((truth == c) | (predicted == c)) for c in range(3)]

@@ -75,8 +75,8 @@ def test_semantic_set(run, scenes, capsys):
         known = [iou for iou in found["IoU"].values() if iou is not None]
         assert found["mIoU"] == pytest.approx(np.mean(known))
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ["mIoU", "in", "percent", "ridge", "lambda", "1-NN", "10-NN", "30-NN"]
-    assert table[1].split()[:2] == ["random", f"{result['ridge']['mIoU']:.1f}"]
+    assert table[0].split() == ["mIoU", "in", "percent", "images", "ridge", "1-NN", "10-NN", "30-NN"]
+    assert table[1].split()[:3] == ["random", "10", f"{result['ridge']['mIoU']:.1f}"]
 
 
 def test_two_runs_give_equal_numbers(run):
@@ -85,6 +85,31 @@ def test_two_runs_give_equal_numbers(run):
         del report["results"]["random"]["seconds"], report["command"]
     assert first == again
     assert first["results"] != other["results"]
+
+
+def test_all_probes_with_fewer_labels(run, capsys):
+    """Four of the ten images twice, and all of them; the table has mean and deviation of the four."""
+    small = ("--knn", "1", "--epochs", "2", "--memory-cells", "500", "--labels", "4", "--seeds", "2")
+    status, report = run("--probes", "ridge", "linear", "retrieval", *small)
+    assert status == 0
+    result = report["results"]["random"]
+    assert (result["linear"]["steps"], result["retrieval"]["cells"]) == (2 * 10, 2 * 10 * (500 // 20))
+    first, second = (result["low_data"]["4"][seed] for seed in "01")
+    assert (first["cells"], first["linear"]["steps"]) == (4 * 12 * 12, 2 * 4)
+    assert first["retrieval"]["mIoU"] != second["retrieval"]["mIoU"]
+    assert all(name in r for r in (result, first) for name in ("ridge", "knn", "linear", "retrieval"))
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["mIoU", "in", "percent", "images", "ridge", "1-NN", "linear", "retrieval"]
+    scores = [r["linear"]["mIoU"] for r in (first, second)]
+    low = table[2].split()
+    assert low[:2] == ["random", "4"]
+    assert low[8:11] == [f"{np.mean(scores):.1f}", "+-", f"{np.std(scores, ddof=1):.1f}"]
+
+
+def test_one_probe_alone(run):
+    status, report = run("--probes", "retrieval", "--memory-cells", "100")
+    assert status == 0
+    assert set(report["results"]["random"]) == {"channels", "stride", "retrieval"}
 
 
 def test_instances_are_foreground(run, scenes):
@@ -121,10 +146,12 @@ def error_of(run, capsys, *more, **kwargs):
 def test_wrong_usage_is_one_line(run, capsys, tmp_path):
     assert "saved.pth does not exist" in error_of(run, capsys, weights=["random", str(tmp_path / "saved.pth")])
     assert "names random twice" in error_of(run, capsys, weights=["random", "random"])
-    assert "--features res7: the backbone" in error_of(run, capsys, "--features", "res7")
+    assert "features res7: the backbone" in error_of(run, capsys, "--features", "res7")
     assert "--knn [0] must be positive" in error_of(run, capsys, "--knn", "0")
     assert "not above --knn-cells 20" in error_of(run, capsys, "--knn-cells", "20")
-    assert "--size 0 must be positive" in error_of(run, capsys, "--size", "0")
+    assert "size 0 must be positive" in error_of(run, capsys, "--size", "0")
+    assert "--labels 10: it must be 2 or more, and less than the 10" in error_of(run, capsys, "--labels", "10")
+    assert "--seeds 0 must be positive" in error_of(run, capsys, "--seeds", "0")
     assert "cannot be written" in error_of(run, capsys, output=tmp_path / "no" / "probe.json")
     assert "no config key SEEED; did you mean SEED?" in error_of(run, capsys, "SEEED", "1")
     coco = f"coco:{tmp_path / 'no.json'}"
