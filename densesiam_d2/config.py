@@ -222,6 +222,16 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.MONITOR = CfgNode()
     cfg.TEST.MONITOR.DATASET = ""
     cfg.TEST.MONITOR.PERIOD = 500
+    # Labelled sets on which the backbone of a pretraining is scored: every PERIOD iterations a ridge classifier of its
+    # frozen features is fitted on TRAIN and scored on TEST, as probe/mIoU and probe/pACC (see tools.probe); "" = off.
+    # The labels do not influence the training, except by TEST.BEST_METRIC "probe/mIoU" and TEST.PATIENCE. FEATURES and
+    # SIZE are the options of tools.probe.
+    cfg.TEST.PROBE = CfgNode()
+    cfg.TEST.PROBE.TRAIN = ""
+    cfg.TEST.PROBE.TEST = ""
+    cfg.TEST.PROBE.PERIOD = 2000
+    cfg.TEST.PROBE.FEATURES = ["res3", "res4", "res5"]
+    cfg.TEST.PROBE.SIZE = 320
     # What label-free segmentation returns in evaluation: "logits", as detectron2's evaluators expect, or "labels",
     # which this project's evaluators and tools.segment accept too. Measured at 480 x 640 on a CPU: labels take 0.57 of
     # the time and 9 MiB instead of 585 with 500 clusters, 1.15 of the time and at most 13 MiB instead of 24 with 27.
@@ -231,11 +241,14 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     # Sliding-window inference of SlidingSemanticSegmentor: window side and stride in pixels; 0 = whole images.
     cfg.TEST.SLIDE_WINDOW = 0
     cfg.TEST.SLIDE_STRIDE = 0
-    # The model with the best value so far is saved as model_best.pth. "" = off. It is a score, such as "segm/AP" or
-    # "monitor/mIoU", or a number that training logs, such as "ssl/view_agreement", averaged from one comparison to the
-    # next. The highest value is the best; "-" before the name makes it the lowest. Scores are compared when they are
-    # computed, other numbers every TEST.EVAL_PERIOD iterations, or SOLVER.CHECKPOINT_PERIOD if that is 0.
+    # The model with the best value so far is saved as model_best.pth, in a pretraining also its backbone, as
+    # backbone_best.pkl and .safetensors. "" = off. It is a score, such as "segm/AP", "monitor/mIoU" or "probe/mIoU", or
+    # a number that training logs, such as "ssl/view_agreement", averaged from one comparison to the next. The highest
+    # value is the best; "-" before the name makes it the lowest. Scores are compared when they are computed, other
+    # numbers every TEST.EVAL_PERIOD iterations, or SOLVER.CHECKPOINT_PERIOD if that is 0.
     cfg.TEST.BEST_METRIC = ""
+    # End the training after this many comparisons in a row without a new best value of TEST.BEST_METRIC; 0 = never.
+    cfg.TEST.PATIENCE = 0
 
 
 def _add_run_keys(cfg: CfgNode) -> None:

@@ -106,6 +106,9 @@ RULES: dict[str, Rule] = {
     "TEST.EVAL_PERIOD": NOT_NEGATIVE,
     "TEST.SEM_SEG_MATCHING": one_of("none", "hungarian", "hungarian_iou", "majority"),
     "TEST.MONITOR.PERIOD": POSITIVE,
+    "TEST.PATIENCE": NOT_NEGATIVE,
+    "TEST.PROBE.PERIOD": POSITIVE,
+    "TEST.PROBE.SIZE": POSITIVE,
     "TEST.SEM_SEG_OUTPUT": one_of("logits", "labels"),
     "TEST.CENTER_CROP_SIZE": NOT_NEGATIVE,
     "TEST.SLIDE_WINDOW": NOT_NEGATIVE,
@@ -210,6 +213,17 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems.append(
             f"TEST.MONITOR.DATASET is {test.MONITOR.DATASET!r}; {cfg.MODEL.META_ARCHITECTURE} predicts no label maps"
         )
+    if bool(test.PROBE.TRAIN) != bool(test.PROBE.TEST):
+        problems.append(f"TEST.PROBE.TRAIN is {test.PROBE.TRAIN!r} and TEST {test.PROBE.TEST!r}; set both, or neither")
+    if test.PROBE.TRAIN and not trains_on_views(cfg):
+        problems.append(
+            f"TEST.PROBE.TRAIN is {test.PROBE.TRAIN!r}, but {cfg.MODEL.META_ARCHITECTURE} trains with labels; the "
+            "probe is for pretraining"
+        )
+    if test.BEST_METRIC.startswith(("probe/", "-probe/")) and not test.PROBE.TRAIN:
+        problems.append(f"TEST.BEST_METRIC is {test.BEST_METRIC!r}; set TEST.PROBE.TRAIN and TEST.PROBE.TEST, too")
+    if test.PATIENCE and not test.BEST_METRIC:
+        problems.append(f"TEST.PATIENCE is {test.PATIENCE}; name the value to wait for by TEST.BEST_METRIC")
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
         problems.append(f"TEST.SLIDE_STRIDE is {test.SLIDE_STRIDE}; it must be 1 to SLIDE_WINDOW, {test.SLIDE_WINDOW}")
     solver = cfg.SOLVER

@@ -18,7 +18,14 @@ from .label_folders import register_label_folder
 from .path_datasets import FOLDER_PREFIX, LIST_PREFIX, register_path_datasets
 from .record_paths import check_record_paths
 
-__all__ = ["check_datasets", "datasets_root", "other_scored_sets", "register_all_datasets", "register_sem_seg_folder"]
+__all__ = [
+    "check_datasets",
+    "datasets_root",
+    "other_scored_sets",
+    "probe_sets",
+    "register_all_datasets",
+    "register_sem_seg_folder",
+]
 
 # Datasets of images without annotations, and their folders below the root of all datasets.
 _IMAGE_FOLDERS = {
@@ -97,6 +104,12 @@ def other_scored_sets(cfg: CfgNode) -> dict[str, str]:
     return {key: name for key, name in names.items() if name}
 
 
+def probe_sets(cfg: CfgNode) -> dict[str, str]:
+    """Return the sets of the probe, of label maps or instances: config key -> name, where one is set."""
+    names = {"TEST.PROBE.TRAIN": cfg.TEST.PROBE.TRAIN, "TEST.PROBE.TEST": cfg.TEST.PROBE.TEST}
+    return {key: name for key, name in names.items() if name}
+
+
 def check_datasets(cfg: CfgNode) -> None:
     """Check, before any model is built, that the datasets of a config exist; also register its path datasets.
 
@@ -104,14 +117,15 @@ def check_datasets(cfg: CfgNode) -> None:
     names all problems.
 
     Args:
-        cfg: a config; DATASETS.TRAIN, DATASETS.TEST and the keys of :func:`other_scored_sets` are read.
+        cfg: a config; DATASETS.TRAIN, DATASETS.TEST and the keys of :func:`other_scored_sets` and :func:`probe_sets`
+            are read.
 
     Raises:
         ValueError: a name is not known.
         FileNotFoundError: all names are known, but some data is missing.
     """
     unknown, missing = [], []
-    others = {key: [name] for key, name in other_scored_sets(cfg).items()}
+    others = {key: [name] for key, name in (other_scored_sets(cfg) | probe_sets(cfg)).items()}
     for key, names in {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST, **others}.items():
         for name in names:
             where = f"{key} {name!r}"

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from densesiam_d2.checkpoint.export import backbone_metadata, backbone_state, save_backbone, save_safetensors
 
-__all__ = ["ExportBackboneHook", "ProgressHook"]
+__all__ = ["ExportBackboneHook", "ProgressHook", "export_backbone"]
 
 
 def unwrap(model):
@@ -24,6 +24,22 @@ class ProgressHook(HookBase):
         unwrap(self.trainer.model).progress = self.trainer.iter / self.trainer.max_iter
 
 
+def export_backbone(cfg, model, path: Path, iteration: int) -> None:
+    """Write the backbone of a model, DDP-wrapped or not, as ``.pkl`` and ``.safetensors``.
+
+    Args:
+        cfg: the config, for the files' metadata.
+        model: the model.
+        path: of the ``.pkl``; the other file lies beside it.
+        iteration: number of finished iterations.
+    """
+    state = backbone_state(unwrap(model))
+    metadata = backbone_metadata(cfg, iteration=iteration)
+    save_backbone(path, state, metadata)
+    save_safetensors(path.with_suffix(".safetensors"), state, metadata)
+    logging.getLogger(__name__).info("Wrote the pretrained backbone to %s and .safetensors", path)
+
+
 class ExportBackboneHook(HookBase):
     """Write the backbone as ``backbone.pkl`` and ``backbone.safetensors`` into a folder when training is complete."""
 
@@ -33,10 +49,6 @@ class ExportBackboneHook(HookBase):
         self._path = Path(output_dir) / "backbone.pkl"
 
     def after_train(self) -> None:
-        # Also called when training stops early; an incomplete pretraining must not be exported.
+        # Also called when training fails or is asked to stop; an incomplete pretraining must not be exported.
         if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
-            state = backbone_state(unwrap(self.trainer.model))
-            metadata = backbone_metadata(self._cfg, iteration=self.trainer.max_iter)
-            save_backbone(self._path, state, metadata)
-            save_safetensors(self._path.with_suffix(".safetensors"), state, metadata)
-            logging.getLogger(__name__).info("Wrote the pretrained backbone to %s and .safetensors", self._path)
+            export_backbone(self._cfg, self.trainer.model, self._path, self.trainer.max_iter)

@@ -5,6 +5,7 @@ import functools
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,30 +96,39 @@ def best_period(cfg: CfgNode) -> int:
     name = cfg.TEST.BEST_METRIC.removeprefix("-")
     if name.startswith("monitor/"):
         return cfg.TEST.MONITOR.PERIOD
+    if name.startswith("probe/"):
+        return cfg.TEST.PROBE.PERIOD
     logged_in_training = name.startswith(("ssl/", "loss_", "total_loss"))
     return cfg.TEST.EVAL_PERIOD or (cfg.SOLVER.CHECKPOINT_PERIOD if logged_in_training else 0)
 
 
 class BestCheckpointHook(hooks.BestCheckpointer):
-    """detectron2's ``BestCheckpointer``, for any number in the event storage, which keeps the best value on a resume.
+    """detectron2's ``BestCheckpointer``, for any number in the event storage, which goes on as before on a resume.
 
     Compared is the mean of what was logged since the last comparison. That is a score itself, and for a number that
-    training logs often, it keeps the noise of single batches out. A resumed run forgets what was logged between the
-    last comparison and the checkpoint.
+    training logs often, it keeps the noise of single batches out. Checkpoints hold the best value and what is needed
+    for the next comparison; register the hook before the one that writes them.
+
+    Attributes:
+        waited: number of comparisons since the best one.
     """
 
-    def __init__(self, period: int, checkpointer, metric: str):
+    def __init__(self, period: int, checkpointer, metric: str, *, on_best: Callable[[int], None] = lambda _: None):
         """Store the settings.
 
         Args:
             period: iterations between comparisons.
             checkpointer: a ``CheckedCheckpointer``.
             metric: a name in the event storage, such as "segm/AP"; with "-" before it the lowest value is the best.
+            on_best: called with the number of finished iterations when a best model was saved.
         """
         untagged = SimpleNamespace(save=functools.partial(checkpointer.save, tag=False))
         name = metric.removeprefix("-")
         super().__init__(period, untagged, name, mode="max" if name == metric else "min")
+        self._on_best = on_best
         self._compared_at = -1
+        self._resumed_with: list[float] = []  # what was logged between the last comparison and the checkpoint
+        self.waited = 0
 
     def after_step(self) -> None:
         if comm.is_main_process():
@@ -130,19 +140,33 @@ class BestCheckpointHook(hooks.BestCheckpointer):
 
     def _best_checking(self) -> None:
         storage, name = self.trainer.storage, self._val_metric
-        history = storage.histories()[name].values() if name in storage.histories() else []
-        values = [value for value, iteration in history if iteration > self._compared_at]
-        self._compared_at = storage.iter
+        values = self._logged()
+        self._compared_at, self._resumed_with = storage.iter, []
         if not values:
             logger.warning("TEST.BEST_METRIC %s was not logged since the last comparison: nothing is saved", name)
             return
         value, best = sum(values) / len(values), self.best_metric
+        self.waited += 1
         if (best is None or self._compare(value, best)) and self._update_best(value, storage.iter):
+            self.waited = 0
             self._checkpointer.save(self._file_prefix, iteration=storage.iter)
             logger.info("%s is %.5g, the best so far: saved %s", name, value, self._file_prefix)
+            self._on_best(min(storage.iter + 1, self.trainer.max_iter))
+
+    def _logged(self) -> list[float]:
+        """Return what was logged since the last comparison."""
+        histories = self.trainer.storage.histories()
+        history = histories[self._val_metric].values() if self._val_metric in histories else []
+        return self._resumed_with + [value for value, iteration in history if iteration > self._compared_at]
 
     def state_dict(self) -> dict:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        return {
+            "best_metric": self.best_metric,
+            "best_iter": self.best_iter,
+            "waited": self.waited,
+            "logged": self._logged(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+        self.waited, self._resumed_with = state.get("waited", 0), state.get("logged", [])  # new in this version

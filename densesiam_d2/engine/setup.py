@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.config_checks import check_config
-from densesiam_d2.data.datasets import check_datasets, other_scored_sets
+from densesiam_d2.data.datasets import check_datasets, other_scored_sets, probe_sets
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.launch import under_torchrun
@@ -283,7 +283,7 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         cfg.OUTPUT_DIR = tempfile.mkdtemp(prefix="dry_run_")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="densesiam_d2")
     replace_sync_bn(cfg)
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *other_scored_sets(cfg).values()]
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *(other_scored_sets(cfg) | probe_sets(cfg)).values()]
     register_path_datasets(names)
     ensure_cityscapes_api(names)
     own = own_checkpoints(cfg.OUTPUT_DIR) if args.resume != "never" else []

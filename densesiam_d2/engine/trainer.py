@@ -1,5 +1,6 @@
 """The trainer of every stage: pretraining, unsupervised segmentation, transfer."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -26,8 +27,10 @@ from densesiam_d2.data.detection_mapper import DetectionDatasetMapper
 from densesiam_d2.data.loader import TrainLoader, build_labelled_train_loader, build_two_view_train_loader
 from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
 from densesiam_d2.engine.collapse import CollapseMonitor
+from densesiam_d2.engine.early_stop import EarlyStopHook, LeaveLoopHook, StoppedEarly
 from densesiam_d2.engine.exact_resume import ExactResumeHook
-from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, unwrap
+from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, export_backbone, unwrap
+from densesiam_d2.engine.probe import ProbeHook
 from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
 from densesiam_d2.engine.signals import handle_stop_signals
 from densesiam_d2.engine.step import StepTrainer
@@ -90,19 +93,24 @@ class Trainer(DefaultTrainer):
         """Return detectron2's hooks, with the watchdog and exact resume before them and our own checkpoint hook.
 
         For a method that trains on views, ProgressHook and the method's own hooks come first, so that the watchdog does
-        not count their time; the collapse monitor and the export of the backbone come last.
+        not count their time; the collapse monitor and the export of the backbone come last. With TEST.BEST_METRIC the
+        scores come before the checkpoints.
         """
         cfg, solver = self.cfg, self.cfg.SOLVER
         stock = [h for h in super().build_hooks() if h and not isinstance(h, hooks.PeriodicCheckpointer)]
         keep = {"keep_last": solver.CHECKPOINT_KEEP_LAST, "keep_every": solver.CHECKPOINT_KEEP_EVERY}
+        checkpoints = CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, **keep)
         evaluation = next(i for i, h in enumerate(stock) if isinstance(h, hooks.EvalHook))
-        stock.insert(evaluation, CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, **keep))
-        after = evaluation + 2
+        scores = [stock[evaluation]]
         if cfg.TEST.MONITOR.DATASET:
-            stock.insert(after, hooks.EvalHook(cfg.TEST.MONITOR.PERIOD, self._score_monitor))
-            after += 1
+            scores.append(hooks.EvalHook(cfg.TEST.MONITOR.PERIOD, self._score_monitor))
+        if cfg.TEST.PROBE.TRAIN:
+            scores.append(ProbeHook(cfg))
         if cfg.TEST.BEST_METRIC:
-            stock.insert(after, BestCheckpointHook(best_period(cfg), self.checkpointer, cfg.TEST.BEST_METRIC))
+            # A checkpoint then knows the comparison of its own iteration, which a resumed run does not repeat.
+            stock[evaluation : evaluation + 1] = [*scores, *self._build_best_hooks(), checkpoints]
+        else:
+            stock[evaluation : evaluation + 1] = [checkpoints, *scores]
         ret = [WatchdogHook(cfg.RUN.WATCHDOG_SECONDS), ExactResumeHook(cfg), *stock]
         if trains_on_views(cfg):
             watch = CollapseMonitor(stop=cfg.RUN.STOP_ON_COLLAPSE)
@@ -110,7 +118,17 @@ class Trainer(DefaultTrainer):
             ret = [ProgressHook(), *model.build_hooks(cfg), *ret, watch]
             if not isinstance(model, BASELINES):  # their backbone has not learned
                 ret.append(ExportBackboneHook(cfg, cfg.OUTPUT_DIR))
-        return ret
+        return ret + [LeaveLoopHook(hook) for hook in stock if isinstance(hook, EarlyStopHook)]
+
+    def _build_best_hooks(self) -> list:
+        """Return the hooks that keep the best model, with its backbone in a pretraining, and stop when it is old."""
+        cfg, options = self.cfg, {}
+        model = unwrap(self._trainer.model)
+        if trains_on_views(cfg) and not isinstance(model, BASELINES):
+            path = Path(cfg.OUTPUT_DIR) / "backbone_best.pkl"
+            options["on_best"] = functools.partial(export_backbone, cfg, model, path)
+        best = BestCheckpointHook(best_period(cfg), self.checkpointer, cfg.TEST.BEST_METRIC, **options)
+        return [best, EarlyStopHook(best, best_period(cfg), cfg.TEST.PATIENCE)] if cfg.TEST.PATIENCE else [best]
 
     def build_writers(self) -> list:
         folder = self.cfg.OUTPUT_DIR
@@ -129,7 +147,10 @@ class Trainer(DefaultTrainer):
 
     def train(self):
         """Run training; on SIGTERM or SIGUSR1 it saves a checkpoint and exits with code 75."""
-        with handle_stop_signals(self._ask_to_stop):
+        if any(isinstance(hook, EarlyStopHook) and hook.exhausted() for hook in self._hooks):
+            logger.info("This run has ended by TEST.PATIENCE %d: nothing is left to train", self.cfg.TEST.PATIENCE)
+            self.max_iter = self.start_iter
+        with handle_stop_signals(self._ask_to_stop), contextlib.suppress(StoppedEarly):
             return super().train()
 
     def _ask_to_stop(self, number: int) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
 
-__all__ = ["FrozenFeatures", "build_features"]
+__all__ = ["FrozenFeatures", "build_features", "build_random_features"]
 
 
 class FrozenFeatures(nn.Module):
@@ -116,15 +116,35 @@ def build_features(cfg: CfgNode, names: Sequence[str], *, weights: str, size: in
     """Build the backbone of a config and fill it.
 
     Args:
-        cfg: MODEL and INPUT.FORMAT are read. A backbone without FPN returns the named outputs; OUT_FEATURES is ignored.
-        names: outputs, such as "res3"; for an FPN, outputs of the pyramid or of the network below it.
+        cfg, names, size, seed: see :func:`build_random_features`; MODEL.WEIGHTS_STRICT is read as well.
         weights: as MODEL.WEIGHTS; "" keeps the random initialisation.
-        size: see :class:`FrozenFeatures`.
-        seed: of the random network.
 
     Raises:
         ValueError: there are no such outputs, or the weights cannot be read or some are missing.
         FileNotFoundError: there is no such file.
+    """
+    model = build_random_features(cfg, names, size=size, seed=seed)
+    checkpointer = CheckedCheckpointer(
+        model,
+        expect=CheckedCheckpointer.expected_metadata(cfg),
+        strict=cfg.MODEL.WEIGHTS_STRICT,
+        whole_model=model.needs_pyramid,
+    )
+    checkpointer.resume_or_load(weights, resume=False)
+    return model
+
+
+def build_random_features(cfg: CfgNode, names: Sequence[str], *, size: int, seed: int) -> FrozenFeatures:
+    """Build the backbone of a config with random weights.
+
+    Args:
+        cfg: MODEL and INPUT.FORMAT are read. A backbone without FPN returns the named outputs; OUT_FEATURES is ignored.
+        names: outputs, such as "res3"; for an FPN, outputs of the pyramid or of the network below it.
+        size: see :class:`FrozenFeatures`.
+        seed: of the random network.
+
+    Raises:
+        ValueError: there are no such outputs.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -135,7 +155,7 @@ def build_features(cfg: CfgNode, names: Sequence[str], *, weights: str, size: in
             backbone = _build(cfg, seed)
         except (KeyError, AssertionError) as error:
             raise ValueError(f"features {' '.join(names)}: the backbone has no such output ({error})") from error
-    model = FrozenFeatures(
+    return FrozenFeatures(
         backbone=backbone,
         names=names,
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
@@ -143,12 +163,6 @@ def build_features(cfg: CfgNode, names: Sequence[str], *, weights: str, size: in
         image_format=cfg.INPUT.FORMAT,
         size=size,
     ).to(cfg.MODEL.DEVICE)
-    expect = CheckedCheckpointer.expected_metadata(cfg)
-    checkpointer = CheckedCheckpointer(
-        model, expect=expect, strict=cfg.MODEL.WEIGHTS_STRICT, whole_model=model.needs_pyramid
-    )
-    checkpointer.resume_or_load(weights, resume=False)
-    return model
 
 
 def _build(cfg: CfgNode, seed: int) -> Backbone:
