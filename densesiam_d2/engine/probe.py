@@ -24,7 +24,8 @@ class ProbeHook(hooks.EvalHook):
     """Every ``TEST.PROBE.PERIOD`` iterations and at the end, log the ridge probe as probe/mIoU and probe/pACC.
 
     The numbers are those of ``tools.probe`` for the backbone that the method exports. A new run is also scored before
-    its first step, as probe/start_mIoU and probe/start_pACC; mistakes in the data are found then.
+    its first step, as probe/start_mIoU and probe/start_pACC; mistakes in the data are found then. A probe that fails
+    later, perhaps because a file cannot be read any more, is reported, and training goes on.
 
     The probe has a network of its own, into which it copies the weights. Only the main process computes; the others
     wait at a barrier, so RUN.DIST_TIMEOUT_SECONDS must be longer than a probe. The watchdog does not count this time.
@@ -37,7 +38,7 @@ class ProbeHook(hooks.EvalHook):
             LabelsError: labels cannot be used; raised in all processes.
             ValueError: the two sets have different classes, or the backbone has no such features; likewise.
         """
-        super().__init__(cfg.TEST.PROBE.PERIOD, self._score)
+        super().__init__(cfg.TEST.PROBE.PERIOD, self._score_or_report)
         problem = None
         if comm.is_main_process():
             try:
@@ -53,14 +54,20 @@ class ProbeHook(hooks.EvalHook):
     def before_train(self) -> None:
         if self.trainer.start_iter == 0:
             if comm.is_main_process():
-                start = {f"probe/start_{name}": value for name, value in self._score()["probe"].items()}
+                start = {f"probe/start_{name}": value for name, value in self._score().items()}
                 self.trainer.storage.put_scalars(**start, smoothing_hint=False)
             comm.synchronize()
 
-    def _score(self) -> dict[str, dict[str, float]]:
-        """Return {"probe": scores} in the main process, an empty dict in the others."""
-        if not comm.is_main_process():
+    def _score_or_report(self) -> dict[str, dict[str, float]]:
+        """Return {"probe": scores} in the main process, an empty dict in the others and after an error."""
+        try:
+            return {"probe": self._score()} if comm.is_main_process() else {}
+        except (ValueError, OSError, RuntimeError) as error:
+            logger.error("The probe failed, and training goes on: %s", error)
             return {}
+
+    def _score(self) -> dict[str, float]:
+        """Return the scores of the exported backbone."""
         began = time.perf_counter()
         model = unwrap(self.trainer.model)
         weights = model.get_submodule(model.exports).state_dict()
@@ -71,7 +78,7 @@ class ProbeHook(hooks.EvalHook):
         scores = {name: result["ridge"][name] for name in ("mIoU", "pACC")}
         logger.info("Probe on %s: mIoU %.2f, pACC %.2f, %s s", test.name, *scores.values(), result["seconds"])
         self._compare_times(began, time.perf_counter())
-        return {"probe": scores}
+        return scores
 
     def _compare_times(self, began: float, ended: float) -> None:
         """Log a warning if the probe takes a large share of the time."""

@@ -10,6 +10,9 @@ Source: MkuuWaUjinga/leopart, experiments/linear_probing/linear_finetune.py, con
   released order (enlarge the features, then apply the head), because both are linear and the weights of a bilinear
   interpolation sum to 1. It takes D / K times less memory.
 - The whole test set is scored (the released training script scores 8 batches).
+
+Features are not standardised, as released: those of very small scale, such as a random network's in evaluation mode,
+are hardly learned from.
 """
 
 import time

@@ -17,6 +17,7 @@ from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook
 from densesiam_d2.engine.watchdog import WatchdogHook
 from densesiam_d2.modeling import METHODS
 from densesiam_d2.probe.features import build_random_features
+from densesiam_d2.probe.run import probe
 from densesiam_d2.samples.scenes import CLASSES, write_scenes
 from densesiam_d2.tools.probe import main as probe_main
 from tests.faults import runs
@@ -132,6 +133,20 @@ def test_the_probe_sees_the_exported_backbone_of_every_method(method):
     with torch.no_grad():
         first, second = frozen(x), backbone(x)
     assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_a_probe_that_fails_does_not_end_the_training(scenes, tmp_path, monkeypatch, caplog):
+    def fail_in_training(*args, **kwargs):
+        if calls:
+            raise OSError("the disk is gone")
+        calls.append(1)
+        return probe(*args, **kwargs)
+
+    calls = []
+    monkeypatch.setattr("densesiam_d2.engine.probe.probe", fail_in_training)
+    assert run(scenes, tmp_path, "SOLVER.MAX_ITER", 2, *probe_options(scenes))["iteration"] == 1
+    assert "The probe failed, and training goes on: the disk is gone" in caplog.text
+    assert "probe/start_mIoU" in rows_of(tmp_path)[0]
 
 
 def test_two_processes(scenes, tmp_path):
