@@ -42,8 +42,9 @@ def low_shot_iterations(labels: int, batch: int, *, length: float = 1.0) -> int:
 def stretched(cfg: CfgNode, iterations: int) -> list[str]:
     """Return the options that give a config's schedule another length.
 
-    The steps stay at the same shares of the training. The warm-up stays as long as it is, but takes a tenth of the
-    training at most; a warm-up in epochs takes a tenth. It is saved five times, and the newest checkpoint is kept.
+    The steps stay at the same shares of the training; those that rounding puts at its end are left out. The warm-up
+    stays as long as it is, but takes a tenth of the training at most; a warm-up in epochs takes a tenth. The model is
+    saved five times, and the newest checkpoint is kept.
 
     Args:
         cfg: the config; its SOLVER.STEPS and warm-up are read.
@@ -54,10 +55,11 @@ def stretched(cfg: CfgNode, iterations: int) -> list[str]:
     """
     solver = cfg.SOLVER
     whole = 1 if solver.EPOCHS > 0 else solver.MAX_ITER  # with EPOCHS, STEPS are shares already
+    steps = (round(step / whole * iterations) for step in solver.STEPS)
     tenth = iterations // 10
     options = {
         "SOLVER.MAX_ITER": iterations,
-        "SOLVER.STEPS": tuple(round(step / whole * iterations) for step in solver.STEPS),
+        "SOLVER.STEPS": tuple(step for step in steps if step < iterations),
         "SOLVER.WARMUP_ITERS": tenth if solver.WARMUP_EPOCHS > 0 else min(solver.WARMUP_ITERS, tenth),
         "SOLVER.WARMUP_EPOCHS": 0.0,
         "SOLVER.CHECKPOINT_PERIOD": max(1, iterations // 5),

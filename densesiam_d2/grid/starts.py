@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from densesiam_d2.checkpoint import CheckedCheckpointer, expected_metadata
 from densesiam_d2.engine.setup import replace_sync_bn
 
-__all__ = ["SCRATCH", "Start", "check_starts", "on_cpu", "parse_starts", "quiet"]
+__all__ = ["SCRATCH", "Start", "check_starts", "on_cpu", "parse_starts", "quiet", "split_name"]
 
 SCRATCH = "scratch"
 
@@ -46,9 +46,9 @@ def parse_starts(words: Sequence[str]) -> list[Start]:
     """
     starts = []
     for word in words:
-        named = re.fullmatch(r"([\w.+-]+)=(.+)", word)
-        if named:
-            starts.append(Start(named[1], named[2]))
+        name, file = split_name(word)
+        if name:
+            starts.append(Start(name, file))
         elif word == SCRATCH:
             starts.append(Start(SCRATCH, ""))
         else:
@@ -60,6 +60,12 @@ def parse_starts(words: Sequence[str]) -> list[Start]:
     if twice:
         raise ValueError(f"two starts are called {twice}: name them by NAME=FILE")
     return starts
+
+
+def split_name(word: str) -> tuple[str | None, str]:
+    """Split NAME=FILE; the name is None for FILE alone."""
+    named = re.fullmatch(r"([\w.+-]+)=(.+)", word)
+    return (named[1], named[2]) if named else (None, word)
 
 
 def check_starts(cfg: CfgNode, starts: Sequence[Start]) -> None:

@@ -70,8 +70,6 @@ def draw_scores(
         axis.set_xscale("log")
         axis.minorticks_off()
         axis.set_xticks(list(ticks), list(ticks.values()))
-    else:
-        axis.set_xlim(left=0)
     _style(axis, legend=True)
     return _render(figure)
 

@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from densesiam_d2.config_checks import check_config
 from densesiam_d2.engine import load_config
 from densesiam_d2.grid.schedules import low_shot_iterations, stretched
+from densesiam_d2.solver import build_lr_scheduler
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -59,10 +61,11 @@ def test_shares_of_epochs_become_iterations():
 
 
 @pytest.mark.parametrize("config", ["own/mask_rcnn_R18_FPN", "own/fcn_mobilenet_v2", "pretrain_byol", "pretrain_R18"])
-@pytest.mark.parametrize("iterations", [1, 7, 100_000])
+@pytest.mark.parametrize("iterations", [1, 3, 7, 100_000])
 def test_any_length_is_a_config_that_works(config, iterations):
     path = str(CONFIGS / f"{config}.yaml")
     opts = [*stretched(load_config(path), iterations), "DATASETS.TRAIN", "any"]
     cfg = load_config(path, [*opts, "SOLVER.AMP.ENABLED", "False"])
     check_config(cfg)
+    build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
     assert iterations == cfg.SOLVER.MAX_ITER and cfg.SOLVER.EPOCHS == cfg.SOLVER.WARMUP_EPOCHS == 0

@@ -5,7 +5,7 @@ from detectron2.modeling import build_backbone
 
 from densesiam_d2.checkpoint import backbone_metadata, backbone_state, save_backbone
 from densesiam_d2.engine import load_config
-from densesiam_d2.grid.starts import Start, check_starts, on_cpu, parse_starts
+from densesiam_d2.grid.starts import Start, check_starts, on_cpu, parse_starts, split_name
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "quick" / "mask_rcnn_instant_test.yaml")
 
@@ -33,6 +33,11 @@ def test_names_of_starts():
     ]
     query = "moco.pkl?matching_heuristics=True"
     assert parse_starts([query, "a b.pkl"]) == [Start("moco", query), Start("a_b", "a b.pkl")]
+
+
+def test_a_name_before_a_file():
+    assert split_name("a=b.yaml") == ("a", "b.yaml") and split_name("x/b.yaml") == (None, "x/b.yaml")
+    assert split_name("x/moco.pkl?matching_heuristics=True")[0] is None
 
 
 def test_two_starts_of_one_name():
