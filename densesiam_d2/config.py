@@ -200,6 +200,10 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.FIX_PREDICTOR_LR = True
     # Factor on the learning rate of the backbone; below 1 it changes less than the heads on top of it.
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
+    # Factor on the learning rate of the last layers of a supervised head: box classifier and regressor, mask predictor,
+    # predictors of a segmentation head. They always start from random weights, so with few labels a larger rate helps
+    # (CutLER's COCO-Semisupervised configs have 4).
+    cfg.SOLVER.LAST_LAYERS_LR_FACTOR = 1.0
     # Length of the training and of its warm-up in epochs of DATASETS.TRAIN; 0 = use MAX_ITER and WARMUP_ITERS. With
     # EPOCHS, STEPS are fractions of the training in (0, 1). SOLVER.MAX_ITER on the command line sets EPOCHS to 0.
     cfg.SOLVER.EPOCHS = 0.0

@@ -97,6 +97,7 @@ BAD = [
     ("MODEL.DENSESIAM.USAGE.LOSS_WEIGHT", -1.0, ">= 0"),
     ("MODEL.DENSESIAM.USAGE.EXPONENT", -1.0, ">= 0"),
     ("SOLVER.BACKBONE_LR_FACTOR", -1.0, ">= 0"),
+    ("SOLVER.LAST_LAYERS_LR_FACTOR", -1.0, ">= 0"),
     ("SOLVER.AMP.PRECISION", "fp8", "fp16, bf16"),
     ("SOLVER.BASE_LR", 0.0, "> 0"),
     ("SOLVER.BASE_LR", float("nan"), "> 0"),

@@ -53,12 +53,13 @@ class Cell:
 
     Attributes:
         name: unique in the grid, and the path of the cell's folder below ``root``, such as "probe/simsiam/seed_0".
-        stage: which part of the work it is; cells of one stage are expected to take about the same time.
+        stage: which part of the grid it is; cells of one stage take about the same time for the same ``work``.
         words: the words of the command. The word "python" is replaced by the interpreter that runs the grid.
         root: the grid's folder, absolute.
         axes: what distinguishes the cell, such as {"method": "simsiam", "seed": 0}.
         needs: names of the cells that must be done before.
         scores: the numbers to read when the command has ended; without one of them the cell has failed.
+        work: how long the cell takes beside the others of its stage, such as its number of iterations.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Cell:
     axes: Mapping[str, str | int | float] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     scores: tuple[Score, ...] = ()
+    work: float = 1.0
 
     @property
     def folder(self) -> Path:

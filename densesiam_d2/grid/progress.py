@@ -1,7 +1,7 @@
 """How long the rest of a grid will take."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import mean
 
 from densesiam_d2.grid.cells import Cell
 from densesiam_d2.grid.records import State
@@ -17,7 +17,9 @@ def time_left(
     *,
     workers: int,
 ) -> str:
-    """Return the time that the rest of a grid takes, as text, from the mean of the finished cells of each stage.
+    """Return the time that the rest of a grid takes, as text, from the finished cells of each stage.
+
+    A cell takes the mean time that its stage takes for a unit of work, times its work.
 
     Args:
         waiting: the cells that nobody runs.
@@ -29,15 +31,16 @@ def time_left(
     Returns:
         Such as "1 h 20 min", or "more than 5 min" or "an unknown time" if no cell of some stage has finished yet.
     """
-    done: dict[str, list[float]] = {}
+    seconds_of, work_of = Counter(), Counter()  # stage -> sum over its finished cells
     for name, record in records.items():
         if record.get("state") == State.DONE:
-            done.setdefault(cells[name].stage, []).append(record["seconds"])
-    mean_of = {stage: mean(seconds) for stage, seconds in done.items()}
-    rest = [mean_of.get(cell.stage, 0.0) for cell in waiting]
-    rest += [max(0.0, mean_of.get(cell.stage, 0.0) - seconds) for cell, seconds in running]
+            seconds_of[cells[name].stage] += record["seconds"]
+            work_of[cells[name].stage] += cells[name].work
+    rate = {stage: seconds_of[stage] / work for stage, work in work_of.items()}
+    rest = [rate.get(cell.stage, 0.0) * cell.work for cell in waiting]
+    rest += [max(0.0, rate.get(cell.stage, 0.0) * cell.work - seconds) for cell, seconds in running]
     seconds = max([sum(rest) / workers, *rest]) if rest else 0.0
-    unknown = any(cell.stage not in mean_of for cell in [*waiting, *(cell for cell, _ in running)])
+    unknown = any(cell.stage not in rate for cell in [*waiting, *(cell for cell, _ in running)])
     if unknown:
         return f"more than {duration(seconds)}" if seconds else "an unknown time"
     return duration(seconds)

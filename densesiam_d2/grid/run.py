@@ -28,7 +28,12 @@ _SECONDS_TO_STOP = 120.0
 
 
 def run_cells(
-    cells: Sequence[Cell], *, jobs: int = 1, only: Collection[str] = (), show: Callable[[str], None] = print
+    cells: Sequence[Cell],
+    *,
+    jobs: int = 1,
+    only: Collection[str] = (),
+    show: Callable[[str], None] = print,
+    ended: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Run all cells that are not done; calls on the same folder at the same time share the work.
 
@@ -43,6 +48,7 @@ def run_cells(
         jobs: number of cells at a time; without OMP_NUM_THREADS each gets its share of the cores.
         only: names of stages; empty means all.
         show: prints a line.
+        ended: called after each cell that has ended here, whatever its state.
 
     Returns:
         The cells that are not done, by name, with the reason.
@@ -51,7 +57,7 @@ def run_cells(
         ValueError: a folder holds the result of another command.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR1 asked to stop; the commands have been stopped.
     """
-    return _Run(cells, jobs, only, show).run()
+    return _Run(cells, jobs, only, show, ended).run()
 
 
 @dataclasses.dataclass
@@ -66,9 +72,16 @@ class _Job:
 
 
 class _Run:
-    def __init__(self, cells: Sequence[Cell], jobs: int, only: Collection[str], show: Callable[[str], None]):
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        jobs: int,
+        only: Collection[str],
+        show: Callable[[str], None],
+        ended: Callable[[], None],
+    ):
         self._cells = {cell.name: cell for cell in cells}
-        self._jobs, self._show = jobs, show
+        self._jobs, self._show, self._ended = jobs, show, ended
         self._left = [name for name, cell in self._cells.items() if not only or cell.stage in only]
         self._total = len(self._left)
         self._running: dict[str, _Job] = {}
@@ -244,6 +257,7 @@ class _Run:
     def _write(self, cell: Cell, record: dict) -> None:
         write_record(cell, record)
         self._records[cell.name] = record
+        self._ended()
 
     def _stop_all(self) -> None:
         """Ask the running commands to stop, which train_net.py does after a save; kill what takes too long."""

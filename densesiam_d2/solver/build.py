@@ -1,5 +1,7 @@
 """Build optimizers and schedules: detectron2's and further ones; some modules can keep a fixed learning rate."""
 
+import re
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
@@ -11,6 +13,9 @@ from torch import nn
 from densesiam_d2.solver.lars import LARS
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "fuse"]
+
+# Of detectron2's box, mask and segmentation heads, and of FCNSemSegHead with its auxiliary head.
+_LAST_LAYERS = re.compile(r"(roi_heads|sem_seg_head)\.(\w+\.)*(box_)?predictor\.")
 
 
 class FixedLRMultiplier(LRMultiplier):
@@ -70,7 +75,7 @@ def _optimizer(solver: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: solver.BACKBONE_LR_FACTOR if name.startswith("backbone.") else 1.0,
+        lr_factor_func=lambda name: _lr_factor(solver, name),
     )
     common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if solver.OPTIMIZER == "AdamW":
@@ -88,6 +93,13 @@ def _optimizer(solver: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     optimizer = torch.optim.SGD(params, nesterov=solver.NESTEROV, **common)
     fuse(optimizer)
     return optimizer
+
+
+def _lr_factor(solver: CfgNode, name: str) -> float:
+    """Return the factor on the learning rate of a parameter, by its name."""
+    if name.startswith("backbone."):
+        return solver.BACKBONE_LR_FACTOR
+    return solver.LAST_LAYERS_LR_FACTOR if _LAST_LAYERS.match(name) else 1.0
 
 
 def _fixed_parameters(model: nn.Module) -> set[nn.Parameter]:

@@ -70,6 +70,17 @@ def test_a_failed_cell_is_named_with_its_last_line_and_tried_again(tmp_path):
     assert runs(tmp_path) == ["one", "three", "one", "two"]
 
 
+def test_what_follows_each_cell_sees_its_state(tmp_path):
+    cells = [
+        cell(tmp_path, "one"),
+        cell(tmp_path, "two", "1/0"),
+        Cell("three", "three", ("no_such_command",), tmp_path),
+    ]
+    seen = []
+    run_cells(cells, show=silent, ended=lambda: seen.append([read_record(c).get("state") for c in cells]))
+    assert seen == [["done", None, None], ["done", "failed", None], ["done", "failed", "failed"]]
+
+
 def test_a_cell_without_its_score_has_failed(tmp_path):
     words = ("python", "-c", "pass")
     lost = Cell("a", "a", words, tmp_path, scores=(Score("AP", "r.json", "AP"),))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -94,6 +95,16 @@ def test_time_left(tmp_path):
     other = Cell("other", "other", (), tmp_path)
     assert time_left([waiting[0], other], [], records, cells, workers=1) == "more than 20 s"
     assert time_left([other], [], {}, cells, workers=1) == "an unknown time"
+
+
+def test_time_left_follows_the_work(tmp_path):
+    """100 and 300 iterations took 10 and 30 s, 0.1 s each: 500 and 50 more take 55 s."""
+    make_one = lambda seed, work: dataclasses.replace(make(tmp_path, "a", seed), work=work)  # noqa: E731
+    done, waiting = [make_one(0, 100), make_one(2, 300)], [make_one(3, 500), make_one(4, 50)]
+    records = {cell.name: json.loads((cell.folder / "cell.json").read_text()) for cell in done}
+    cells = {cell.name: cell for cell in [*done, *waiting]}
+    assert time_left(waiting, [], records, cells, workers=1) == "55 s"
+    assert time_left([], [(waiting[0], 20.0)], records, cells, workers=1) == "30 s"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(99, "99 s"), (100, "2 min"), (3599, "1 h 0 min"), (5400, "1 h 30 min")])

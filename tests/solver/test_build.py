@@ -1,15 +1,18 @@
 """Optimizer groups and schedules: learning rates by hand at chosen iterations."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.modeling import build_model
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch import nn
 
 from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.solver import build_lr_scheduler, build_optimizer
 
 BASE_LR = 0.4
@@ -217,6 +220,29 @@ def test_backbone_factor_scales_the_whole_schedule_of_the_backbone_only():
     for before, after in zip(plain, scaled, strict=True):
         for name, rate in before.items():
             assert after[name] == pytest.approx(rate * (0.1 if name.startswith("backbone.") else 1))
+
+
+@pytest.mark.parametrize("config", ["quick/mask_rcnn_instant_test", "quick/fcn_instant_test"])
+def test_the_factor_of_the_last_layers_is_for_the_predictors_of_heads_only(config):
+    cfg = load_config(str(Path(__file__).parents[2] / "configs" / f"{config}.yaml"), ["MODEL.DEVICE", "cpu"])
+    replace_sync_bn(cfg)
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.LAST_LAYERS_LR_FACTOR, cfg.SOLVER.BACKBONE_LR_FACTOR = 0.1, 4.0, 0.5
+    model = build_model(cfg)
+    rates = _rates_by_name(build_optimizer(cfg, model), model)
+    last = {
+        "quick/mask_rcnn_instant_test": ["box_predictor.cls_score", "box_predictor.bbox_pred", "mask_head.predictor"],
+        "quick/fcn_instant_test": ["main.predictor", "aux.predictor"],
+    }[config]
+    head = "roi_heads" if "rcnn" in config else "sem_seg_head"
+    expected = {f"{head}.{layer}.{kind}" for layer in last for kind in ("weight", "bias")}
+    assert {name for name, rate in rates.items() if rate == pytest.approx(0.4)} == expected
+    assert {rate for name, rate in rates.items() if name.startswith("backbone.")} == {0.05}
+    others = {rate for name, rate in rates.items() if name not in expected and not name.startswith("backbone.")}
+    assert others == {0.1}
+
+
+def test_a_predictor_of_pretraining_is_no_last_layer():
+    assert {rate for rate in _run(_cfg(LAST_LAYERS_LR_FACTOR=4.0), 1)[0].values()} == {BASE_LR}
 
 
 def test_bias_factor_of_a_fixed_module_is_kept():
