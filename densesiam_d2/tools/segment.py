@@ -30,7 +30,6 @@ import contextlib
 import json
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -44,7 +43,7 @@ from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.labels.cluster_names import IGNORE, ClusterNames, file_sha256
 from densesiam_d2.labels.counts import CountsWriter
-from densesiam_d2.labels.regions import CocoWriter, connected_regions
+from densesiam_d2.labels.regions import CocoWriter, count_regions
 from densesiam_d2.modeling import num_label_ids
 from densesiam_d2.reporting.gallery import Gallery
 from densesiam_d2.reporting.gallery_page import write_gallery
@@ -121,10 +120,8 @@ def segment_images(
                 labels = np.where(found.certainty < threshold, labels.dtype.type(IGNORE), labels)
             of_image = np.bincount(labels.ravel(), minlength=len(pixels))
             pixels += of_image
-            regions = Counter(region.label for region in connected_regions(labels, len(names), min_area))
-            counts.add(
-                name.as_posix(), labels.shape, [regions[i] for i in range(len(names))], of_image[: len(names)].tolist()
-            )
+            num_regions = count_regions(labels, len(names), min_area)
+            counts.add(name.as_posix(), labels.shape, num_regions, of_image[: len(names)].tolist())
             stem = output_stem(name, written)
             write_image(output / "labels" / f"{stem}.png", labels)
             write_image(output / "overlays" / f"{stem}.jpg", overlay(image, labels, alpha, colors)[:, :, ::-1])
