@@ -76,7 +76,7 @@ def class_names(cfg: CfgNode) -> list[str]:
 
 
 def draw_instances(image: np.ndarray, instances: Instances, classes: list[str]) -> np.ndarray:
-    """Draw masks (without masks: boxes), and class and score where there are at most 40 objects.
+    """Draw masks (without masks: boxes), and of at most 40 objects the score and, if there are several, the class.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -90,7 +90,8 @@ def draw_instances(image: np.ndarray, instances: Instances, classes: list[str]) 
     colors = palette(len(ids)) if len(classes) == 1 else palette(len(classes))[ids]
     labels = None
     if len(ids) <= MAX_WRITTEN:
-        labels = [f"{classes[i]} {score:.0%}" for i, score in zip(ids, instances.scores.tolist(), strict=True)]
+        names = [""] if len(classes) == 1 else [f"{name} " for name in classes]
+        labels = [f"{names[i]}{score:.0%}" for i, score in zip(ids, instances.scores.tolist(), strict=True)]
     shapes = {"boxes": instances.pred_boxes}
     if instances.has("pred_masks"):
         shapes = {"masks": list(instances.pred_masks.numpy())}
