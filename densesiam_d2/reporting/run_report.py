@@ -112,9 +112,9 @@ def _state(run: RunFiles) -> Section:
         rows.append(["time left then", duration(run.metrics["eta_seconds"][1][-1])])
     if run.cfg:
         rows += [
-            ["trained on", ", ".join(run.cfg.DATASETS.TRAIN) or "nothing"],
-            ["tested on", ", ".join(run.cfg.DATASETS.TEST) or "nothing"],
-            ["started from", run.cfg.MODEL.WEIGHTS or "random weights"],
+            ["training set", ", ".join(run.cfg.DATASETS.TRAIN) or "nothing"],
+            ["test set", ", ".join(run.cfg.DATASETS.TEST) or "nothing"],
+            ["weights at the start", run.cfg.MODEL.WEIGHTS or "random weights"],
             ["images per iteration", str(run.cfg.SOLVER.IMS_PER_BATCH)],
         ]
     return section.table(["", ""], rows, words=True)
@@ -303,7 +303,7 @@ def _commands(run: RunFiles) -> Section:
                 commands["Go on with it after it was stopped"] = shlex.join([*train, "--resume"])
             if run.cfg.DATASETS.TEST:
                 commands["Evaluate again"] = shlex.join([*train, "--eval-only", "MODEL.WEIGHTS", weights])
-        if model_output(run.cfg) in ("instances", "semantic"):
+        if weights and model_output(run.cfg) in ("instances", "semantic"):
             words = [*config, "--weights", weights, "--input", "IMAGES", "--output", f"{folder.name}_predicted"]
             commands["Apply it to images"] = shlex.join(["python", "-m", "densesiam_d2.tools.predict", *words])
     page = shlex.join(["python", "-m", "densesiam_d2.tools.report", str(folder)])
