@@ -1,4 +1,4 @@
-"""A folder of images, one image, or the frames of a video, read one after the other."""
+"""A folder of images, one image, a list of images, or the frames of a video, read one after the other."""
 
 import os
 from collections import Counter
@@ -9,33 +9,35 @@ import cv2
 import numpy as np
 
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
-from densesiam_d2.data.image_listing import walk_images
+from densesiam_d2.data.image_listing import load_image_list, walk_images
 
 __all__ = ["ImageSource"]
 
 
 class ImageSource:
-    """Relative name and pixels of each image of a folder, of one image file, or of every n-th frame of a video.
+    """Relative name and pixels of each image of a folder or list, of one image, or of every n-th frame of a video.
 
     Attributes:
-        root: the folder that the names are relative to; None for a video, whose frames are no files.
+        root: the folder that the names are relative to, for a list the deepest one that holds all its images; None for
+            a video, whose frames are no files.
         total: number of images; None for a video whose file does not say how many frames it has.
         skipped: after reading, the count of other files by ending.
         unreadable: after reading, the reason for each image that could not be read.
     """
 
     def __init__(self, path: Path, *, every: int | None = None, white_level: int):
-        """List the images of a folder, or open a video.
+        """List the images of a folder, read a list, or open a video.
 
         Args:
-            path: folder (searched recursively; links are followed, hidden files and folders are left out) or file. A
-                file without the ending of an image is opened as a video.
+            path: folder (searched recursively; links are followed, hidden files and folders are left out) or file.
+                ``.txt`` is a list, see :func:`densesiam_d2.data.load_image_list`; any other file without the ending of
+                an image is opened as a video.
             every: n of "every n-th frame", None for all; the first frame is always read.
             white_level: see :func:`densesiam_d2.data.image_io.read_image`.
 
         Raises:
-            FileNotFoundError: there is no such folder or file.
-            ValueError: the video cannot be opened, or ``every`` is given for images or is below 1.
+            FileNotFoundError: there is no such folder or file, or an image of the list does not exist.
+            ValueError: the video cannot be opened, the list is empty, or ``every`` is given for images or is below 1.
         """
         if not path.exists():
             raise FileNotFoundError(f"--input {path}: no such folder or file")
@@ -44,15 +46,19 @@ class ImageSource:
         self._video = None
         if every is not None and every < 1:
             raise ValueError(f"--every {every} must be at least 1")
-        if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.is_file() and path.suffix.lower() not in (*IMAGE_SUFFIXES, ".txt"):
             self.root, self._video = None, _open_video(path)
             frames = int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))
             self.total = -(-frames // self._every) if frames > 0 else None
             return
         if every is not None:
             raise ValueError(f"--every {every} is for videos, but --input {path} is not a video")
-        self.root = path if path.is_dir() else path.parent
-        self._files = list(walk_images(path, self.skipped)) if path.is_dir() else [str(path)]
+        if path.suffix.lower() == ".txt" and path.is_file():
+            self._files = [os.path.abspath(record["file_name"]) for record in load_image_list(path)]  # noqa: PTH100
+            self.root = Path(os.path.commonpath([Path(file).parent for file in self._files]))
+        else:
+            self._files = list(walk_images(path, self.skipped)) if path.is_dir() else [str(path)]
+            self.root = path if path.is_dir() else path.parent
         self.total = len(self._files)
 
     def __iter__(self) -> Iterator[tuple[Path, np.ndarray]]:
@@ -67,6 +73,24 @@ class ImageSource:
             yield name, image
         if not count:
             raise FileNotFoundError(f"--input {self._path}: {self._why_nothing()}")
+
+    def refuse_output(self, output: Path) -> None:
+        """Check that results are not written among the images.
+
+        Raises:
+            ValueError: the folder ``output`` lies in the folder of images.
+        """
+        if self._path.is_dir() and output.resolve().is_relative_to(self._path.resolve()):
+            raise ValueError(f"--output {output} lies in --input {self._path}: the next run would read its results")
+
+    def left_out(self) -> list[str]:
+        """Return lines for a person that name, after reading, the files that were skipped or could not be read."""
+        lines = []
+        if self.skipped:
+            lines.append(f"skipped: {', '.join(f'{count} {kind}' for kind, count in self.skipped.most_common())}")
+        if self.unreadable:
+            lines += [f"files that could not be read: {len(self.unreadable)}", *self.unreadable]
+        return lines
 
     def _why_nothing(self) -> str:
         if self._video:

@@ -9,7 +9,9 @@ from typing import TextIO
 
 from detectron2.utils import comm
 
-__all__ = ["Quarantine"]
+from .text_lines import read_json_lines
+
+__all__ = ["Quarantine", "read_quarantine"]
 
 WINDOW = 1000  # most recent reads, of which the share of unreadable files is taken
 MIN_READS = 100  # reads before the share is checked
@@ -29,7 +31,7 @@ class Quarantine:
             max_share: the largest allowed share of unreadable files among the recent reads of a process.
         """
         self._path, self._max_share = path, max_share
-        self._known = set(_read(path))
+        self._known = {entry["file_name"] for entry in read_quarantine(path)}
         self._recent = deque(maxlen=WINDOW)
 
     def add(self, num_read: int, unreadable: list[tuple[str, str]]) -> None:
@@ -76,13 +78,9 @@ class Quarantine:
         return file.read(1) not in ("", "\n")
 
 
-def _read(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    files = []
-    for line in path.read_text().splitlines():
-        try:
-            files.append(json.loads(line)["file_name"])
-        except (ValueError, KeyError):
-            continue  # an unfinished line of a run that was killed
-    return files
+def read_quarantine(path: Path) -> list[dict]:
+    """Return the entries of ``quarantine.jsonl``, with "file_name", "reason" and "rank"; [] if there is no such file.
+
+    An unfinished line, as a killed or a writing run leaves it, is left out.
+    """
+    return [entry for entry in read_json_lines(path) if "file_name" in entry]

@@ -1,9 +1,10 @@
-"""Read text files that users write, such as lists of images and class names."""
+"""Read text files: those that users write, such as lists of images, and JSON lines that a run writes."""
 
 import codecs
+import json
 from pathlib import Path
 
-__all__ = ["read_lines"]
+__all__ = ["read_json_lines", "read_lines"]
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -23,3 +24,19 @@ def read_lines(path: str | Path) -> list[str]:
             wrong = error.start
     line = data[:wrong].count(b"\n") + 1
     raise ValueError(f"{path}, line {line}: not UTF-8, which lists must be: save the file as UTF-8")
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """Return the objects of a file that has one in each line; [] if there is no such file.
+
+    Lines that are no object are left out: a killed run may leave an unfinished one, and so may a run that is writing.
+    """
+    objects = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            objects.append(value)
+    return objects

@@ -16,8 +16,10 @@ from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.reporting import pictures
-from densesiam_d2.reporting.curves import draw_curves, read_metrics
+from densesiam_d2.reporting.curves import Panel, draw_panel, read_metrics
+from densesiam_d2.reporting.metric_texts import COLLAPSE, LOSSES, meaning_of
 from densesiam_d2.reporting.page import Section, compare, write_report
+from densesiam_d2.reporting.run_report import curve_pictures, write_run_report
 from densesiam_d2.reporting.stages import ROOT, Stage
 
 __all__ = ["write_summary"]
@@ -116,13 +118,8 @@ def _introduce(train_set: str, test_set: str, quick: bool) -> list[str]:
 
 def _pretraining_section(run: _Run, test_set: str) -> Section:
     cfg = run.config()
-    photos = [r["file_name"] for r in DatasetCatalog.get("demo_photos") if "chelsea" in r["file_name"]]
-    files = [*(r["file_name"] for r in DatasetCatalog.get(test_set)[:2]), *photos]
+    photos = [record for record in DatasetCatalog.get("demo_photos") if "chelsea" in record["file_name"]]
     metrics = read_metrics(run.output)
-    losses = {name: curve for name, curve in metrics.items() if name.startswith("loss_")}
-    panels = {"losses": losses}
-    if "ssl/z_std" in metrics:
-        panels["ssl/z_std (0: collapsed)"] = {"ssl/z_std": metrics["ssl/z_std"]}
     section = Section("1. Pretraining without labels")
     section.text(
         f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images in two views of "
@@ -130,11 +127,11 @@ def _pretraining_section(run: _Run, test_set: str) -> Section:
     )
     section.command(run.record["command"])
     section.figure(
-        pictures.draw_view_pairs(cfg, files),
+        pictures.draw_view_pairs(cfg, [*DatasetCatalog.get(test_set)[:2], *photos]),
         "Images with their two views. Points of the same colour show the same spot; the network learns to give them "
         "the same features.",
     )
-    return section.figure(draw_curves(panels), "Losses of the pretraining, as logged.", photo=False)
+    return section.panels(curve_pictures(metrics, LOSSES)).panels(curve_pictures(metrics, COLLAPSE))
 
 
 def _segmentation_section(
@@ -190,11 +187,12 @@ def _detection_section(run: _Run, scratch: _Run, test_set: str) -> Section:
     header = ["", *(f"{'mask' if task == 'segm' else 'box'} {score}" for task, score in columns)]
     section.table(header, [[n, *(r.results[t][s] for t, s in columns)] for n, r in runs.items()])
     metrics = {name: read_metrics(r.output) for name, r in runs.items()}
-    panels = {
-        title: {name: m[key] for name, m in metrics.items() if key in m}
-        for title, key in (("total loss", "total_loss"), ("mask loss", "loss_mask"), ("box class loss", "loss_cls"))
-    }
-    section.figure(draw_curves(panels), "Training losses, as logged.", photo=False)
+    drawn = []
+    for key in ("total_loss", "loss_mask", "loss_cls"):
+        meaning = meaning_of(key)
+        panel = Panel(key, {name: m[key] for name, m in metrics.items() if key in m}, meaning.unit)
+        drawn.append((draw_panel(panel), meaning.text))
+    section.panels(drawn)
     cfgs = [r.config(r.output / "model_final.pth") for r in runs.values()]
     return section.figure(
         pictures.draw_detections(cfgs, test_set, range(4), _LEAST_SCORE),
@@ -213,6 +211,10 @@ def _commands_section(runs: dict[str, _Run], machine: dict) -> Section:
     section.text(", ".join(f"{name}: {value}" for name, value in machine.items()))
     rows = [[r.stage.title, round(r.record["seconds"]), r.record["finished"]] for r in runs.values()]
     section.table(["stage", "seconds", "finished"], rows)
+    section.text(
+        "The report of each stage, with all its numbers, files and config (python -m densesiam_d2.tools.report):"
+    )
+    section.links({name: f"{name}/{write_run_report(run.output).name}" for name, run in runs.items()})
     for run in runs.values():
         section.command(run.record["command"])
     return section

@@ -5,12 +5,34 @@ import logging
 from detectron2.engine import HookBase
 from detectron2.utils.events import get_event_storage
 
-__all__ = ["CollapseError", "CollapseMonitor"]
+__all__ = ["CollapseError", "CollapseMonitor", "healthy_range"]
 
 _WHAT_HELPS = (
     "A collapse does not heal: stop, and start again with a lower SOLVER.BASE_LR or a longer warm-up; "
     "MODEL.SSL.NORM should be a batch norm, and the images should differ"
 )
+
+# The lowest and the highest value of a metric that is not a collapse; None where there is no limit.
+_HEALTHY = {
+    "between": (0.5, None),
+    "effective_rank": (1.5, None),
+    "winners": (2, None),
+    "largest_cluster": (None, 0.95),
+    "assignment_entropy": (0.05, None),
+}
+
+
+def healthy_range(name: str, z_std_ideal: float | None = None) -> tuple[float | None, float | None]:
+    """Return the lowest and the highest value of a metric that is not a collapse; None where there is no limit.
+
+    Args:
+        name: the metric, without ``ssl/``.
+        z_std_ideal: 1/sqrt(D), which lowers the limit of the effective rank for features with few channels.
+    """
+    low, high = _HEALTHY.get(name, (None, None))
+    if name == "effective_rank" and z_std_ideal:
+        low = min(low, round(z_std_ideal**-2) / 2)
+    return low, high
 
 
 class CollapseError(RuntimeError):
@@ -35,10 +57,10 @@ class CollapseMonitor(HookBase):
     def __init__(
         self,
         *,
-        min_between: float = 0.5,
-        min_rank: float = 1.5,
-        max_share: float = 0.95,
-        min_entropy: float = 0.05,
+        min_between: float = _HEALTHY["between"][0],
+        min_rank: float = _HEALTHY["effective_rank"][0],
+        max_share: float = _HEALTHY["largest_cluster"][1],
+        min_entropy: float = _HEALTHY["assignment_entropy"][0],
         patience: int = 5,
         repeat: int = 10,
         stop: bool = False,
@@ -76,7 +98,7 @@ class CollapseMonitor(HookBase):
         }
         if not values:
             return
-        complaints = self._complaints(values)
+        complaints = self.complaints(values)
         self._bad_checks = self._bad_checks + 1 if complaints else 0
         if self._bad_checks < self._patience or (self._bad_checks - self._patience) % self._repeat:
             return
@@ -88,7 +110,7 @@ class CollapseMonitor(HookBase):
             raise CollapseError(message)
         logging.getLogger(__name__).warning(message)
 
-    def _complaints(self, values: dict[str, float]) -> list[str]:
+    def complaints(self, values: dict[str, float]) -> list[str]:
         """Return the signs of a collapse in the metrics of one check; the names have no ``ssl/`` prefix."""
         dim = round(values["z_std_ideal"] ** -2) if "z_std_ideal" in values else None
         min_rank = self._min_rank if dim is None else min(self._min_rank, dim / 2)

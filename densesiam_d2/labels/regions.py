@@ -10,7 +10,7 @@ import numpy as np
 
 from densesiam_d2.atomic import atomic_write
 
-__all__ = ["CocoWriter", "Region", "connected_regions", "region_polygon"]
+__all__ = ["CocoWriter", "Region", "connected_regions", "count_regions", "region_polygon"]
 
 
 class Region(NamedTuple):
@@ -48,6 +48,24 @@ def connected_regions(labels: np.ndarray, num: int, min_area: int) -> Iterator[R
             if area >= min_area:
                 mask = components[y : y + height, x : x + width] == i
                 yield Region(label, (x, y, width, height), mask, area)
+
+
+def count_regions(labels: np.ndarray, num: int, min_area: int) -> list[int]:
+    """Return how many regions :func:`connected_regions` yields for each id, at the same cost for any number of ids.
+
+    In a map of twice the size, a cell between two pixels is set if they have the same id. All regions are then
+    components of one mask.
+    """
+    height, width = labels.shape
+    joined = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
+    joined[::2, ::2] = 1
+    joined[1::2, ::2] = labels[1:] == labels[:-1]
+    joined[::2, 1::2] = labels[:, 1:] == labels[:, :-1]
+    count, components = cv2.connectedComponents(joined, connectivity=4)
+    components = components[::2, ::2].ravel()
+    areas, ids = np.bincount(components, minlength=count), np.zeros(count, np.int64)
+    ids[components] = labels.ravel()
+    return np.bincount(ids[1:][areas[1:] >= min_area], minlength=num)[:num].tolist()  # component 0 is what is not set
 
 
 def region_polygon(region: Region) -> list[int]:

@@ -1,49 +1,76 @@
 """Read the numbers that a run has logged, and draw them as curves."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
-matplotlib.use("Agg")  # draws without a screen
-from matplotlib import pyplot as plt
+from densesiam_d2.data.text_lines import read_json_lines
 
-__all__ = ["draw_curves", "draw_scores", "read_metrics"]
+__all__ = ["Curve", "Panel", "draw_panel", "draw_scores", "read_metrics"]
+
+Curve = tuple[np.ndarray, np.ndarray]  # iterations and values
 
 
-def read_metrics(output: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return iterations and values of each number in a run's ``metrics.json``.
+def read_metrics(output: Path) -> dict[str, Curve]:
+    """Return the curve of each number in a run's ``metrics.json``; {} if there is no such file.
+
+    The file may be incomplete, because the run is still writing. Of an iteration that occurs twice, as after a resume,
+    the later value counts.
 
     Args:
         output: OUTPUT_DIR of the run.
     """
-    points: dict[str, list[tuple[int, float]]] = {}
-    for line in (output / "metrics.json").read_text().splitlines():
-        values = json.loads(line)
+    points: dict[str, dict[int, float]] = {}
+    for values in read_json_lines(output / "metrics.json"):
         iteration = values.pop("iteration", None)
-        if iteration is None:
-            continue
-        for name, value in values.items():
-            points.setdefault(name, []).append((iteration + 1, value))
-    return {name: tuple(np.array(p, dtype=float).T) for name, p in points.items()}
+        for name, value in values.items() if iteration is not None else ():
+            points.setdefault(name, {})[iteration + 1] = np.nan if value is None else value
+    return {name: tuple(np.array(sorted(p.items()), dtype=float).T) for name, p in points.items()}
 
 
-def draw_curves(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
-    """Draw curves over iterations, in panels side by side.
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share two axes.
 
-    Args:
-        panels: title of the panel -> name of the curve -> iterations and values.
+    Attributes:
+        title: text above.
+        curves: name -> curve; with several, a legend has the names.
+        unit: text at the vertical axis.
+        healthy: lowest and highest value that are not a sign of trouble; None where there is no limit.
+        target: a value to compare with, drawn as a dashed line; the axis then begins at 0.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 2.9), dpi=110, squeeze=False)
-    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        for name, (iterations, values) in curves.items():
-            axis.plot(iterations, values, label=name, marker="o", markersize=2.5)
-        axis.set(title=title, xlabel="iteration")
-        _style(axis, legend=len(curves) > 1)
+
+    title: str
+    curves: Mapping[str, Curve]
+    unit: str = ""
+    healthy: tuple[float | None, float | None] = (None, None)
+    target: float | None = None
+
+
+def draw_panel(panel: Panel) -> np.ndarray:
+    """Draw curves over iterations; values that are not healthy lie on red ground, healthy ones on green.
+
+    Returns:
+        (520, 800, 3) uint8 RGB.
+    """
+    figure = Figure(figsize=(5, 3.25), dpi=160, layout="constrained")
+    axis = figure.add_subplot()
+    for name, (iterations, values) in panel.curves.items():
+        axis.plot(iterations, values, label=name, marker="o" if len(values) < 60 else None, markersize=2.5)
+    if panel.target is not None:
+        axis.axhline(panel.target, color="#333333", linestyle="--", linewidth=1)
+        axis.set_ylim(bottom=0)
+    _shade(axis, panel.healthy)
+    axis.set(xlabel="iteration", ylabel=panel.unit)
+    axis.set_title(panel.title, fontsize=11)
+    if len(panel.curves) > 1:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return _render(figure)
 
 
@@ -61,7 +88,8 @@ def draw_scores(
         x, y: names of the axes.
         ticks: x -> text below it; the axis is then logarithmic.
     """
-    figure, axis = plt.subplots(figsize=(7.5, 4.4), dpi=110)
+    figure = Figure(figsize=(7.5, 4.4), dpi=110, layout="constrained")
+    axis = figure.add_subplot()
     for i, (name, points) in enumerate(lines.items()):
         at, means, stds = np.array([(a, m, s or 0.0) for a, m, s in sorted(points)]).reshape(-1, 3).T
         axis.errorbar(at, means, stds, label=name, marker="os^Dv"[i % 5], markersize=5, capsize=3, elinewidth=1)
@@ -70,21 +98,32 @@ def draw_scores(
         axis.set_xscale("log")
         axis.minorticks_off()
         axis.set_xticks(list(ticks), list(ticks.values()))
-    _style(axis, legend=True)
+    axis.legend(frameon=False, fontsize=8)
     return _render(figure)
 
 
-def _style(axis: plt.Axes, *, legend: bool) -> None:
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    if legend:
-        axis.legend(frameon=False, fontsize=8)
+def _shade(axis, healthy: tuple[float | None, float | None]) -> None:
+    """Colour the ground, and widen the axis so that each limit can be seen."""
+    limits = [limit for limit in healthy if limit is not None]
+    if not limits:
+        return
+    bottom, top = axis.get_ylim()
+    margin = 0.1 * max(top - bottom, *map(abs, limits))
+    bottom, top = min(bottom, *(limit - margin for limit in limits)), max(top, *(limit + margin for limit in limits))
+    low, high = healthy
+    axis.axhspan(bottom if low is None else low, top if high is None else high, color="#2e9e5b", alpha=0.10, lw=0)
+    if low is not None:
+        axis.axhspan(bottom, low, color="#d33c3c", alpha=0.15, lw=0)
+    if high is not None:
+        axis.axhspan(high, top, color="#d33c3c", alpha=0.15, lw=0)
+    axis.set_ylim(bottom, top)
 
 
-def _render(figure: plt.Figure) -> np.ndarray:
-    """Close a figure and return it as (H, W, 3) uint8 RGB."""
-    figure.tight_layout()
+def _render(figure: Figure) -> np.ndarray:
+    """Return a figure as (H, W, 3) uint8 RGB."""
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer)
-    plt.close(figure)
+    FigureCanvasAgg(figure).print_png(buffer)
     return np.array(Image.open(buffer).convert("RGB"))

@@ -12,7 +12,9 @@ from detectron2.engine import DefaultPredictor
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
+from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.data.image_io import read_image, read_label
+from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
 from densesiam_d2.reporting.label_colors import colorize, overlay
 from densesiam_d2.reporting.view_drawing import draw_views
@@ -24,10 +26,12 @@ __all__ = [
     "draw_overlays",
     "draw_segmentations",
     "draw_view_pairs",
+    "find_records",
     "tile",
 ]
 
 _GAP = 6
+_MAX_GRID = 8  # points per side of the drawn grid; more would hide the picture
 SegmentFn = Callable[[np.ndarray], np.ndarray]
 
 
@@ -56,15 +60,42 @@ def tile(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), heigh
     return np.vstack(lines)
 
 
-def draw_view_pairs(cfg: CfgNode, files: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Draw images with two views, sampled as in pretraining, and the grid points at which the views are compared."""
+def find_records(cfg: CfgNode, folder: str | None = None) -> list[dict]:
+    """Return the records ("file_name", perhaps "file_part") of the images of a folder, or of DATASETS.TRAIN if None.
+
+    Args:
+        cfg: a config; DATASETS.TEST becomes empty, so that test sets need not exist.
+        folder: a folder of images.
+
+    Raises:
+        ValueError: DATASETS.TRAIN is empty, or a data set cannot be used.
+    """
+    if folder is not None:
+        cfg.DATASETS.TRAIN = (f"folder:{Path(folder).absolute()}",)
+    cfg.DATASETS.TEST = ()
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty: name a folder by --input")
+    check_datasets(cfg)
+    register_path_datasets(cfg.DATASETS.TRAIN)
+    return [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+
+
+def draw_view_pairs(cfg: CfgNode, records: Sequence[dict], seed: int = 0) -> np.ndarray:
+    """Draw images with two views, sampled as in pretraining, and the grid points at which the views are compared.
+
+    Args:
+        cfg: config of a pretraining.
+        records: of the images.
+        seed: seed of the views.
+    """
     seed_all_rng(seed)
     mapper = TwoViewDatasetMapper(cfg)
     rows = []
-    for file in files:
-        image = read_image(file)
+    for record in records:
+        image = read_image(record["file_name"], record.get("file_part"), mapper.white_level)
         out = mapper.make_views(image)
-        rows.append(draw_views(image, out["views"], out["view_boxes"], cfg.MODEL.DENSESIAM.GRID_SIZE))
+        grid = min(cfg.MODEL.DENSESIAM.GRID_SIZE, _MAX_GRID)
+        rows.append(draw_views(image, out["views"], out["view_boxes"], grid))
     return np.vstack(rows)
 
 

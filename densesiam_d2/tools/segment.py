@@ -2,14 +2,17 @@
 
     python -m densesiam_d2.tools.segment --config-file F --weights W --input I --output O
 
-I is a folder (links are followed, hidden files are left out), an image, or a video (``--every 10`` takes every tenth
-frame; frame 120 of ``clip.mp4`` is called ``clip/000120``). Written for every image, under its own relative name:
+I is a folder (links are followed, hidden files are left out), an image, a list (``.txt``, one image a line), or a video
+(``--every 10`` takes every tenth frame; frame 120 of ``clip.mp4`` is called ``clip/000120``). Written for every image,
+under its own relative name:
 
-- ``labels/*.png``: the id of each pixel (8 bit; 16 bit for more than 256 ids), at the image's size,
+- ``labels/*.png``: the id of each pixel (8 bit; 16 bit for more than 256 ids), at the image's size; with
+  ``--threshold T`` pixels whose largest probability is below T have no id (255),
 - ``overlays/*.jpg``: the image with the colours of the ids over it; an id has the same colour in every run,
 
 and for all images ``legend.png``, ``classes.json`` (name, colour and share of each id), ``classes.txt`` (the names),
-and ``gallery.html``: for each id its most typical regions, its share, and the ids that are nearest to it.
+``counts.csv`` (for each image the pixels of each id, and its connected regions of at least ``--min-area`` pixels), and
+``gallery.html``: for each id its most typical regions, its share, and the ids that are nearest to it.
 
 The ids of a label-free model are clusters. Open ``gallery.html`` in a browser, type a name for each cluster, and save
 ``names.json``. Clusters that share a name become one class; "ignore" and clusters without a name become 255. Then
@@ -39,13 +42,14 @@ from densesiam_d2.data.image_sources import ImageSource
 from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.labels.cluster_names import IGNORE, ClusterNames, file_sha256
-from densesiam_d2.labels.regions import CocoWriter
+from densesiam_d2.labels.counts import CountsWriter
+from densesiam_d2.labels.regions import CocoWriter, count_regions
 from densesiam_d2.modeling import num_label_ids
 from densesiam_d2.reporting.gallery import Gallery
 from densesiam_d2.reporting.gallery_page import write_gallery
 from densesiam_d2.reporting.label_colors import overlay, palette
 
-__all__ = ["draw_legend", "main", "segment_images"]
+__all__ = ["draw_legend", "main", "output_stem", "segment_images", "write_image"]
 
 
 def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -80,6 +84,8 @@ def segment_images(
     alpha: float = 0.5,
     table: np.ndarray | None = None,
     coco: CocoWriter | None = None,
+    threshold: float = 0.0,
+    min_area: int = 100,
 ) -> tuple[Gallery, float]:
     """Segment all images and write the files that the module's docstring lists, except for the gallery's page.
 
@@ -92,6 +98,8 @@ def segment_images(
         alpha: weight of the colours in the overlays.
         table: (K,) uint8, the id of each of the model's clusters; None if they are the ids.
         coco: gets the regions of the label maps, if given.
+        threshold: pixels whose largest probability is lower get the id 255, which stands for none.
+        min_area: connected regions with fewer pixels are not counted in ``counts.csv``.
 
     Returns:
         The gallery of the model's clusters or classes, and the seconds per image (network, argmax and softmax).
@@ -101,25 +109,28 @@ def segment_images(
     """
     gallery, written, seconds = Gallery(segmentor.num_classes), set(), 0.0
     pixels = np.zeros(max(len(names), IGNORE + 1), np.int64)
-    for name, image in tqdm(source, total=source.total, unit=" images", disable=None):  # no bar in a log file
-        start = time.perf_counter()
-        found = segmentor.with_certainty(image)
-        seconds += time.perf_counter() - start
-        gallery.add(name, image, *found)
-        labels = found.labels if table is None else table[found.labels]
-        pixels += np.bincount(labels.ravel(), minlength=len(pixels))
-        stem = name.with_suffix("")
-        if stem in written:  # a.jpg and a.png
-            stem = name
-        written.add(stem)
-        _write(output / "labels" / f"{stem}.png", labels)
-        _write(output / "overlays" / f"{stem}.jpg", overlay(image, labels, alpha, colors)[:, :, ::-1])
-        if coco is not None:
-            coco.add(name.as_posix(), labels, found.certainty)
-            if source.root is None:
-                _write(output / "images" / name, image[:, :, ::-1])
+    with CountsWriter(output / "counts.csv", names) as counts:
+        for name, image in tqdm(source, total=source.total, unit=" images", disable=None):  # no bar in a log file
+            start = time.perf_counter()
+            found = segmentor.with_certainty(image)
+            seconds += time.perf_counter() - start
+            gallery.add(name, image, *found)
+            labels = found.labels if table is None else table[found.labels]
+            if threshold > 0:
+                labels = np.where(found.certainty < threshold, labels.dtype.type(IGNORE), labels)
+            of_image = np.bincount(labels.ravel(), minlength=len(pixels))
+            pixels += of_image
+            num_regions = count_regions(labels, len(names), min_area)
+            counts.add(name.as_posix(), labels.shape, num_regions, of_image[: len(names)].tolist())
+            stem = output_stem(name, written)
+            write_image(output / "labels" / f"{stem}.png", labels)
+            write_image(output / "overlays" / f"{stem}.jpg", overlay(image, labels, alpha, colors)[:, :, ::-1])
+            if coco is not None:
+                coco.add(name.as_posix(), labels, found.certainty)
+                if source.root is None:
+                    write_image(output / "images" / name, image[:, :, ::-1])
     shares = pixels[: len(names)] / pixels.sum()
-    _write(output / "legend.png", draw_legend(names, colors, shares)[:, :, ::-1])
+    write_image(output / "legend.png", draw_legend(names, colors, shares)[:, :, ::-1])
     classes = [
         {"id": i, "name": name, "color": color, "share": float(share)}
         for i, (name, color, share) in enumerate(zip(names, colors.tolist(), shares, strict=True))
@@ -129,7 +140,21 @@ def segment_images(
     return gallery, seconds / len(written)
 
 
-def _write(path: Path, image: np.ndarray) -> None:
+def output_stem(name: Path, written: set[Path]) -> Path:
+    """Return the name of an image's results without an ending, and add it to those that are taken (a.jpg, a.png)."""
+    stem = name.with_suffix("")
+    if stem in written:
+        stem = name
+    written.add(stem)
+    return stem
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image, BGR as in OpenCV; missing folders are created.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), image):
         raise OSError(f"{path}: could not be written")
@@ -166,13 +191,21 @@ def main(argv: list[str] | None = None) -> None:
         help="the yaml that the checkpoint was trained with; config.yaml of its OUTPUT_DIR has the class names too",
     )
     parser.add_argument("--weights", required=True, help="segmentation checkpoint, such as model_final.pth")
-    parser.add_argument("--input", required=True, type=Path, help="folder with images, an image, or a video")
+    parser.add_argument(
+        "--input", required=True, type=Path, help="folder with images, an image, a list of images (.txt), or a video"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     parser.add_argument("--every", type=int, help="of a video, segment every n-th frame (default: all)")
     parser.add_argument("--alpha", type=float, default=0.5, help="weight of the colours in the overlays, 0 to 1")
     parser.add_argument("--names", type=Path, help="names.json of gallery.html: write classes instead of clusters")
     parser.add_argument(
-        "--min-area", type=int, default=100, help="smallest region in annotations.json, in pixels (default 100)"
+        "--min-area",
+        type=int,
+        default=100,
+        help="smallest region in annotations.json and counts.csv, in pixels (default 100)",
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.0, help="pixels whose largest probability is lower get no id (default 0)"
     )
     parser.add_argument("--matching", help="sem_seg_evaluation.json of a Hungarian evaluation, to name the clusters")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
@@ -187,6 +220,8 @@ def _run(args: argparse.Namespace) -> None:
     cfg = load_trained_config(args.config_file, args.weights, args.opts)
     if not 0 <= args.alpha <= 1:
         raise ValueError(f"--alpha {args.alpha} must lie between 0 and 1")
+    if not 0 <= args.threshold < 1:
+        raise ValueError(f"--threshold {args.threshold} must be at least 0 and below 1")
     if args.min_area < 1:
         raise ValueError(f"--min-area {args.min_area} must be at least 1")
     num, classes, table = num_label_ids(cfg), _known_classes(cfg), None
@@ -194,8 +229,7 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"--names {args.names} is for clusters, but this model has classes: {', '.join(classes[0])}")
     segmentor = Segmentor(cfg, certainty=True)
     source = ImageSource(args.input, every=args.every, white_level=segmentor.white_level)
-    if args.input.is_dir() and args.output.resolve().is_relative_to(args.input.resolve()):
-        raise ValueError(f"--output {args.output} lies in --input {args.input}: the next run would segment its results")
+    source.refuse_output(args.output)
 
     typed, sha256 = (None,) * num, None if classes else file_sha256(args.weights)
     if args.matching:
@@ -204,13 +238,16 @@ def _run(args: argparse.Namespace) -> None:
         named = ClusterNames.read(args.names, sha256, num)
         typed, table, classes = named.names, named.table, (named.classes, palette(len(named.classes)))
     names, colors = classes or ([f"cluster {i}" for i in range(num)], palette(num))
+    if args.threshold and len(names) > IGNORE:
+        raise ValueError(f"--threshold marks pixels by the id {IGNORE}, but this model has {len(names)} ids")
     if args.matching and not classes:
         names = [f"{name} = {typed[i] or 'no class'}" for i, name in enumerate(names)]
 
     annotations = args.output / "annotations.json"
     with CocoWriter(annotations, names, args.min_area) if classes else contextlib.nullcontext() as coco:
+        settings = {"alpha": args.alpha, "threshold": args.threshold, "min_area": args.min_area}
         gallery, seconds = segment_images(
-            segmentor, source, args.output, names, colors, alpha=args.alpha, table=table, coco=coco
+            segmentor, source, args.output, names, colors, table=table, coco=coco, **settings
         )
     page, title = args.output / "gallery.html", args.input.resolve().name
     if sha256 is None:
@@ -237,10 +274,8 @@ def _report(
     if table is not None and (table == IGNORE).any():
         left_out = gallery.shares[table == IGNORE].sum()
         print(f"{(table == IGNORE).sum()} clusters are ignored or have no name: {100 * left_out:.1f} % of the pixels")
-    if source.skipped:
-        print("skipped:", ", ".join(f"{count} {kind}" for kind, count in source.skipped.most_common()))
-    for reason in source.unreadable:
-        print(reason)
+    for line in source.left_out():
+        print(line)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from densesiam_d2.data.augmentation import ResizeCenterCrop
 from densesiam_d2.engine.segmentor import fill
 from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.modeling.meta_arch import SlotCon
+from densesiam_d2.reporting.pictures import find_records
 from densesiam_d2.reporting.slot_drawing import draw_slots, mark_region
-from densesiam_d2.tools.show_views import find_records
 
 __all__ = ["best_images", "image_scores", "main"]
 

@@ -12,21 +12,15 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
 from densesiam_d2.config_checks import check_config
-from densesiam_d2.data import IMAGE_SUFFIXES, TwoViewDatasetMapper, check_datasets, read_image, register_path_datasets
+from densesiam_d2.data import IMAGE_SUFFIXES
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.modeling import trains_on_views
-from densesiam_d2.reporting.view_drawing import draw_views
+from densesiam_d2.reporting.pictures import draw_view_pairs, find_records
 
-__all__ = ["find_records", "main"]
-
-MAX_GRID = 8  # points per side; more would hide the picture
+__all__ = ["main"]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -54,36 +48,11 @@ def _draw(arguments: argparse.Namespace) -> None:
     cfg = load_config(arguments.config_file, arguments.opts)
     if not trains_on_views(cfg):
         raise ValueError(f"{arguments.config_file} trains {cfg.MODEL.META_ARCHITECTURE} on whole images, not on views")
-    seed_all_rng(arguments.seed)
     records = find_records(cfg, arguments.input)
     check_config(cfg)
     chosen = records[:: max(1, len(records) // arguments.num)][: arguments.num]
-    mapper = TwoViewDatasetMapper(cfg)
-    rows = [_draw_record(mapper, record, cfg.MODEL.DENSESIAM.GRID_SIZE) for record in chosen]
-    Image.fromarray(np.vstack(rows)).save(arguments.output)
-    print(f"{len(rows)} of {len(records)} images drawn in {arguments.output}")
-
-
-def find_records(cfg: CfgNode, folder: str | None) -> list[dict]:
-    """Return the records ("file_name", perhaps "file_part") of the images of a folder, or of DATASETS.TRAIN if None.
-
-    Raises:
-        ValueError: DATASETS.TRAIN is empty, or a data set cannot be used.
-    """
-    if folder is not None:
-        cfg.DATASETS.TRAIN = (f"folder:{Path(folder).absolute()}",)
-    cfg.DATASETS.TEST = ()
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty: name a folder by --input")
-    check_datasets(cfg)
-    register_path_datasets(cfg.DATASETS.TRAIN)
-    return [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
-
-
-def _draw_record(mapper: TwoViewDatasetMapper, record: dict, grid_size: int) -> np.ndarray:
-    image = read_image(record["file_name"], record.get("file_part"), mapper.white_level)
-    out = mapper.make_views(image)
-    return draw_views(image, out["views"], out["view_boxes"], min(grid_size, MAX_GRID))
+    Image.fromarray(draw_view_pairs(cfg, chosen, arguments.seed)).save(arguments.output)
+    print(f"{len(chosen)} of {len(records)} images drawn in {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ def test_quick_demo(tmp_path):
     for scores in results["unsupervised_segmentation"].values():
         assert f"<td>{scores['mIoU']:.1f}</td>" in text
     assert set(results["mask_rcnn"]) == {"pretrained", "scratch"}
-    assert len(results["stages"]) == 5 and text.count("<img ") == 7
+    # Pretraining: views, three losses, six collapse numbers; segmentation: legend, scenes, photographs; Mask R-CNN:
+    # three losses, predictions.
+    assert len(results["stages"]) == 5 and text.count("<img ") == 10 + 3 + 4
+    for name in results["stages"]:
+        assert f'href="{name}/report.html"' in text and (tmp_path / "demo" / name / "report.html").is_file()
 
     second = run_demo(tmp_path)
     assert second.stdout.count("already done") == 5

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from densesiam_d2.labels.coco_json import read_coco
-from densesiam_d2.labels.regions import CocoWriter, connected_regions, region_polygon
+from densesiam_d2.labels.regions import CocoWriter, connected_regions, count_regions, region_polygon
 
 RING = np.array(
     [
@@ -58,6 +58,14 @@ def test_regions_are_those_of_a_flood_fill(seed):
     large = list(connected_regions(labels, 4, 30))
     assert {(r.label, pixels(r)) for r in large} == {(i, p) for i, p in found if len(p) >= 30}
     assert all(region.area == region.mask.sum() for region in large)
+
+
+@pytest.mark.parametrize(("num", "min_area"), [(4, 1), (4, 30), (3, 30), (6, 1)])
+def test_counts_are_those_of_a_flood_fill(num, min_area):
+    """Ids from num on, such as an ignore label, do not count."""
+    labels = blobs(2)
+    found = [i for i, pixels in flood_fill(labels) if len(pixels) >= min_area]
+    assert count_regions(labels, num, min_area) == [found.count(i) for i in range(num)]
 
 
 def test_an_ignore_label_has_no_region():

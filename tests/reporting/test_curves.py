@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 
 from densesiam_d2.reporting import curves
+from densesiam_d2.reporting.curves import Panel, draw_panel, read_metrics
 
 
 @pytest.fixture
@@ -31,3 +34,30 @@ def test_without_ticks_the_axis_is_linear_and_a_start_at_0_is_whole(figures):
     curves.draw_scores({"a": [(0.0, 1.0, None)], "b": [(9.0, 2.0, None)]}, x="minutes", y="mIoU")
     (axis,) = figures[0].axes
     assert axis.get_xscale() == "linear" and axis.get_xlim()[0] < 0
+
+
+def test_metrics_of_a_run_that_is_writing(tmp_path):
+    """The last line is cut; iteration 19 occurs twice, because a run was killed and went on from an earlier point."""
+    lines = [{"iteration": 19, "loss": 3.0}, {"iteration": 39, "loss": 2.0, "lr": 0.1}, {"iteration": 19, "loss": 2.5}]
+    text = "\n".join([*map(json.dumps, lines), '{"iteration": 29, "loss": NaN}', '{"iteration": 59, "lo'])
+    (tmp_path / "metrics.json").write_text(text)
+    metrics = read_metrics(tmp_path)
+    np.testing.assert_array_equal(metrics["loss"], [[20, 30, 40], [2.5, np.nan, 2.0]])
+    np.testing.assert_array_equal(metrics["lr"], [[40], [0.1]])
+    assert read_metrics(tmp_path / "nowhere") == {}
+
+
+def ground(panel):
+    """Return the colour of the ground at the right edge of the axes, from bottom to top, as "red", "green", "white"."""
+    column = draw_panel(panel)[:, -15].astype(int)[::-1]  # beyond the end of the curve
+    names = ["white" if np.ptp(c) < 8 else "red" if c[0] > c[1] else "green" for c in column]
+    return list(dict.fromkeys(name for name in names if name != "white")) or ["white"]
+
+
+def test_limits_are_in_sight_and_coloured():
+    curve = {"x": (np.array([0.0, 1.0]), np.array([0.9, 0.9]))}
+    assert ground(Panel("x", curve)) == ["white"]
+    assert ground(Panel("x", curve, healthy=(0.5, None))) == ["red", "green"]
+    assert ground(Panel("x", curve, healthy=(None, 0.95))) == ["green", "red"]
+    drawn = draw_panel(Panel("x", curve, target=0.5))
+    assert drawn.shape == (520, 800, 3) and drawn.dtype == np.uint8

@@ -32,21 +32,33 @@ def test_report_is_one_file_and_holds_what_was_given(tmp_path):
     section.text("1 < 2").command("python -m x 'a b'").verdict("It works.")
     section.table(["method", "mIoU", "images"], [["ours", 12.345, 7], ["none", float("nan"), None]])
     section.figure(image, "two halves", photo=False).figure(image, "again")
+    section.panels([(image, "small")]).headline("Less").warning("Not <good>.")
+    section.table(["", ""], [["a", "b"]], words=True, folded="more")
     path = write_report(tmp_path / "new" / "report.html", "A <title>", ["Hello."], [section])
 
     text = path.read_text()
     references = References()
     references.feed(text)
     assert references.open == []
-    assert len(references.addresses) == 2
-    assert all(address.startswith("data:image/") for address in references.addresses)
+    anchor, *images = references.addresses
+    assert anchor == "#numbers-pictures" and 'id="numbers-pictures"' in text
+    assert len(images) == 3 and all(address.startswith("data:image/") for address in images)
     assert "http:" not in text and "https:" not in text and "@import" not in text and "url(" not in text
-    for expected in ("A &lt;title&gt;", "Hello.", "Numbers &amp; pictures", "1 &lt; 2", "It works.", "two halves"):
+    for expected in (
+        "A &lt;title&gt;",
+        "Hello.",
+        "Numbers &amp; pictures",
+        "1 &lt; 2",
+        "It works.",
+        "two halves",
+        "small",
+        "Not &lt;good&gt;.",
+    ):
         assert expected in text
     cells = re.findall(r"<td>(.*?)</td>", text)
-    assert cells == ["ours", "12.3", "7", "none", "n/a", "n/a"]
+    assert cells == ["ours", "12.3", "7", "none", "n/a", "n/a", "a", "b"]
 
-    png, jpeg = (base64.b64decode(a.partition(",")[2]) for a in references.addresses)
+    png, jpeg, _ = (base64.b64decode(a.partition(",")[2]) for a in images)
     decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     np.testing.assert_array_equal(decoded, image)
     assert jpeg[:2] == b"\xff\xd8"

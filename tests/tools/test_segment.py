@@ -73,7 +73,7 @@ def test_files_for_a_folder(run, tmp_path, capsys):
         assert cv2.imread(str(out / "overlays" / f"{name}.jpg")).shape == (*size, 3)
         total += np.bincount(labels.ravel(), minlength=5)
     others = {path.name for path in out.iterdir()} - {"labels", "overlays"}
-    assert others == {"legend.png", "classes.json", "classes.txt", "gallery.html"}
+    assert others == {"legend.png", "classes.json", "classes.txt", "counts.csv", "gallery.html"}
     assert len(list((out / "labels").rglob("*.*"))) == len(list((out / "overlays").rglob("*.*"))) == 3
 
     classes = json.loads((out / "classes.json").read_text())
