@@ -85,6 +85,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # True: change the colours of the whole (pre-cropped) image before the crop (the released segmentation code). False:
     # change the colours of the view after the crop (all other recipes).
     ssl.COLOR_FIRST = False
+    # True: the worker only draws the changes of colours, and the model makes them on MODEL.DEVICE for whole batches.
+    # Pixels differ by a grey level per change. It is for GPUs: on a CPU the work is only moved, and takes longer. Not
+    # with COLOR_FIRST or PATCH_GRID, which need the changed colours in the worker.
+    ssl.COLOR_ON_DEVICE = False
     # Interpolation when views are resized: "bilinear" or "bicubic". CROP_ANTIALIAS False turns antialiasing off for
     # "crop" views (the released segmentation code, which crops on the GPU).
     ssl.INTERPOLATION = "bilinear"

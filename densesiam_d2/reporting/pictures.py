@@ -60,6 +60,7 @@ def draw_view_pairs(cfg: CfgNode, files: Sequence[str], seed: int = 0) -> np.nda
     """Draw images with two views, sampled as in pretraining, and the grid points at which the views are compared."""
     seed_all_rng(seed)
     mapper = TwoViewDatasetMapper(cfg)
+    mapper.color_on_device = False  # the picture shows the colours that the model sees
     rows = []
     for file in files:
         image = read_image(file)

@@ -59,6 +59,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     check_config(cfg)
     chosen = records[:: max(1, len(records) // arguments.num)][: arguments.num]
     mapper = TwoViewDatasetMapper(cfg)
+    mapper.color_on_device = False  # the picture shows the colours that the model sees
     rows = [_draw_record(mapper, record, cfg.MODEL.DENSESIAM.GRID_SIZE) for record in chosen]
     Image.fromarray(np.vstack(rows)).save(arguments.output)
     print(f"{len(rows)} of {len(records)} images drawn in {arguments.output}")
