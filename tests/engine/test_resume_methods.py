@@ -50,6 +50,7 @@ SMALL = {
 
 # Each method as it is, and keys that a recipe does not set.
 CASES = [*((method, ()) for method in METHODS), (SimSiam, ("INPUT.SSL.COLOR_ON_DEVICE", True))]
+CASES.append((SimSiam, ("MODEL.SSL.CHECKPOINT_STAGES", "['res2']")))
 
 
 def recipe_of(method) -> Path:

@@ -10,6 +10,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from densesiam_d2.layers import apply_color_steps, cluster_metrics, embedding_spread, with_idle
+from densesiam_d2.modeling.backbone.checkpointing import checkpoint_stages
 from densesiam_d2.rules import Rule
 
 __all__ = ["SiameseMetaArch"]
@@ -88,6 +89,7 @@ class SiameseMetaArch(nn.Module):
         names = sorted(backbone.output_shape())
         if cfg.MODEL.SSL.IN_FEATURE not in names:
             raise ValueError(f"MODEL.SSL.IN_FEATURE {cfg.MODEL.SSL.IN_FEATURE!r} is not among the backbone's {names}")
+        checkpoint_stages(backbone, cfg.MODEL.SSL.CHECKPOINT_STAGES)
         return {
             "backbone": backbone,
             "in_feature": cfg.MODEL.SSL.IN_FEATURE,
