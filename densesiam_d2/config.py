@@ -85,6 +85,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # True: change the colours of the whole (pre-cropped) image before the crop (the released segmentation code). False:
     # change the colours of the view after the crop (all other recipes).
     ssl.COLOR_FIRST = False
+    # True: the worker only draws the changes of colours, and the model makes them on MODEL.DEVICE for whole batches.
+    # Pixels differ by a grey level per change. It is for GPUs: on a CPU the work is only moved, and takes longer. Not
+    # with COLOR_FIRST or PATCH_GRID, which need the changed colours in the worker.
+    ssl.COLOR_ON_DEVICE = False
     # Interpolation when views are resized: "bilinear" or "bicubic". CROP_ANTIALIAS False turns antialiasing off for
     # "crop" views (the released segmentation code, which crops on the GPU).
     ssl.INTERPOLATION = "bilinear"
@@ -138,6 +142,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ssl = cfg.MODEL.SSL = CfgNode()
     # Backbone feature that the projectors get.
     ssl.IN_FEATURE = "res5"
+    # Stages of the backbone ("stem", "res2", "res3", "res4", "res5") whose blocks keep only their inputs for the
+    # backward and compute the rest again: less memory, more time, the same result.
+    ssl.CHECKPOINT_STAGES = []
     # Norm in all projectors and predictors. On CPU, "SyncBN" is replaced by an equivalent norm, which the log names.
     ssl.NORM = "SyncBN"
     # Initialise the scale of the last norm of each residual branch with 0, as SimSiam does.

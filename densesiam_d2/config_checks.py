@@ -198,6 +198,11 @@ def _combinations(cfg: CfgNode) -> list[str]:
             problems.append(
                 'INPUT.SSL.SAME_FLIP is True; with VIEWS ["crop", "same"] only view 2 is flipped: set False'
             )
+        if ssl.COLOR_ON_DEVICE and (ssl.COLOR_FIRST or ssl.PATCH_GRID):
+            key = "COLOR_FIRST" if ssl.COLOR_FIRST else "PATCH_GRID"
+            problems.append(
+                f"INPUT.SSL.COLOR_ON_DEVICE is True; {key} needs the changed colours in the worker: set one of them off"
+            )
         if ssl.PATCH_GRID * ssl.PATCH_SIZE > ssl.VIEW_SIZE:
             problems.append(
                 f"INPUT.SSL.PATCH_SIZE is {ssl.PATCH_SIZE}; {ssl.PATCH_GRID} patches side by side do not fit into "

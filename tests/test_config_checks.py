@@ -145,6 +145,14 @@ COMBINATIONS = [
         ["MODEL.META_ARCHITECTURE", "DenseSiam", "INPUT.SSL.VIEWS", ["crop", "same"], "INPUT.SSL.SAME_FLIP", True],
         "INPUT.SSL.SAME_FLIP is True; with VIEWS",
     ),
+    (
+        ["MODEL.META_ARCHITECTURE", "DenseSiam", "INPUT.SSL.COLOR_ON_DEVICE", True, "INPUT.SSL.COLOR_FIRST", True],
+        "INPUT.SSL.COLOR_ON_DEVICE is True; COLOR_FIRST needs",
+    ),
+    (
+        ["MODEL.META_ARCHITECTURE", "DenseSiam", "INPUT.SSL.COLOR_ON_DEVICE", True, "INPUT.SSL.PATCH_GRID", 3],
+        "INPUT.SSL.COLOR_ON_DEVICE is True; PATCH_GRID needs",
+    ),
     (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
     (["SOLVER.EPOCHS", 5.0, "SOLVER.STEPS", (0.5, 30)], "SOLVER.STEPS is (0.5, 30); with SOLVER.EPOCHS"),
     (["SOLVER.STEPS", (0.5,)], "SOLVER.STEPS is (0.5,); shares of training need SOLVER.EPOCHS"),

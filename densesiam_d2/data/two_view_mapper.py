@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from torch.utils.data import default_collate
 
 from densesiam_d2.geometry import view_box
+from densesiam_d2.layers import COLOR_OPERATIONS
 
 from .augmentation import (
     INTERPOLATIONS,
@@ -27,6 +28,8 @@ from .image_io import WHITE_LEVEL, read_image
 __all__ = ["TwoViewDatasetMapper", "collate_views"]
 
 MAX_DRAWS = 10  # of the second view, until it has INPUT.SSL.MIN_OVERLAP
+MAX_STEPS = 7  # of colours: four of the jitter, grey, blur, solarisation
+OPERATION_NUMBERS = {operation.__name__: number for number, operation in enumerate(COLOR_OPERATIONS)}
 
 
 class TwoViewDatasetMapper:
@@ -46,6 +49,8 @@ class TwoViewDatasetMapper:
     With VIEWS ["crop", "same"] the crop belongs to step 2. After that view 1 is not changed any more. View 2 is flipped
     or not, and gets other colours.
 
+    With COLOR_ON_DEVICE the changes of colours are only drawn, and the model applies them on its device.
+
     COLOR_FIRST matters because contrast then uses the mean of the whole image, and because the sigma of the blur is
     then in pixels of the image instead of pixels of the view.
 
@@ -62,6 +67,7 @@ class TwoViewDatasetMapper:
         min_overlap: float = 0.0,
         redraw: bool = True,
         color_first: bool = False,
+        color_on_device: bool = False,
         white_level: int = WHITE_LEVEL,
         patch_grid: int = 0,
         patch_size: int = 64,
@@ -77,6 +83,8 @@ class TwoViewDatasetMapper:
             redraw: draw view 2 again until ``min_overlap`` is reached; False if view 2 is not random.
             color_first: change the colours of the whole (pre-cropped) image, before ``geometric``, as the released
                 segmentation code does.
+            color_on_device: return the drawn changes of colours as "color_steps" instead of applying them. The
+                augmentations of ``photometric`` must then return :class:`ColorSteps`.
             white_level: see :func:`densesiam_d2.data.image_io.read_image`.
             patch_grid, patch_size: above 0, views are also cut into patches, see :func:`cut_patches`.
 
@@ -96,6 +104,7 @@ class TwoViewDatasetMapper:
         self.min_overlap = min_overlap
         self.redraw = redraw
         self.color_first = color_first
+        self.color_on_device = color_on_device
         self.white_level = white_level
         self.patch_grid = patch_grid
         self.patch_size = patch_size
@@ -123,6 +132,7 @@ class TwoViewDatasetMapper:
             "min_overlap": ssl.MIN_OVERLAP,
             "redraw": ssl.VIEWS[1] == "crop" and ssl.MIN_OVERLAP > 0,
             "color_first": ssl.COLOR_FIRST,
+            "color_on_device": ssl.COLOR_ON_DEVICE,
             "white_level": cfg.INPUT.WHITE_LEVEL,
             "patch_grid": ssl.PATCH_GRID,
             "patch_size": ssl.PATCH_SIZE,
@@ -136,7 +146,9 @@ class TwoViewDatasetMapper:
 
         Returns:
             "views": (2, 3, S, S) uint8 RGB; "view_boxes": (2, 4) float32, see :mod:`densesiam_d2.geometry`;
-            "file_name"; with ``patch_grid`` G also "patches": (2, G * G, 3, s, s) uint8 RGB, cut from the views.
+            "file_name"; with ``color_on_device`` also "color_steps": (2, 7, 2) float64, see
+            :func:`densesiam_d2.layers.apply_color_steps`; with ``patch_grid`` G also "patches":
+            (2, G * G, 3, s, s) uint8 RGB, cut from the views.
 
         Raises:
             ValueError: the file cannot be read.
@@ -160,10 +172,13 @@ class TwoViewDatasetMapper:
             if not self.redraw or _overlap(box1, box2) >= self.min_overlap:
                 break
 
-        views = np.stack([first, second]) if self.color_first else self._recolor([first, second])  # (2, S, S, 3)
+        as_they_are = self.color_first or self.color_on_device
+        views = np.stack([first, second]) if as_they_are else self._recolor([first, second])  # (2, S, S, 3)
         boxes = torch.from_numpy(np.array([box1, box2], np.float32))
         # permute changes strides only: the memory stays channels-last, the order for which convolutions are fast.
         sample = {"views": torch.from_numpy(views).permute(0, 3, 1, 2), "view_boxes": boxes}
+        if self.color_on_device:
+            sample["color_steps"] = torch.from_numpy(self._draw_colors([first, second]))
         if self.patch_grid:
             patches = np.stack([cut_patches(view, self.patch_grid, self.patch_size) for view in views])
             sample["patches"] = torch.from_numpy(patches).permute(0, 1, 4, 2, 3)
@@ -184,6 +199,18 @@ class TwoViewDatasetMapper:
                 else:
                     image[:] = transform.apply_image(image)
         return stacked
+
+    def _draw_colors(self, images: list[np.ndarray]) -> np.ndarray:
+        """Return the changes of the two images' colours that :meth:`_recolor` would draw, as (2, MAX_STEPS, 2)."""
+        numbers = np.full((2, MAX_STEPS, 2), -1.0)
+        for image, augmentations, rows in zip(images, self.photometric, numbers, strict=True):
+            transforms = [_draw(augmentation, image) for augmentation in augmentations]
+            if not all(isinstance(transform, ColorSteps) for transform in transforms):
+                raise ValueError(f"INPUT.SSL.COLOR_ON_DEVICE needs transforms of the type ColorSteps, not {transforms}")
+            steps = [step for transform in transforms for step in transform.steps]
+            for i, (operation, *amount) in enumerate(steps):
+                rows[i] = OPERATION_NUMBERS[operation.__name__], *(amount or [0.0])
+        return numbers
 
 
 def _draw(augmentation: T.Augmentation, image: np.ndarray) -> T.Transform:

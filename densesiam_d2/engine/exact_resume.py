@@ -30,6 +30,7 @@ PLACES = (
     "DATALOADER.NUM_WORKERS",
     "DATASETS",  # the images are compared instead of the names
     "MODEL.DEVICE",
+    "MODEL.SSL.CHECKPOINT_STAGES",
     "MODEL.WEIGHTS",
     "MODEL.WEIGHTS_STRICT",
     "OUTPUT_DIR",

@@ -1,5 +1,6 @@
 """Layers: modules and tensor functions that do not read a config."""
 
+from densesiam_d2.layers.batch_colors import COLOR_OPERATIONS, apply_color_steps
 from densesiam_d2.layers.cluster_metrics import cluster_metrics
 from densesiam_d2.layers.distributed import (
     gather,
@@ -22,12 +23,14 @@ from densesiam_d2.layers.teacher import MomentumTeacher, cosine_momentum
 from densesiam_d2.layers.valid import blank_invalid
 
 __all__ = [
+    "COLOR_OPERATIONS",
     "FeaturePyramid",
     "FeatureQueue",
     "MiniBatchKMeans",
     "MomentumTeacher",
     "PixelPropagation",
     "ProjectorPredictor",
+    "apply_color_steps",
     "blank_invalid",
     "cluster_metrics",
     "conv_mlp",

@@ -90,6 +90,7 @@ def draw_view_pairs(cfg: CfgNode, records: Sequence[dict], seed: int = 0) -> np.
     """
     seed_all_rng(seed)
     mapper = TwoViewDatasetMapper(cfg)
+    mapper.color_on_device = False  # the picture shows the colours that the model sees
     rows = []
     for record in records:
         image = read_image(record["file_name"], record.get("file_part"), mapper.white_level)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -24,7 +25,7 @@ from densesiam_d2.data.image_io import (
 )
 from densesiam_d2.processes import end_with_parent
 
-__all__ = ["CheckedImage", "check_images"]
+__all__ = ["CheckedImage", "check_images", "in_workers"]
 
 BATCH = 100  # files per worker that wait in the pool at a time
 
@@ -46,26 +47,46 @@ def check_images(
 ) -> Iterator[CheckedImage]:
     """Read images in worker processes, and yield the results in the order of the records.
 
-    A file that kills its worker, or is not read in time, is reported like any other unreadable file.
-
     Args:
         records: dicts with "file_name", and "file_part" for images in tar files.
         workers: number of processes.
         timeout: seconds for one file.
         with_checksums: whether to compute the checksums too.
     """
-    check = functools.partial(_check_in_time, timeout=timeout, with_checksum=with_checksums)
+    check = functools.partial(_check_file, with_checksum=with_checksums)
+    return in_workers(check, records, workers, timeout, lambda path, error: CheckedImage(path, error=error))
+
+
+def in_workers(
+    work: Callable[[dict], Any],
+    records: Iterable[dict],
+    workers: int,
+    timeout: float,
+    failed: Callable[[str, str], Any],
+) -> Iterator[Any]:
+    """Call ``work`` for each record in worker processes, and yield the results in the order of the records.
+
+    A file that kills its worker, or is not finished in time, is reported like any other unreadable file.
+
+    Args:
+        work: function of one record, which can be pickled.
+        records: dicts with "file_name", and whatever else ``work`` needs.
+        workers: number of processes.
+        timeout: seconds for one file.
+        failed: makes the result of such a file from its path and a line that says why.
+    """
+    in_time = functools.partial(_in_time, work=work, timeout=timeout)
     records, batch, pool = iter(records), [], _start_pool(workers)
     try:
         while batch := batch or list(itertools.islice(records, BATCH * workers)):
             done = 0
             try:
-                for result in pool.map(check, batch, chunksize=4):
+                for result in pool.map(in_time, batch, chunksize=4):
                     yield result
                     done += 1
             except BrokenProcessPool:  # a file killed its worker: one of the next files, but which is not known
                 suspects = batch[done : done + 4 * workers]
-                yield from _check_alone(check, suspects, timeout)
+                yield from _one_by_one(in_time, suspects, timeout, failed)
                 done += len(suspects)
                 pool = _start_pool(workers)
             batch = batch[done:]
@@ -73,18 +94,18 @@ def check_images(
         pool.shutdown(cancel_futures=True)
 
 
-def _check_alone(check: Callable, records: Sequence[dict], timeout: float) -> Iterator[CheckedImage]:
+def _one_by_one(in_time: Callable, records: Sequence[dict], timeout: float, failed: Callable) -> Iterator[Any]:
     """Read one file at a time, to find the one that kills its worker."""
     pool = _start_pool(1)
     for record in records:
         start, path = time.monotonic(), record["file_name"]
         try:
-            result = pool.submit(check, record).result()
+            result = pool.submit(in_time, record).result()
         except BrokenProcessPool:
             reason = "it kills the process that reads it, or memory has run out"
             if time.monotonic() - start >= timeout:
                 reason = f"it takes more than {timeout:g} s"
-            result = CheckedImage(path, error=f"cannot read {path}: {reason}")
+            result = failed(path, f"cannot read {path}: {reason}")
             pool = _start_pool(1)
         yield result
     pool.shutdown()
@@ -100,11 +121,11 @@ def _prepare_worker() -> None:
     end_with_parent()
 
 
-def _check_in_time(record: dict, timeout: float, with_checksum: bool) -> CheckedImage:
-    """Check a file in a worker process; the alarm kills the process, because nothing else interrupts a decoder."""
+def _in_time(record: dict, work: Callable[[dict], Any], timeout: float) -> Any:
+    """Work on a file in a worker process; the alarm kills the process, because nothing else interrupts a decoder."""
     signal.setitimer(signal.ITIMER_REAL, timeout)
     try:
-        return _check_file(record, with_checksum)
+        return work(record)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

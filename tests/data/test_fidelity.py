@@ -8,10 +8,12 @@ from benchmarks.harness import Options
 from .photos import find_photos
 
 
-@pytest.mark.parametrize("kind", ["bundled", "real"])
-def test_distribution_is_that_of_torchvision_on_pil(kind):
+@pytest.mark.parametrize(
+    ("kind", "words"), [("bundled", ()), ("real", ()), ("bundled", ("INPUT.SSL.COLOR_ON_DEVICE", True))]
+)
+def test_distribution_is_that_of_torchvision_on_pil(kind, words):
     images = None if kind == "bundled" else find_photos(1)[0].parent.parent
-    rows = fidelity(Options(images=images), rounds=4)
+    rows = fidelity(Options(images=images), 4, *words)
     assert {row.name for row in rows if row.passes(row.gate) is False} == set(), rows
     assert len(rows) == 4
 

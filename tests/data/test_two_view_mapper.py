@@ -1,5 +1,6 @@
 import logging
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,8 +13,9 @@ from densesiam_d2.data.augmentation import AntialiasedResizeTransform
 from densesiam_d2.data.color_augmentation import gaussian_blur
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper, collate_views
 from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids, sample
+from densesiam_d2.layers import apply_color_steps
 
-from .photos import find_photos
+from .photos import find_photos, smooth_image
 
 LEVELS = 3  # grey levels per pixel of the painted image
 GEOMETRY_ONLY = [
@@ -342,3 +344,35 @@ def test_patches_are_cut_from_the_finished_views():
         cells = [view[:, y : y + 12, x : x + 12] for y in (0, 12) for x in (0, 12)]
         assert sorted(c.flatten().tolist() for c in cells) == sorted(p.flatten().tolist() for p in patches)
     assert "patches" not in TwoViewDatasetMapper(make_cfg("VIEW_SIZE", 24)).make_views(paint_coordinates(64, 84))
+
+
+@pytest.mark.parametrize("options", [(), ("BLUR_FIRST", True, "JITTER_BRIGHTNESS", "add"), ("VIEWS", ["crop", "same"])])
+def test_colors_on_the_device_are_the_draws_of_the_worker(options):
+    """The same seed gives the same boxes and, after all steps, nearly the same pixels as changes in the worker."""
+    options = (*options, "VIEW_SIZE", 48, "SOLARIZE_PROB", [0.3, 0.3])
+    here, there = (TwoViewDatasetMapper(make_cfg(*options, "COLOR_ON_DEVICE", on)) for on in (False, True))
+    cv2.ipp.setUseIPP(False)  # as __call__ does
+    image, numbers = smooth_image(80, 100), set()
+    for seed in range(40):
+        np.random.seed(seed)
+        expected = here.make_views(image)
+        np.random.seed(seed)
+        sample = there.make_views(image)
+        assert torch.equal(sample["view_boxes"], expected["view_boxes"])
+        assert sample["color_steps"].shape == (2, 7, 2) and "color_steps" not in expected
+        views = apply_color_steps(sample["views"], sample["color_steps"])
+        # A later step can turn one grey level into more, and solarisation one near its threshold into a jump.
+        delta = (views.int() - expected["views"].int()).abs()
+        assert delta.float().mean() < 0.6 and (delta > 4).float().mean() < 0.03
+        numbers |= set(sample["color_steps"][..., 0].flatten().tolist())
+    assert len(numbers) == 8  # none, and all operations with one kind of brightness
+
+
+def test_colors_on_the_device_refuse_other_transforms():
+    swap = T.ColorTransform(lambda image: image[:, :, ::-1])
+    resize = T.Resize((8, 8))
+    mapper = TwoViewDatasetMapper(
+        pre_crop=[], geometric=[[resize], [resize]], photometric=[[], [swap]], color_on_device=True
+    )
+    with pytest.raises(ValueError, match="COLOR_ON_DEVICE needs transforms of the type ColorSteps"):
+        mapper.make_views(np.zeros((8, 8, 3), np.uint8))

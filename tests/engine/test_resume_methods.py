@@ -9,6 +9,7 @@ import torch
 import train_net
 from densesiam_d2.engine import argument_parser, checked_config, load_config
 from densesiam_d2.modeling import METHODS
+from densesiam_d2.modeling.meta_arch import SimSiam
 from densesiam_d2.samples.scenes import write_scenes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -47,6 +48,11 @@ SMALL = {
 }
 
 
+# Each method as it is, and keys that a recipe does not set.
+CASES = [*((method, ()) for method in METHODS), (SimSiam, ("INPUT.SSL.COLOR_ON_DEVICE", True))]
+CASES.append((SimSiam, ("MODEL.SSL.CHECKPOINT_STAGES", "['res2']")))
+
+
 def recipe_of(method) -> Path:
     """Return the shortest named yaml that trains a method."""
     recipes = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in ("configs", "unsup_seg")]
@@ -62,12 +68,12 @@ def tensors(value, name="") -> dict[str, torch.Tensor]:
     return {key: tensor for k, v in items for key, tensor in tensors(v, f"{name}/{k}").items()}
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-def test_resumed_equals_undisturbed(method, tmp_path):
+@pytest.mark.parametrize(("method", "keys"), CASES, ids=[" ".join(map(str, (m.__name__, *keys))) for m, keys in CASES])
+def test_resumed_equals_undisturbed(method, keys, tmp_path):
     write_scenes(tmp_path / "scenes", num=8, seed=0, size=64)
 
     def run(folder, *flags):
-        words = [str(w) for pair in SMALL.items() for w in pair]
+        words = [str(w) for pair in SMALL.items() for w in pair] + list(map(str, keys))
         words += ["DATASETS.TRAIN", f"folder:{tmp_path / 'scenes' / 'images'}", "OUTPUT_DIR", str(folder)]
         args = argument_parser().parse_args([*flags, "--config-file", str(recipe_of(method)), *words])
         train_net.main(checked_config(args), args)

@@ -113,6 +113,17 @@ class TorchvisionBackbone(Backbone):
                 features[self._ends[block]] = x
         return features
 
+    def blocks_by_stage(self) -> dict[str, list[nn.Module]]:
+        """Return the blocks up to the end of each stage, without single layers; "res2" includes those before it."""
+        stages, blocks = {}, []
+        for name in self._blocks:
+            block = self.get_submodule(name)
+            if next(block.children(), None) is not None:
+                blocks.append(block)
+            if name in self._ends:
+                stages[self._ends[name]], blocks = blocks, []
+        return stages
+
     @torch.no_grad()
     def _trace(self, side: int = 64) -> dict[str, ShapeSpec]:
         """Return the channels and the stride of each block's output, measured with a small image."""

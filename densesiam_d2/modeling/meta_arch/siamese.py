@@ -9,7 +9,8 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from densesiam_d2.layers import cluster_metrics, embedding_spread, with_idle
+from densesiam_d2.layers import apply_color_steps, cluster_metrics, embedding_spread, with_idle
+from densesiam_d2.modeling.backbone.checkpointing import checkpoint_stages
 from densesiam_d2.rules import Rule
 
 __all__ = ["SiameseMetaArch"]
@@ -88,6 +89,7 @@ class SiameseMetaArch(nn.Module):
         names = sorted(backbone.output_shape())
         if cfg.MODEL.SSL.IN_FEATURE not in names:
             raise ValueError(f"MODEL.SSL.IN_FEATURE {cfg.MODEL.SSL.IN_FEATURE!r} is not among the backbone's {names}")
+        checkpoint_stages(backbone, cfg.MODEL.SSL.CHECKPOINT_STAGES)
         return {
             "backbone": backbone,
             "in_feature": cfg.MODEL.SSL.IN_FEATURE,
@@ -101,7 +103,7 @@ class SiameseMetaArch(nn.Module):
         return self.pixel_mean.device
 
     def preprocess_views(self, batched_inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Move a batch to the device and normalise it there.
+        """Move a batch to the device, and change its colours (INPUT.SSL.COLOR_ON_DEVICE) and normalise it there.
 
         Args:
             batched_inputs: the dict of ``collate_views``, or a list of what ``TwoViewDatasetMapper`` returns.
@@ -110,8 +112,12 @@ class SiameseMetaArch(nn.Module):
             Two (N, 3, H, W) views in channels-last memory order, and their two (N, 4) view boxes.
         """
         if isinstance(batched_inputs, list):
-            batched_inputs = {k: torch.stack([x[k] for x in batched_inputs]) for k in ("views", "view_boxes")}
+            keys = batched_inputs[0].keys() & {"views", "view_boxes", "color_steps"}
+            batched_inputs = {k: torch.stack([x[k] for x in batched_inputs]) for k in keys}
         views = batched_inputs["views"].to(self.device, non_blocking=True)  # (N, 2, 3, H, W)
+        if "color_steps" in batched_inputs:  # INPUT.SSL.COLOR_ON_DEVICE
+            views = apply_color_steps(views.flatten(0, 1), batched_inputs["color_steps"].flatten(0, 1))
+            views = views.unflatten(0, (-1, 2))
         boxes = batched_inputs["view_boxes"].to(self.device, non_blocking=True)  # (N, 2, 4)
         x1, x2 = (
             ((view - self.pixel_mean) / self.pixel_std).contiguous(memory_format=torch.channels_last)
