@@ -157,6 +157,9 @@ def _add_sem_seg_keys(cfg: CfgNode) -> None:
     pl = cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL = CfgNode()
     # Outputs of the auxiliary over-clustering classifier; 0 = none.
     pl.AUX_CLASSES = 128
+    # Clusters of the main classifier in training, of which evaluation makes NUM_CLASSES by merging those that the two
+    # views of a point mix up most; 0 = NUM_CLASSES clusters, and nothing is merged. With DenseSiamSegmentor only.
+    pl.MERGE_FROM = 0
     # Number of conv-norm-ReLU blocks before each classifier's last convolution.
     pl.NUM_PROJ_CONVS = 2
     # Multiply each pixel's pseudo-label loss by the frequency of its label (the released rebalancing).

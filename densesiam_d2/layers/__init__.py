@@ -13,6 +13,7 @@ from densesiam_d2.layers.distributed import (
 )
 from densesiam_d2.layers.idle import with_idle
 from densesiam_d2.layers.kmeans import MiniBatchKMeans, kmeans, nearest
+from densesiam_d2.layers.merging import ClusterMerging, merge_clusters
 from densesiam_d2.layers.mlp import ProjectorPredictor, conv_mlp
 from densesiam_d2.layers.propagation import PixelPropagation
 from densesiam_d2.layers.pyramid import FeaturePyramid
@@ -24,6 +25,7 @@ from densesiam_d2.layers.valid import blank_invalid
 
 __all__ = [
     "COLOR_OPERATIONS",
+    "ClusterMerging",
     "FeaturePyramid",
     "FeatureQueue",
     "MiniBatchKMeans",
@@ -41,6 +43,7 @@ __all__ = [
     "gather_with_gradient",
     "kmeans",
     "mean_over_images",
+    "merge_clusters",
     "nearest",
     "resize_logits",
     "resized_labels",

@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,7 +12,7 @@ from densesiam_d2.config_checks import check_config
 from densesiam_d2.layers import kmeans, nearest
 from densesiam_d2.modeling.kmeans_start import ITERATIONS, concatenated, start_from_kmeans
 from densesiam_d2.modeling.sem_seg import PseudoLabelSemSegHead
-from tests.modeling.meta_arch.tiny import tiny_sem_seg_cfg
+from tests.modeling.meta_arch.tiny import tiny_batch, tiny_sem_seg_cfg
 
 LINEAR = {"num_proj_convs": 0, "normalize": True, "logit_norm": False, "predictor": False}
 
@@ -97,3 +98,24 @@ def test_without_predictor_the_logits_are_compared():
 def test_a_start_that_cannot_be_is_refused(name, value):
     with pytest.raises(ValueError, match="START is 'kmeans': it needs NORMALIZE True"):
         check_config(linear_cfg(f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.{name}", value))
+
+
+def test_merged_clusters_are_the_result():
+    """Training counts, evaluation has NUM_CLASSES clusters, and each is the sum of those that were merged."""
+    keys = "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL."
+    cfg = linear_cfg(keys + "MERGE_FROM", 9, keys + "START", "random")
+    model, num = build_model(cfg), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert model.sem_seg_head.classifier.projector[-1].out_channels == 9 and num < 9
+    before = model.sem_seg_head.merging.joint.sum()
+    with EventStorage():
+        model(tiny_batch())
+    assert model.sem_seg_head.merging.joint.sum() > before
+    model.eval()
+    with torch.no_grad():
+        (result,) = model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
+    assert result["sem_seg"].shape == (num, 64, 64)
+
+
+def test_fewer_clusters_than_classes_cannot_be_merged():
+    with pytest.raises(ValueError, match="MERGE_FROM is 2: it must be 0, or at least"):
+        check_config(linear_cfg("MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM", 2))

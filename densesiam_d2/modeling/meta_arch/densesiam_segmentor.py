@@ -69,12 +69,18 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
         name, keys = cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL
         if name != "PseudoLabelSemSegHead":
             return [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; {cls.__name__} needs 'PseudoLabelSemSegHead'"]
+        problems = []
+        if 0 < keys.MERGE_FROM < cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            problems.append(
+                f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM is {keys.MERGE_FROM}: it must be 0, or at least "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES ({cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES})"
+            )
         if keys.START == "kmeans" and (not keys.NORMALIZE or keys.LOGIT_NORM or keys.NUM_PROJ_CONVS):
-            return [
+            problems.append(
                 "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START is 'kmeans': it needs NORMALIZE True, LOGIT_NORM False and "
                 "NUM_PROJ_CONVS 0 beside it"
-            ]
-        return []
+            )
+        return problems
 
     @classmethod
     def from_config(cls, cfg):
@@ -128,6 +134,8 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
             z, both = torch.cat([z1, z2]), torch.cat([valid, valid])
             losses["loss_usage"] = usage_loss(z, self.usage_exponent, both) * self.usage_weight
 
+        if head.merging is not None:
+            head.merging.count(z1, z2, valid)
         self.log_cluster_metrics(z1, z2, valid)
         if self.metrics_due():
             self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))

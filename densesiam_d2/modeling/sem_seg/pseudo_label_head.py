@@ -13,7 +13,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from densesiam_d2.layers import conv_mlp, with_idle
+from densesiam_d2.layers import ClusterMerging, conv_mlp, with_idle
 from densesiam_d2.losses import pseudo_label_loss
 from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder, check_finest_stride, features_of
 from densesiam_d2.modeling.sem_seg.loss import masked_cross_entropy
@@ -86,6 +86,7 @@ class PseudoLabelSemSegHead(nn.Module):
         logit_norm: bool = True,
         predictor: bool = True,
         aux_classes: int = 0,
+        merge_from: int = 0,
         rebalance: bool = True,
         similarity_weight: float = 1.0,
         loss_weight: float = 1.0,
@@ -95,7 +96,7 @@ class PseudoLabelSemSegHead(nn.Module):
 
         Args:
             input_shape: channels and stride of the backbone features to use.
-            num_classes: K, clusters of the main classifier.
+            num_classes: K, clusters of the result.
             conv_dim: C, channels of the decoder and of the hidden layers.
             common_stride: stride of the finest feature, by which logits are upsampled to input pixels.
             norm: function that makes a norm layer from a number of channels.
@@ -104,6 +105,7 @@ class PseudoLabelSemSegHead(nn.Module):
             logit_norm: end each projector with a norm.
             predictor: whether each classifier has a predictor.
             aux_classes: clusters of the auxiliary classifier; 0 = none.
+            merge_from: M, clusters of the main classifier, which the result merges; 0 = K, and nothing is merged.
             rebalance: see :func:`densesiam_d2.losses.pseudo_label_loss`.
             similarity_weight: total weight that :meth:`similarity_weights` divides between the classifiers.
             loss_weight: weight of ``loss_sem_seg``.
@@ -116,6 +118,7 @@ class PseudoLabelSemSegHead(nn.Module):
         check_finest_stride(input_shape, common_stride)
         self.num_classes = num_classes
         self.aux_classes = aux_classes
+        self.num_clusters = merge_from or num_classes
         self.common_stride = common_stride
         self.rebalance = rebalance
         self.similarity_weight = similarity_weight
@@ -124,8 +127,9 @@ class PseudoLabelSemSegHead(nn.Module):
 
         self.decoder = TopDownDecoder(input_shape, conv_dim, normalize=normalize)
         options = {"num_convs": num_proj_convs, "norm": norm, "logit_norm": logit_norm, "predictor": predictor}
-        self.classifier = ClusterClassifier(conv_dim, num_classes, **options)
+        self.classifier = ClusterClassifier(conv_dim, self.num_clusters, **options)
         self.aux_classifier = ClusterClassifier(conv_dim, aux_classes, **options) if aux_classes else None
+        self.merging = ClusterMerging(merge_from, num_classes) if merge_from else None
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
@@ -136,6 +140,11 @@ class PseudoLabelSemSegHead(nn.Module):
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.NORM 'GN' needs widths divisible by 32, but CONVS_DIM, NUM_CLASSES and "
                 f"PSEUDO_LABEL.AUX_CLASSES are {widths}: use 'SyncBN' or 'BN'"
+            )
+        if head.PSEUDO_LABEL.MERGE_FROM and cfg.MODEL.META_ARCHITECTURE != "DenseSiamSegmentor":
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM is {head.PSEUDO_LABEL.MERGE_FROM}: only "
+                f"DenseSiamSegmentor counts what to merge; use 0 with {cfg.MODEL.META_ARCHITECTURE}"
             )
         return {
             "input_shape": features_of(cfg, input_shape),
@@ -148,6 +157,7 @@ class PseudoLabelSemSegHead(nn.Module):
             "logit_norm": head.PSEUDO_LABEL.LOGIT_NORM,
             "predictor": head.PSEUDO_LABEL.PREDICTOR,
             "aux_classes": head.PSEUDO_LABEL.AUX_CLASSES,
+            "merge_from": head.PSEUDO_LABEL.MERGE_FROM,
             "rebalance": head.PSEUDO_LABEL.REBALANCE,
             "similarity_weight": head.PSEUDO_LABEL.SIMILARITY_WEIGHT,
             "loss_weight": head.LOSS_WEIGHT,
@@ -179,8 +189,9 @@ class PseudoLabelSemSegHead(nn.Module):
         return with_idle(x, others) if self.training else x
 
     def layers(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the main classifier's logits z (N, K, h, w)."""
-        return self.classifier(self.decode(features))
+        """Return the logits z (N, K, h, w) of the result: the main classifier's, merged if there is ``merging``."""
+        z = self.classifier(self.decode(features))
+        return z if self.merging is None else self.merging(z)
 
     def losses(self, z: torch.Tensor, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Return ``loss_sem_seg`` of logits z (N, K, h, w), with targets (N, H, W) or with pseudo labels."""
@@ -202,7 +213,7 @@ class PseudoLabelSemSegHead(nn.Module):
         """
         if not self.aux_classes:
             return self.similarity_weight, 0.0
-        main, aux = math.log(self.num_classes), math.log(self.aux_classes)
+        main, aux = math.log(self.num_clusters), math.log(self.aux_classes)
         return self.similarity_weight * aux / (aux + main), self.similarity_weight * main / (aux + main)
 
     def _upsample(self, logits: torch.Tensor) -> torch.Tensor:
