@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from densesiam_d2.evaluation.examples import Example
 from densesiam_d2.reporting.label_colors import colorize, palette
 from densesiam_d2.reporting.pictures import draw_legend, tile
+from densesiam_d2.reporting.text import text_width
 
 __all__ = ["draw_confusion", "draw_contact_sheet", "write_evaluation_pictures"]
 
@@ -108,7 +109,7 @@ def _padded(picture: np.ndarray, width: int) -> np.ndarray:
 
 def _legend(names: Sequence[str], colors: np.ndarray, width: int) -> np.ndarray:
     """Draw the legend in as many rows as the width needs."""
-    cell = 40 + max(cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0] for name in names)
+    cell = 40 + max(map(text_width, names))
     per_row = max(1, width // cell)
     lines = [
         draw_legend(names[i : i + per_row], colors[i : i + len(names[i : i + per_row])], cell)

@@ -17,6 +17,7 @@ from densesiam_d2.data.image_io import read_image, read_label
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
 from densesiam_d2.reporting.label_colors import colorize, overlay
+from densesiam_d2.reporting.text import put_text
 from densesiam_d2.reporting.view_drawing import draw_views
 
 __all__ = [
@@ -147,8 +148,7 @@ def draw_legend(names: Sequence[str], colors: np.ndarray, cell: int = 100) -> np
     canvas = np.full((26, cell * len(names), 3), 255, np.uint8)
     for i, (name, color) in enumerate(zip(names, colors.tolist(), strict=True)):
         cv2.rectangle(canvas, (cell * i + 2, 4), (cell * i + 24, 22), color, cv2.FILLED)
-        text = {"fontFace": cv2.FONT_HERSHEY_SIMPLEX, "fontScale": 0.45, "color": (30, 30, 30), "lineType": cv2.LINE_AA}
-        cv2.putText(canvas, name, (cell * i + 30, 18), **text)
+        put_text(canvas, name, (cell * i + 30, 6))
     return canvas
 
 

@@ -48,6 +48,7 @@ from densesiam_d2.modeling import num_label_ids
 from densesiam_d2.reporting.gallery import Gallery
 from densesiam_d2.reporting.gallery_page import write_gallery
 from densesiam_d2.reporting.label_colors import overlay, palette
+from densesiam_d2.reporting.text import put_text
 
 __all__ = ["draw_legend", "main", "output_stem", "segment_images", "write_image"]
 
@@ -68,9 +69,8 @@ def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.
     for row, i in enumerate(used):
         y = 28 * row + 6
         cv2.rectangle(canvas, (8, y), (40, y + 22), [int(c) for c in colors[i]], cv2.FILLED)
-        text = {"fontFace": cv2.FONT_HERSHEY_SIMPLEX, "fontScale": 0.5, "color": (0, 0, 0), "lineType": cv2.LINE_AA}
-        cv2.putText(canvas, f"{i}  {names[i]}", (50, y + 16), **text)
-        cv2.putText(canvas, f"{100 * shares[i]:5.1f} %", (345, y + 16), **text)
+        put_text(canvas, f"{i}  {names[i]}", (50, y + 4))
+        put_text(canvas, f"{100 * shares[i]:5.1f} %", (345, y + 4))
     return canvas
 
 

@@ -117,12 +117,14 @@ class IIC(LabelFreeSegmentor):
         return {name: with_idle(loss, other.parameters())}
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """Segment whole images; as :meth:`LabelFreeSegmentor.inference`, with probabilities instead of logits."""
+        """Segment whole images, as :meth:`LabelFreeSegmentor.inference`; the logits are logarithms of probabilities."""
         results = []
         for x in batched_inputs:
             image = self.preprocess_image(x["image"])  # (1, 3, H', W')
             p = probabilities(self.sem_seg_head.layers(self.backbone(image)), image.shape[-2:])
             results.append(segmentation(p, 1, x, predict_labels=self.predict_labels))
+            if not self.predict_labels:
+                results[-1]["sem_seg"] = results[-1]["sem_seg"].clamp(min=torch.finfo(p.dtype).tiny).log()
         return results
 
 
