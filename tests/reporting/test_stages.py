@@ -16,7 +16,7 @@ with open("calls", "a") as file:
     print(*words, file=file)
 if "configs/demo/mask_rcnn.yaml" in words:
     sys.exit("something is wrong with the masks")
-if "configs/demo/unsup_seg.yaml" not in words:
+if "configs/quick/unsup_seg_instant_test.yaml" not in words:
     (output / "results.json").write_text("{}")
 """
 
@@ -93,7 +93,7 @@ def test_failure_shows_the_end_of_the_log_and_is_not_reused(root):
 
 def test_missing_product_is_a_failure(root):
     with pytest.raises(StageError, match=r"ended well but left no .*results\.json"):
-        run_stage(make_stage(root, config="configs/demo/unsup_seg.yaml"), position="")
+        run_stage(make_stage(root, config="configs/quick/unsup_seg_instant_test.yaml"), position="")
 
 
 def test_missing_weights_are_named(root):
@@ -132,3 +132,10 @@ def test_record_is_written_last(root):
     path.write_text(json.dumps(record))
     run_stage(stage, position="")
     assert num_calls(root) == 2
+
+
+def test_other_keys_are_another_run(root):
+    for seed, calls in ((1, 1), (1, 1), (2, 2)):
+        run_stage(make_stage(root, opts=("SEED", str(seed))), position="")
+        assert num_calls(root) == calls
+    assert (root / "calls").read_text().split()[-4:-2] == ["SEED", "2"]
