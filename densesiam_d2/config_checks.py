@@ -264,8 +264,8 @@ def _training(cfg: CfgNode, world_size: int) -> list[str]:
         )
     if parts > 1 and trains_on_views(cfg) and not META_ARCH_REGISTRY.get(name).accumulates:
         problems.append(
-            f"SOLVER.ACCUMULATE is {parts}; {name} compares the images of a batch with each other, so it cannot be "
-            "split: set 1"
+            f"SOLVER.ACCUMULATE is {parts}; {name} compares the images of a batch with each other, so the batch "
+            "cannot be split: set 1"
         )
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.PRECISION != "bf16":
         problems.append("SOLVER.AMP.PRECISION is 'fp16'; the CPU has only 'bf16'")
