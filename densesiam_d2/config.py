@@ -214,6 +214,14 @@ def _add_solver_and_test_keys(cfg: CfgNode) -> None:
     # predictors of a segmentation head. They always start from random weights, so with few labels a larger rate helps
     # (CutLER's COCO-Semisupervised configs have 4).
     cfg.SOLVER.LAST_LAYERS_LR_FACTOR = 1.0
+    # Split a batch of IMS_PER_BATCH images into this many equal parts, which go through the model one after the other,
+    # and average their gradients before the optimizer's step, so that only the activations of one part need memory.
+    # Learning rate, schedule and progress stay as they are; teacher and queue change once per batch. But batch norm
+    # uses the statistics of each part, and moves its running statistics with each, as with smaller batches. Means over
+    # what is valid, such as images whose views overlap, and the frequencies of pseudo labels are also of a part. Logged
+    # losses are means over the parts; ssl/* metrics are of the last part. Methods that compare the images of a batch
+    # with each other refuse it.
+    cfg.SOLVER.ACCUMULATE = 1
     # Length of the training and of its warm-up in epochs of DATASETS.TRAIN; 0 = use MAX_ITER and WARMUP_ITERS. With
     # EPOCHS, STEPS are fractions of the training in (0, 1). SOLVER.MAX_ITER on the command line sets EPOCHS to 0.
     cfg.SOLVER.EPOCHS = 0.0

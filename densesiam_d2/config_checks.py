@@ -81,6 +81,7 @@ RULES: dict[str, Rule] = {
     "RUN.MAX_DROPPED_STEPS": POSITIVE,
     "RUN.MAX_UNREADABLE": PROBABILITY,
     "RUN.WATCHDOG_SECONDS": NOT_NEGATIVE,
+    "SOLVER.ACCUMULATE": POSITIVE,
     "SOLVER.ADAMW.BETAS": (all_of(lambda v: 0 <= v < 1, 2), "two numbers in [0, 1)"),
     "SOLVER.ADAMW.EPS": POSITIVE,
     "SOLVER.AMP.PRECISION": one_of("fp16", "bf16"),
@@ -255,6 +256,17 @@ def _training(cfg: CfgNode, world_size: int) -> list[str]:
         below, above = batch // world * world, (batch // world + 1) * world
         nearest = f"{below} or {above}" if below else f"{above}"
         problems.append(f"SOLVER.IMS_PER_BATCH is {batch}; {world} processes need a multiple, such as {nearest}")
+    parts, name = cfg.SOLVER.ACCUMULATE, cfg.MODEL.META_ARCHITECTURE
+    if parts > 1 and batch % world == 0 and batch // world % parts:
+        problems.append(
+            f"SOLVER.ACCUMULATE is {parts}; the {batch // world} images of each process (SOLVER.IMS_PER_BATCH {batch}) "
+            "cannot be split into as many equal parts: set a divisor of them"
+        )
+    if parts > 1 and trains_on_views(cfg) and not META_ARCH_REGISTRY.get(name).accumulates:
+        problems.append(
+            f"SOLVER.ACCUMULATE is {parts}; {name} compares the images of a batch with each other, so the batch "
+            "cannot be split: set 1"
+        )
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.PRECISION != "bf16":
         problems.append("SOLVER.AMP.PRECISION is 'fp16'; the CPU has only 'bf16'")
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and world_size > 1:

@@ -104,6 +104,7 @@ BAD = [
     ("SOLVER.BASE_LR", float("inf"), "> 0"),
     ("SOLVER.BASE_LR_END", -0.1, ">= 0"),
     ("SOLVER.IMS_PER_BATCH", 0, "> 0"),
+    ("SOLVER.ACCUMULATE", 0, "> 0"),
     ("SOLVER.MAX_ITER", 0, "> 0"),
     ("SOLVER.CHECKPOINT_PERIOD", 0, "> 0"),
     ("SOLVER.WARMUP_ITERS", -1, ">= 0"),
@@ -208,6 +209,30 @@ def test_batch_that_processes_cannot_share_is_named_with_the_nearest(batch, worl
     cfg = _cfg("SOLVER.IMS_PER_BATCH", batch, "SOLVER.REFERENCE_WORLD_SIZE", reference)
     with pytest.raises(ValueError, match=rf"IMS_PER_BATCH is {batch}.*{nearest}"):
         check_config(cfg, world_size=world_size)
+
+
+@pytest.mark.parametrize(("batch", "world_size", "reference"), [(12, 1, 0), (16, 4, 0), (12, 4, 1)])
+def test_a_batch_that_cannot_be_split_into_equal_parts_is_named(batch, world_size, reference):
+    words = ("SOLVER.IMS_PER_BATCH", batch, "SOLVER.REFERENCE_WORLD_SIZE", reference)
+    check_config(_cfg(*words, "SOLVER.ACCUMULATE", 2), world_size=world_size)
+    with pytest.raises(ValueError, match=rf"ACCUMULATE is 8; the {batch // (reference or world_size)} images of each"):
+        check_config(_cfg(*words, "SOLVER.ACCUMULATE", 8), world_size=world_size)
+
+
+@pytest.mark.parametrize("method", ["SimCLR", "SlotCon", "SlotConSegmentor", "ReSim", "IIC"])
+def test_methods_that_compare_the_images_of_a_batch_refuse_to_split_it(method):
+    words = ("MODEL.META_ARCHITECTURE", method, "MODEL.SEM_SEG_HEAD.NAME", "IICHead", "DATASETS.TEST", ("scenes_val",))
+    check_config(_cfg(*words))
+    with pytest.raises(ValueError, match=rf"ACCUMULATE is 2; {method} compares the images of a batch.*: set 1"):
+        check_config(_cfg(*words, "SOLVER.ACCUMULATE", 2))
+    check_config(_cfg(*words, "SOLVER.ACCUMULATE", 2), eval_only=True)
+
+
+def test_the_usage_of_clusters_needs_the_whole_batch():
+    words = ("MODEL.META_ARCHITECTURE", "DenseSiamSegmentor", *SEGMENTATION, "SOLVER.ACCUMULATE", 2)
+    check_config(_cfg(*words))
+    with pytest.raises(ValueError, match=r"USAGE\.LOSS_WEIGHT is 0\.5.*set SOLVER\.ACCUMULATE 1, not 2"):
+        check_config(_cfg(*words, "MODEL.DENSESIAM.USAGE.LOSS_WEIGHT", 0.5))
 
 
 def test_evaluation_needs_neither_training_data_nor_a_fitting_batch():

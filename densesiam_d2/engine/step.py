@@ -1,13 +1,15 @@
 """One training step, in any precision. Steps whose loss or gradient is not finite are dropped in all processes."""
 
+import contextlib
 import logging
 import math
 import time
+from typing import Any
 
 import torch
 from detectron2.engine.train_loop import SimpleTrainer
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import distributed as dist
 from torch import nn
 
@@ -45,8 +47,35 @@ class ForwardState:
             module.undo()
 
 
+def split_batch(batch: Any, parts: int) -> list:
+    """Split a batch into equal parts.
+
+    Args:
+        batch: a list or tensor with one entry per image, or a dict of these, such as that of ``collate_views``.
+        parts: their number; with 1 the batch may be anything.
+
+    Raises:
+        ValueError: the number of images is not a multiple of ``parts``.
+    """
+    if parts == 1:
+        return [batch]
+    num = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
+    if num % parts:
+        raise ValueError(
+            f"a batch has {num} images in a process; SOLVER.ACCUMULATE {parts} needs a multiple of {parts}"
+        )
+    rows = [slice(i * num // parts, (i + 1) * num // parts) for i in range(parts)]
+    if isinstance(batch, dict):
+        return [{key: values[own] for key, values in batch.items()} for own in rows]
+    return [batch[own] for own in rows]
+
+
 class StepTrainer(SimpleTrainer):
     """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one, which drops steps that are not finite.
+
+    To save memory, a batch can be split into parts that go through the model one after the other; their gradients are
+    averaged before the optimizer's step. In modules that have an attribute ``batch_part``, it is set before each
+    forward: (i, k) for part i of k. So a teacher or queue can change once per batch.
 
     If the loss or gradient of a step is not finite in any process, all processes drop the step: weights, momentum and
     everything that the forward has changed (statistics of batch norm, queues, teachers, centres) are restored. In fp16
@@ -58,13 +87,16 @@ class StepTrainer(SimpleTrainer):
         stop_agreed: whether any process has asked to stop.
     """
 
-    def __init__(self, model, data_loader, optimizer, *, precision: str = "fp32", max_dropped: int = 10):
+    def __init__(
+        self, model, data_loader, optimizer, *, precision: str = "fp32", max_dropped: int = 10, accumulate: int = 1
+    ):
         """Prepare autocast and the gradient scaler.
 
         Args:
             model, data_loader, optimizer: as in ``SimpleTrainer``.
             precision: "fp32", "bf16" or, on CUDA, "fp16" with loss scaling. detectron2's AMPTrainer is CUDA only.
             max_dropped: steps dropped in a row after which training stops.
+            accumulate: parts into which each batch is split.
         """
         super().__init__(model, data_loader, optimizer)
         self._device = next(model.parameters()).device
@@ -72,6 +104,8 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
         self._max_dropped, self._dropped_in_row, self._dropped = max_dropped, 0, 0
         self._state = ForwardState(model)
+        self._accumulate = accumulate
+        self._part_modules = [module for module in model.modules() if hasattr(module, "batch_part")]
         self._last_numbers: dict[str, float] = {}
         self.stop_requested = self.stop_agreed = False
 
@@ -81,6 +115,7 @@ class StepTrainer(SimpleTrainer):
         Raises:
             FloatingPointError: too many steps in a row were dropped.
             RuntimeError: a loader worker was killed.
+            ValueError: a batch cannot be split into equal parts.
         """
         assert self.model.training, "model was changed to eval mode"
         start = time.perf_counter()
@@ -88,13 +123,8 @@ class StepTrainer(SimpleTrainer):
         data_time = time.perf_counter() - start
         self._state.remember()
 
-        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            loss_dict = self.model(data)
-            if isinstance(loss_dict, torch.Tensor):
-                loss_dict = {"loss": loss_dict}
-            losses = sum(loss_dict.values())
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(losses).backward()
+        loss_dict = self._forward_backward(data)
         self.grad_scaler.unscale_(self.optimizer)
 
         *values, stop = self._gather_numbers(loss_dict, data_time).tolist()
@@ -109,6 +139,33 @@ class StepTrainer(SimpleTrainer):
             self._state.restore()
             self._note_dropped(numbers)
         self.grad_scaler.update()
+
+    def _forward_backward(self, batch) -> dict[str, torch.Tensor]:
+        """Add the gradients of a batch to the parameters; return its losses. Both are means over the parts."""
+        parts, means = split_batch(batch, self._accumulate), {}
+        for i, part in enumerate(parts):
+            self._set_part(i, len(parts))
+            with contextlib.nullcontext() if i == len(parts) - 1 else self._before_the_last_part():
+                with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
+                    loss_dict = self.model(part)
+                    if isinstance(loss_dict, torch.Tensor):
+                        loss_dict = {"loss": loss_dict}
+                    losses = sum(loss_dict.values()) / len(parts)
+                self.grad_scaler.scale(losses).backward()
+            for name, loss in loss_dict.items():
+                means[name] = means.get(name, 0) + loss.detach().float() / len(parts)
+        self._set_part(0, 1)
+        return means
+
+    def _set_part(self, i: int, k: int) -> None:
+        for module in self._part_modules:
+            module.batch_part = (i, k)
+
+    @contextlib.contextmanager
+    def _before_the_last_part(self):
+        """Leave gradients in their process, and what the model logs in a storage that nothing reads."""
+        with getattr(self.model, "no_sync", contextlib.nullcontext)(), EventStorage(self.iter):
+            yield
 
     def _next_batch(self):
         try:

@@ -65,8 +65,8 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         model = distribute(model)
         precision = cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32"
-        guards = {"max_dropped": cfg.RUN.MAX_DROPPED_STEPS}
-        self._trainer = StepTrainer(model, data_loader, optimizer, precision=precision, **guards)
+        options = {"max_dropped": cfg.RUN.MAX_DROPPED_STEPS, "accumulate": cfg.SOLVER.ACCUMULATE}
+        self._trainer = StepTrainer(model, data_loader, optimizer, precision=precision, **options)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = CheckedCheckpointer(
             model,

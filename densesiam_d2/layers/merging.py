@@ -18,9 +18,14 @@ class ClusterMerging(nn.Module):
 
     What training counts is a buffer, so it is in checkpoints. The groups follow from it, and are made when they are
     needed.
+
+    Attributes:
+        batch_part: (i, k) if the forward gets part i of k of a batch (SOLVER.ACCUMULATE), set by the training step. Old
+            counts lose weight with the first part only.
     """
 
     joint: torch.Tensor
+    batch_part = (0, 1)
 
     def __init__(self, num_clusters: int, num_groups: int, momentum: float = 0.99):
         """Start without counts.
@@ -48,7 +53,9 @@ class ClusterMerging(nn.Module):
         counts = torch.bincount(pairs.flatten(), minlength=num**2).view(num, num).to(self.joint.dtype)
         if world_size() > 1:
             dist.all_reduce(counts)
-        self.joint.mul_(self.momentum).add_(counts)
+        if self.batch_part[0] == 0:
+            self.joint.mul_(self.momentum)
+        self.joint.add_(counts)
 
     def groups(self) -> torch.Tensor:
         """Return the group of each cluster, (M,) int64 on the CPU."""

@@ -13,10 +13,15 @@ class FeatureQueue(nn.Module):
     A push changes ``features`` in place, but autograd may still need the old values for the gradient of a loss. So a
     loss must use ``queue.features.clone()``.
 
+    Attributes:
+        batch_part: (i, k) if the forward gets part i of k of a batch (SOLVER.ACCUMULATE), set by the training step. The
+            keys of all parts are pushed together with the last part.
+
     Source: MoCo, Sec. 3.2 (arXiv 1911.05722).
     """
 
     undoes_buffers = True  # the training step needs no copy of this module's buffers
+    batch_part = (0, 1)
 
     def __init__(self, dim: int, length: int):
         """Fill the queue with random directions of norm 1.
@@ -33,6 +38,7 @@ class FeatureQueue(nn.Module):
         self.register_buffer("features", F.normalize(features, dim=1))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))  # the row that is overwritten next
         self._overwritten: tuple[torch.Tensor, ...] | None = None
+        self._earlier_parts: list[torch.Tensor] = []  # keys of this batch that are not pushed yet
 
     @torch.no_grad()
     def push(self, keys: torch.Tensor) -> None:
@@ -43,6 +49,12 @@ class FeatureQueue(nn.Module):
                 all processes have the same queue, and it is enough that the main process saves its own. If n is larger
                 than ``length``, only the last ``length`` keys are stored.
         """
+        part, num_parts = self.batch_part
+        if part < num_parts - 1:
+            self._earlier_parts.append(keys.detach())
+            return
+        keys = torch.cat([*self._earlier_parts, keys])
+        self._earlier_parts.clear()
         length = len(self.features)
         kept = keys[-length:].to(self.features)
         first = self.pointer + (len(keys) - len(kept))

@@ -28,8 +28,14 @@ class MomentumTeacher(nn.Module):
 
     Only parameters are averaged; a batch norm of the teacher computes its own running statistics.
 
+    Attributes:
+        batch_part: (i, k) if the forward gets part i of k of a batch (SOLVER.ACCUMULATE), set by the training step. The
+            teacher moves with the first part only.
+
     Source: MoCo, Sec. 3.2 (arXiv 1911.05722); BYOL, Sec. 3 (arXiv 2006.07733).
     """
+
+    batch_part = (0, 1)
 
     def __init__(self, **students: nn.Module):
         """Copy the students; each copy is a child under the same name, such as ``teacher.backbone``."""
@@ -51,6 +57,8 @@ class MomentumTeacher(nn.Module):
             momentum: in [0, 1].
             **students: the modules that the constructor copied, under the same names.
         """
+        if self.batch_part[0] > 0:
+            return
         copies = dict(self.named_children())
         assert students.keys() == copies.keys(), f"the teacher has {list(copies)}, not {list(students)}"
         parameters = list(self.parameters())

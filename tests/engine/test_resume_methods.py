@@ -9,7 +9,7 @@ import torch
 import train_net
 from densesiam_d2.engine import argument_parser, checked_config, load_config
 from densesiam_d2.modeling import METHODS
-from densesiam_d2.modeling.meta_arch import SimSiam
+from densesiam_d2.modeling.meta_arch import MoCo, SimSiam
 from densesiam_d2.samples.scenes import write_scenes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -51,6 +51,7 @@ SMALL = {
 # Each method as it is, and keys that a recipe does not set.
 CASES = [*((method, ()) for method in METHODS), (SimSiam, ("INPUT.SSL.COLOR_ON_DEVICE", True))]
 CASES.append((SimSiam, ("MODEL.SSL.CHECKPOINT_STAGES", "['res2']")))
+CASES.append((MoCo, ("SOLVER.ACCUMULATE", 2)))
 
 
 def recipe_of(method) -> Path:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
 from densesiam_d2.engine.step import StepTrainer
@@ -142,6 +142,66 @@ def test_numbers_are_logged():
     gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
     assert latest["grad_norm"] == pytest.approx(gradients.norm().item(), rel=1e-6)
     assert latest["data_time"] >= 0
+
+
+class Means(Model):
+    """Losses that are means over images: its norm has fixed statistics. It logs the number of its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm.running_mean += 0.5
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, batch):
+        x = batch["x"] if isinstance(batch, dict) else torch.stack(list(batch))
+        get_event_storage().put_scalar("images", len(x))
+        return super().forward(x)
+
+
+def step_of(batch, accumulate):
+    """Return the gradients of a step, the number of images of each forward, and what is logged."""
+    torch.manual_seed(0)
+    model, sizes = Means().train(), []
+    model.linear.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    storage = steps(StepTrainer(model, [batch], optimizer, accumulate=accumulate), 1)
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    return gradients, sizes, {name: value for name, (value, _) in storage.latest().items()}
+
+
+@pytest.mark.parametrize(
+    "batch", [good(), list(good()), {"x": good(), "file_name": list("abcdefgh")}], ids=["tensor", "list", "dict"]
+)
+def test_parts_of_a_batch_have_its_gradients_and_losses(batch):
+    gradients, sizes, logged = step_of(batch, 4)
+    expected, whole, logged_of_whole = step_of(batch, 1)
+    assert sizes == [2, 2, 2, 2] and whole == [8]
+    assert all(torch.allclose(gradients[name], expected[name], atol=1e-6) for name in expected)
+    for name in ("loss_a", "loss_b", "total_loss", "grad_norm"):
+        assert logged[name] == pytest.approx(logged_of_whole[name], rel=1e-5)
+    assert logged["images"] == 2  # of the last part
+
+
+@pytest.mark.parametrize("rows", [slice(0, 2), slice(6, 8)], ids=["first", "last"])
+def test_a_bad_part_drops_the_whole_step(rows):
+    spoilt = good()
+    spoilt[rows] = float("nan")
+    trainer = trainer_of([good(), spoilt, good(1)], accumulate=4)
+    steps(trainer, 1)
+    before = state_of(trainer)
+    steps(trainer, 1)
+    assert_same_state(trainer, before)
+    steps(trainer, 1)
+    assert not torch.equal(state_of(trainer)[-1], before[-1])
+
+
+def test_a_batch_that_cannot_be_split_is_one_line():
+    with pytest.raises(ValueError, match=r"8 images in a process; SOLVER\.ACCUMULATE 3 needs a multiple of 3"):
+        steps(trainer_of([good()], accumulate=3), 1)
 
 
 def test_killed_workers_are_explained():

@@ -109,6 +109,24 @@ def test_semantic_transfer_is_evaluated(scenes, pretrained, tmp_path, caplog):
     assert 0 < scores["mIoU"] < 100 and "used_clusters" not in scores
 
 
+def test_transfer_in_parts(scenes, tmp_path):
+    """Without batch statistics, dropout and pixels that do not count, the parts of a batch train as the whole batch."""
+    options = [*CPU, "DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1]
+    options += ["SOLVER.IMS_PER_BATCH", 4, "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.SEM_SEG_HEAD.NORM", "GN"]
+    options += ["MODEL.SEM_SEG_HEAD.FCN.DROPOUT", 0.0, "INPUT.CROP.ENABLED", False]
+    start, *ends = [
+        run(FCN, *options, "OUTPUT_DIR", tmp_path / str(i), "SOLVER.ACCUMULATE", parts, "SOLVER.BASE_LR", rate)
+        or torch.load(tmp_path / str(i) / "model_final.pth", weights_only=True)["model"]
+        for i, (parts, rate) in enumerate([(1, 1e-9), (1, 0.01), (2, 0.01)])
+    ]
+    whole, parts = ({name: value - start[name] for name, value in end.items()} for end in ends)
+    moved = [name for name, update in whole.items() if update.abs().max() > 1e-6]
+    assert len(moved) > 30
+    assert not [n for n in moved if (parts[n] - whole[n]).norm() > 1e-2 * whole[n].norm()]
+    run(MASK_RCNN, *options, "OUTPUT_DIR", tmp_path / "boxes", "SOLVER.ACCUMULATE", 2)
+    assert (tmp_path / "boxes" / "model_final.pth").is_file()
+
+
 def test_transfer_stops_when_weights_do_not_fit(scenes, pretrained, tmp_path):
     options = [*CPU, "MODEL.RESNETS.DEPTH", 34, "OUTPUT_DIR", tmp_path]
     options += ["DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]

@@ -62,6 +62,15 @@ def test_counts_by_hand():
     assert merging.joint.tolist() == [[1.5, 0, 0], [0, 0, 1.5], [0, 1, 1]]
 
 
+def test_old_counts_lose_weight_once_per_batch():
+    merging = ClusterMerging(3, 2, momentum=0.5)
+    merging.joint.fill_(8)
+    for i in range(2):
+        merging.batch_part = (i, 2)
+        merging.count(maps([[0]]), maps([[i]]), torch.tensor([True]))
+    assert merging.joint.tolist() == [[5, 5, 4], [4, 4, 4], [4, 4, 4]]
+
+
 def _count(rank: int) -> None:
     merging = ClusterMerging(3, 2)
     merging.count(maps([[rank, 2]]), maps([[rank, 1]]), torch.tensor([True]))

@@ -114,6 +114,21 @@ def test_saved_copied_and_moved():
     assert twin.to("meta").features.is_meta and twin.undoes_buffers
 
 
+def test_keys_of_the_parts_of_a_batch_are_pushed_together():
+    queue, whole = FeatureQueue(2, 5), FeatureQueue(2, 5)
+    queue.push(keys(0, 3)), whole.push(keys(0, 3))
+    before = state(queue)
+    for i in range(2):
+        queue.batch_part = (i, 3)
+        queue.push(keys(3 + i, 1))
+        assert same(state(queue), before)
+    queue.batch_part = (2, 3)
+    queue.push(keys(5, 1)), whole.push(keys(3, 3))
+    assert same(state(queue), state(whole))
+    queue.undo()
+    assert same(state(queue), before)
+
+
 def test_a_push_does_not_wait_for_the_device():
     """On the meta device there are no values: whatever asks for one fails."""
     queue = FeatureQueue(2, 5).to("meta")

@@ -114,6 +114,18 @@ def test_undo_is_exact_and_happens_once(model, momentum):
     assert (model.teacher.projector.weight == 5).all()
 
 
+def test_the_parts_of_a_batch_move_the_teacher_once(model):
+    before = values(model.teacher.parameters())
+    model.teacher.batch_part = (0, 2)
+    model.update(0.5)
+    after = values(model.teacher.parameters())
+    model.teacher.batch_part = (1, 2)
+    model.update(0.5)
+    assert equal(model.teacher.parameters(), after) and not equal(after, before)
+    model.teacher.undo()
+    assert equal(model.teacher.parameters(), before)
+
+
 def test_undo_without_an_update_changes_nothing(model):
     before = values(model.teacher.parameters())
     model.teacher.undo()

@@ -75,6 +75,12 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
                 f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM is {keys.MERGE_FROM}: it must be 0, or at least "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES ({cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES})"
             )
+        usage_weight, parts = cfg.MODEL.DENSESIAM.USAGE.LOSS_WEIGHT, cfg.SOLVER.ACCUMULATE
+        if usage_weight and parts > 1:
+            problems.append(
+                f"MODEL.DENSESIAM.USAGE.LOSS_WEIGHT is {usage_weight}; this loss compares the images of a batch with "
+                f"each other, so the batch cannot be split: set SOLVER.ACCUMULATE 1, not {parts}"
+            )
         if keys.START == "kmeans" and (not keys.NORMALIZE or keys.LOGIT_NORM or keys.NUM_PROJ_CONVS):
             problems.append(
                 "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START is 'kmeans': it needs NORMALIZE True, LOGIT_NORM False and "

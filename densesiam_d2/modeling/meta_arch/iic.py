@@ -34,6 +34,7 @@ class IIC(LabelFreeSegmentor):
             training without that hook trains the evaluated head only.
     """
 
+    accumulates = False
     RULES = {
         "MODEL.IIC.OVERCLUSTERS": (lambda v: v > 1, "> 1"),
         "MODEL.IIC.HEAD_PADDING": NOT_NEGATIVE,

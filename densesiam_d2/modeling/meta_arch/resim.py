@@ -43,6 +43,7 @@ class ReSim(MoCo):
     of all processes, and 0 without any (there: each process's own mean, and NaN).
     """
 
+    accumulates = False
     RULES = {
         "MODEL.RESIM.IN_FEATURES": (
             lambda v: len(v) > 1,

@@ -23,18 +23,21 @@ class SiameseMetaArch(nn.Module):
 
     A method is a subclass that implements its paper in ``forward`` and returns ``{"loss_*": scalar}`` in training.
     Everything that the forward changes besides gradients must be a buffer or belong to a module with ``undo()``,
-    because the trainer restores it when it drops a step.
+    because the trainer restores it when it drops a step. What must change once per batch, also if SOLVER.ACCUMULATE
+    splits the batch, has an attribute ``batch_part``, as :class:`~densesiam_d2.layers.MomentumTeacher` has.
 
     Attributes:
         output: what the model returns in evaluation: "features" or "semantic".
         exports: name of the submodule that is exported for transfer, such as "teacher.backbone".
         fixed_lr_modules: names of submodules that keep SOLVER.BASE_LR during the whole training.
+        accumulates: whether SOLVER.ACCUMULATE may split a batch. False if the loss compares images with each other.
         RULES: config key -> rule for its values, for the keys of :meth:`add_config`.
     """
 
     output = "features"
     exports = "backbone"
     fixed_lr_modules: tuple[str, ...] = ()
+    accumulates = True
     RULES: dict[str, Rule] = {}
 
     @configurable

@@ -56,6 +56,7 @@ class SimCLR(SiameseMetaArch):
     classifier that is trained there at the same time, without influence on the encoder, is left out.
     """
 
+    accumulates = False
     RULES = {"MODEL.SIMCLR.PROJ_DIMS": WIDTHS, "MODEL.SIMCLR.TEMPERATURE": POSITIVE}
 
     @configurable

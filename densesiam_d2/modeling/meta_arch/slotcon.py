@@ -37,6 +37,7 @@ class SlotCon(SiameseMetaArch):
     """
 
     exports = "teacher.backbone"
+    accumulates = False
     RULES = {
         "MODEL.SLOTCON.SLOTS": (lambda v: v > 1, "> 1"),
         "MODEL.SLOTCON.HIDDEN_DIM": POSITIVE,

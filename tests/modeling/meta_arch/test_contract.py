@@ -1,5 +1,6 @@
 """What every method promises: gradients, processes, dropped steps, export, descent, a monitor that can tell."""
 
+import functools
 import itertools
 import logging
 
@@ -17,13 +18,21 @@ from densesiam_d2.engine.trainer import Trainer
 from densesiam_d2.engine.watchdog import WatchdogHook
 from densesiam_d2.layers import FeatureQueue
 from densesiam_d2.modeling import METHODS
+from densesiam_d2.modeling.meta_arch import MoCo, SimSiam
 from densesiam_d2.solver import build_optimizer
 from tests.checkpoint.networks import fpn_cfg
 from tests.engine.test_collapse import smooth_batch
 from tests.evaluation.processes import in_two_processes
-from tests.modeling.meta_arch.tiny import assert_close_gradients, method_cfg, tiny_batch, tiny_model
+from tests.modeling.meta_arch.tiny import (
+    assert_close_gradients,
+    freeze_statistics,
+    method_cfg,
+    tiny_batch,
+    tiny_model,
+)
 
 methods = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+splitting = pytest.mark.parametrize("method", [m for m in METHODS if m.accumulates], ids=lambda m: m.__name__)
 # The frequency of a pseudo label is that in the batch of one process, as released.
 DEPENDS_ON_THE_SHARE = {"DenseSiamSegmentor"}
 # Their labels are from a hook, which needs a loader. Without it they train on their own answers, and do collapse.
@@ -139,11 +148,11 @@ class Spoilt(nn.Module):
         return {name: loss * float("nan") for name, loss in losses.items()} if self.calls in self.bad else losses
 
 
-def state_after(method, progress, batches, bad=()):
-    """Return all tensors of model and optimizer after one step per batch; ``bad`` steps are dropped."""
+def state_after(method, progress, batches, bad=(), accumulate=1):
+    """Return all tensors of model and optimizer after one step per batch; steps with ``bad`` forwards are dropped."""
     model = model_of(method, progress=progress)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
-    trainer = StepTrainer(Spoilt(model, bad), batches, optimizer)
+    trainer = StepTrainer(Spoilt(model, bad), batches, optimizer, accumulate=accumulate)
     for trainer.iter in range(len(batches)):
         torch.manual_seed(0)  # for methods that shuffle; in a training each iteration has its own seed
         with EventStorage(trainer.iter):
@@ -161,6 +170,61 @@ def test_dropped_steps_leave_no_trace(method, progress):
     assert actual.keys() == expected.keys()
     assert not [name for name in expected if not torch.equal(actual[name], expected[name])]
     assert any(not torch.equal(value, expected[name]) for name, value in state_after(method, progress, [first]).items())
+
+
+@splitting
+@pytest.mark.parametrize("progress", [0.0, 0.5])
+def test_steps_in_parts_are_dropped_as_a_whole(method, progress):
+    first, second, third = (tiny_batch(4, seed=seed) for seed in range(3))
+    expected = state_after(method, progress, [first, second], accumulate=2)
+    actual = state_after(method, progress, [third, first, third, second], bad=(1, 6), accumulate=2)
+    assert not [name for name in expected if not torch.equal(actual[name], expected[name])]
+
+
+def after_a_step(method, batch, accumulate, wrap=lambda model: model):
+    """Return the gradients, the state and the losses of a step in which images do not see each other."""
+    cfg = shallow_cfg(method)
+    cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.REBALANCE = False  # True weighs by frequencies in a part
+    cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM = 8
+    model = tiny_model(cfg)
+    model.progress = 0.5
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.requires_grad:  # a teacher that is equal to the student would not move
+                p.mul_(0.5)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    trainer = StepTrainer(wrap(model), [batch], optimizer, accumulate=accumulate)
+    trainer.iter = 0
+    freeze_statistics(model)
+    with EventStorage() as storage:
+        trainer.run_step()
+    losses = {name: value for name, (value, _) in storage.latest().items() if name.startswith("loss_")}
+    return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}, model.state_dict(), losses
+
+
+@splitting
+def test_a_step_in_parts_equals_that_of_the_whole_batch(method):
+    """Gradients, losses and what changes once per batch: teachers, queues, counts of clusters."""
+    batch = smooth_batch(torch.Generator().manual_seed(0))
+    gradients, state, losses = after_a_step(method, batch, 4)
+    expected, state_of_whole, losses_of_whole = after_a_step(method, batch, 1)
+    assert losses == pytest.approx(losses_of_whole, rel=1e-4)
+    assert_close_gradients(gradients, expected)
+    assert all(torch.allclose(state[name], value, rtol=1e-3, atol=1e-6) for name, value in state_of_whole.items())
+
+
+@pytest.mark.parametrize("method", [SimSiam, MoCo], ids=lambda method: method.__name__)
+def test_parts_in_two_processes_equal_the_whole_batch_in_one(method):
+    batch = smooth_batch(torch.Generator().manual_seed(0))
+
+    def share(rank):
+        ddp = functools.partial(nn.parallel.DistributedDataParallel, broadcast_buffers=False)
+        return after_a_step(method, {key: values[rank::2] for key, values in batch.items()}, 4, ddp)[:2]
+
+    (one, state), (other, other_state) = in_two_processes(share)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
+    assert_close_gradients(one, after_a_step(method, batch, 1)[0])
 
 
 @methods
