@@ -64,14 +64,27 @@ def _segmentation_stages(output: Path, *, quick: bool) -> list[Stage]:
         f"DATASETS.TRAIN {train} DATASETS.TEST {test} MODEL.SEM_SEG_HEAD.NUM_CLASSES 10 INPUT.MIN_SIZE_TEST 160 SEED 1"
     )
     views = f"INPUT.SSL.VIEW_SIZE 160 INPUT.SSL.PRE_CROP 160 SOLVER.MAX_ITER {2 if quick else 60}"
+    photos = (
+        "DATASETS.TRAIN demo_photos DATASETS.TEST () MODEL.SEM_SEG_HEAD.NUM_CLASSES 10 INPUT.MIN_SIZE_TEST 240 SEED 1 "
+        f"INPUT.SSL.VIEW_SIZE 192 INPUT.SSL.PRE_CROP 240 SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER {2 if quick else 40}"
+    )
     features = "['res4','res5']"
+    merged = "configs/unsup_seg/densesiam_merged_mobilenet_v2_camvid.yaml"
     return [
         Stage(
             "unsup_seg",
             "segmentation without labels: merged clusters of a MobileNetV2's features",
-            "configs/unsup_seg/densesiam_merged_mobilenet_v2_camvid.yaml",
+            merged,
             output / "unsup_seg",
             opts=(*sets.split(), *views.split()),
+        ),
+        Stage(
+            "photos",
+            "the same on photographs",
+            merged,
+            output / "photos",
+            product="model_final.pth",
+            opts=tuple(photos.split()),
         ),
         Stage(
             "kmeans_features",

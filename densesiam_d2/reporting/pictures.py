@@ -16,7 +16,7 @@ from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.data.image_io import read_image, read_label
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
-from densesiam_d2.reporting.label_colors import colorize, overlay
+from densesiam_d2.reporting.label_colors import colorize, overlay, palette
 from densesiam_d2.reporting.text import put_text
 from densesiam_d2.reporting.view_drawing import draw_views
 
@@ -25,6 +25,7 @@ __all__ = [
     "draw_detections",
     "draw_legend",
     "draw_overlays",
+    "draw_overview",
     "draw_segmentations",
     "draw_view_pairs",
     "find_records",
@@ -55,8 +56,7 @@ def tile(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), heigh
     if titles:
         bar = np.full((26, width, 3), 255, np.uint8)
         for column, title in enumerate(titles):
-            x = column * (width // len(titles)) + 2
-            cv2.putText(bar, title, (x, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
+            put_text(bar, title, (column * (width // len(titles)) + 2, 6))
         lines.insert(0, bar)
     return np.vstack(lines)
 
@@ -131,16 +131,16 @@ def draw_segmentations(dataset: str, indices: Sequence[int], methods: dict[str, 
     return tile(rows, ["image", "labels", *methods] * 2, height=128)
 
 
-def draw_overlays(files: Sequence[str], method: SegmentFn, colors: np.ndarray) -> np.ndarray:
-    """Draw a row of images, and below it a row of the same images blended with class colours.
+def draw_overlays(files: Sequence[str], method: SegmentFn, num: int) -> np.ndarray:
+    """Draw a row of images, and below it a row of the same images blended with the colours of their clusters.
 
     Args:
         files: image files.
-        method: function from an image to class ids (H, W).
-        colors: (K, 3) uint8.
+        method: function from an image to cluster ids (H, W).
+        num: number of clusters.
     """
     images = [read_image(file) for file in files]
-    return tile([images, [overlay(image, method(image), 0.6, colors) for image in images]], height=150)
+    return tile([images, [overlay(image, method(image), 0.6, palette(num)) for image in images]], height=150)
 
 
 def draw_legend(names: Sequence[str], colors: np.ndarray, cell: int = 100) -> np.ndarray:
@@ -166,15 +166,43 @@ def draw_detections(cfgs: Sequence[CfgNode], dataset: str, indices: Sequence[int
     images = [read_image(record["file_name"]) for record in records]
     labels = [{"annotations": record["annotations"]} for record in records]  # without the semantic labels
     rows = [[_canvas(i, metadata).draw_dataset_dict(x).get_image() for i, x in zip(images, labels, strict=True)]]
-    for cfg in cfgs:
-        predictor, row = DefaultPredictor(cfg), []
-        for image in images:
-            # The predictor takes BGR images for every value of INPUT.FORMAT.
-            instances = predictor(image[..., ::-1])["instances"].to("cpu")
-            instances = instances[instances.scores >= threshold]
-            row.append(_canvas(image, metadata).draw_instance_predictions(instances).get_image())
-        rows.append(row)
+    rows += [_predicted_instances(cfg, images, metadata, threshold) for cfg in cfgs]
     return tile(rows, height=256)
+
+
+def draw_overview(
+    dataset: str,
+    index: int,
+    methods: dict[str, SegmentFn],
+    detectors: dict[str, CfgNode],
+    threshold: float,
+) -> np.ndarray:
+    """Draw an image of a dataset, its label map by each segmentation, and the instances that each detector finds.
+
+    Args:
+        dataset: name of the dataset.
+        index: number of the image in the dataset.
+        methods: name -> function from an image to class ids (H, W).
+        detectors: name -> config with MODEL.WEIGHTS set to trained weights.
+        threshold: predicted instances with a lower score are not drawn.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    colors = np.array(metadata.stuff_colors, np.uint8)
+    image = read_image(DatasetCatalog.get(dataset)[index]["file_name"])
+    maps = [colorize(method(image), len(colors), colors) for method in methods.values()]
+    found = [_predicted_instances(cfg, [image], metadata, threshold)[0] for cfg in detectors.values()]
+    return tile([[image, *maps, *found]], ["image", *methods, *detectors], height=240)
+
+
+def _predicted_instances(cfg: CfgNode, images: Sequence[np.ndarray], metadata, threshold: float) -> list[np.ndarray]:
+    """Return the images with the instances that a detector finds in them."""
+    predictor, drawn = DefaultPredictor(cfg), []
+    for image in images:
+        # The predictor takes BGR images for every value of INPUT.FORMAT.
+        instances = predictor(image[..., ::-1])["instances"].to("cpu")
+        instances = instances[instances.scores >= threshold]
+        drawn.append(_canvas(image, metadata).draw_instance_predictions(instances).get_image())
+    return drawn
 
 
 def _canvas(image: np.ndarray, metadata) -> Visualizer:
