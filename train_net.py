@@ -11,6 +11,8 @@ python train_net.py --config-file ... --seeds 3  # SEED, SEED + 1, SEED + 2; mea
 import sys
 from pathlib import Path
 
+import densesiam_d2  # noqa: F401  first, because it hides torch's warnings about detectron2's code
+
 try:
     import detectron2  # noqa: F401
 except ImportError:

@@ -8,6 +8,13 @@ add_densesiam_config(cfg)
 """
 
 import importlib
+import logging
+import warnings
+
+# Hide torch's warnings about detectron2's code: every command would print them, and users cannot fix them.
+warnings.filterwarnings("ignore", message="`torch.jit.script", category=FutureWarning)
+warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 
