@@ -18,7 +18,9 @@ def cells_of(path: Path) -> list[Cell]:
 
 def training_args(cell: Cell):
     """The parsed command line of a training, None for other commands."""
-    return argument_parser().parse_args(cell.words[2:]) if cell.words[1] == "train_net.py" else None
+    if "train_net.py" not in cell.words:
+        return None
+    return argument_parser().parse_args(cell.words[cell.words.index("train_net.py") + 1 :])
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
