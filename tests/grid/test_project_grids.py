@@ -49,3 +49,20 @@ def test_rates_are_scaled_with_the_batch_and_warm_ups_are_a_tenth(monkeypatch):
         same = solver.MAX_ITER, solver.IMS_PER_BATCH, cfg.INPUT.SSL.VIEW_SIZE, cfg.MODEL.RESNETS.DEPTH
         assert same == (156, 64, 112, 18) and not solver.AMP.ENABLED
     assert len(cells) == 10
+
+
+def test_other_starts_change_the_weights_only(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def configs(name):
+        for cell in cells_of(ROOT / "configs" / "grids" / f"{name}.yaml"):
+            if cell.stage == "train":
+                args = training_args(cell)
+                cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", "", "OUTPUT_DIR", ""])
+                yield (cell.axes["dataset"], cell.axes["system"]), cfg
+
+    from_imagenet = dict(configs("unsup_segmentation"))
+    others = list(configs("unsup_segmentation_starts"))
+    assert len(others) == 3 * 2 * 4  # data sets, starts, systems
+    for key, cfg in others:
+        assert cfg == from_imagenet[key], key
