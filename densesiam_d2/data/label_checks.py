@@ -108,6 +108,8 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
             _look_at_instances(result, records, sample, tally, needs_masks=masks)
         if foreground:
             result.classes = FOREGROUND_CLASSES
+            if not result.num_annotations:  # all would be background
+                tally.note("none-left", f"{len(result.images)} images")
     except (ValueError, OSError, AssertionError, KeyError, IndexError, TypeError) as error:
         if isinstance(error, ValueError | OSError):
             tally.note("load", str(error))

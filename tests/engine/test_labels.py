@@ -250,6 +250,14 @@ def test_foreground_needs_masks(tmp_path):
         settle_labels(config(UNSUP_SEG, name, name, "MODEL.MASK_ON", "False"))
 
 
+def test_foreground_needs_annotations(tmp_path):
+    content = coco()
+    del content["annotations"]  # as in COCO's test-dev
+    name = f"coco:{write(content, tmp_path)},images={tmp_path}/images"
+    with pytest.raises(ValueError, match=r"no annotation to learn from or to score .*3 images"):
+        settle_labels(config(UNSUP_SEG, f"folder:{tmp_path}/images", name))
+
+
 def test_evaluation_takes_the_classes_of_the_weights(detection, tmp_path):
     train, turned, other = (detection(n, *c) for n, c in {"a": "rb", "b": "br", "c": "xyz"}.items())
     options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", train, "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out"]
