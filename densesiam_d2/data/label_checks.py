@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from densesiam_d2.labels.coco_json import read_coco
 from densesiam_d2.labels.findings import Findings, Tally
+from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, IGNORE
 
 from .coco_sets import adopt_coco, coco_records
 from .datasets import check_records
@@ -72,7 +73,8 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
 
     Args:
         name: name of the dataset.
-        semantic: whether label maps are needed; otherwise instances are.
+        semantic: whether label maps are needed; otherwise instances are. Of a set in COCO's format, the masks of the
+            instances make label maps of background and foreground.
         masks: whether instances need masks.
         sample: number of image headers and label maps to read; None reads all.
 
@@ -83,8 +85,10 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
     metadata = MetadataCatalog.get(name)
     result = LabelledSet(name)
     tally = Tally(_FILE_KINDS, name)
+    foreground = semantic and metadata.get("evaluator_type") == "coco"
+    masks = masks or foreground
     try:
-        if semantic:
+        if semantic and not foreground:
             _look_at_semantic(result, metadata, sample, tally)
         elif metadata.get("evaluator_type") == "cityscapes_instance":
             _look_at_cityscapes_instances(result, metadata, tally)
@@ -102,6 +106,10 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
             records = DatasetCatalog.get(name)
             result.classes = metadata.get("thing_classes")
             _look_at_instances(result, records, sample, tally, needs_masks=masks)
+        if foreground:
+            result.classes = FOREGROUND_CLASSES
+            if not result.num_annotations:  # all would be background
+                tally.note("none-left", f"{len(result.images)} images")
     except (ValueError, OSError, AssertionError, KeyError, IndexError, TypeError) as error:
         if isinstance(error, ValueError | OSError):
             tally.note("load", str(error))
@@ -114,12 +122,17 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
 def adopt(name: str, accept: Sequence[str] = ()) -> None:
     """Make this package the reader of a set that detectron2's functions registered, with our repairs and messages.
 
+    A set in COCO's format also gets the two classes that its instances are for models that predict label maps.
+
     Args:
         name: name of the dataset.
         accept: kinds of findings that are accepted and so raise no error.
     """
     adopt_coco(name, accept)
     adopt_voc(name, accept)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") == "coco" and metadata.get("stuff_classes") is None:
+        metadata.set(stuff_classes=FOREGROUND_CLASSES, ignore_label=IGNORE)
 
 
 def _look_at_instances(

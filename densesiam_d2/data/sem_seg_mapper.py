@@ -12,6 +12,8 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, check_image_size
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from densesiam_d2.labels.foreground import foreground_of
+
 from .augmentation import ResizeCenterCrop
 from .image_io import WHITE_LEVEL, read_image, read_label
 
@@ -24,8 +26,8 @@ class SemSegDatasetMapper:
     The callable does the following:
 
     1. Read the image from "file_name"
-    2. Read the label map from "sem_seg_file_name", if ``label_key`` is set; turn raw values into classes by the
-       dataset's ``label_map`` and refuse any other value
+    2. If ``label_key`` is set, read the label map from "sem_seg_file_name", turn raw values into classes by the
+       dataset's ``label_map`` and refuse any other value; or draw foreground and background from "annotations"
     3. Apply the augmentations to both
     4. Prepare both as tensors
 
@@ -115,7 +117,7 @@ class SemSegDatasetMapper:
         """Read and augment one image and its label map.
 
         Args:
-            dataset_dict: "file_name" and, if ``label_key`` is set, "sem_seg_file_name".
+            dataset_dict: "file_name" and, if ``label_key`` is set, "sem_seg_file_name" or "annotations" with masks.
 
         Returns:
             The dict with "image": (3, H, W) uint8 in INPUT.FORMAT, the label map (H, W) int64 under its key, and
@@ -129,8 +131,13 @@ class SemSegDatasetMapper:
         check_image_size(dataset_dict, image)  # also sets height and width
         if self.image_format == "BGR":
             image = np.ascontiguousarray(image[:, :, ::-1])
-        label_file = dataset_dict.pop("sem_seg_file_name", None)
-        label = None if self.label_key is None else self._read_classes(label_file, dataset_dict["file_name"], image)
+        label_file, annotations = (dataset_dict.pop(key, None) for key in ("sem_seg_file_name", "annotations"))
+        if self.label_key is None:
+            label = None
+        elif label_file is None and annotations is not None:
+            label = foreground_of(annotations, *image.shape[:2])
+        else:
+            label = self._read_classes(label_file, dataset_dict["file_name"], image)
 
         aug_input = T.AugInput(image, sem_seg=label)
         self.augmentations(aug_input)

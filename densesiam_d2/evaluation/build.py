@@ -27,7 +27,8 @@ def build_evaluator(
         cfg: the run's config; TEST, DATASETS, MODEL.MASK_ON and CLASS_NAMES are read.
         dataset_name: a registered dataset.
         output_dir: where the evaluator may write its predictions; None writes none.
-        semantic: whether the model predicts label maps; it decides for datasets with both kinds of labels.
+        semantic: whether the model predicts label maps; it decides for datasets with both kinds of labels, and for
+            those in COCO's format, whose instances are then two classes, background and foreground.
 
     Raises:
         ValueError: the dataset has no evaluator, or its labels or classes cannot be used.
@@ -38,7 +39,7 @@ def build_evaluator(
             f"dataset {dataset_name}: evaluator_type {evaluator_type} is unknown; known are {', '.join(_BUILDERS)}. "
             "Set it by MetadataCatalog.get(name).evaluator_type, or leave the dataset out of DATASETS.TEST"
         )
-    if evaluator_type == "scenes":
+    if evaluator_type in ("scenes", "coco"):
         evaluator_type = "sem_seg" if semantic else "coco"
     return _BUILDERS[evaluator_type](cfg, dataset_name, output_dir)
 

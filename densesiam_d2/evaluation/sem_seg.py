@@ -22,6 +22,7 @@ from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.examples import Example, evenly_chosen
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.evaluation.names import warn_of_absent
+from densesiam_d2.labels.foreground import foreground_of
 
 __all__ = ["SemSegConfusionEvaluator", "predicted_labels", "read_labels"]
 
@@ -77,7 +78,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
     Each process counts its own images; :meth:`evaluate` adds the matrices of all processes. The labels of an image are
     the input's "sem_seg_target" if the mapper provides it (labels of a crop), otherwise the dataset's
-    "sem_seg_file_name", mapped by the metadata's ``label_map`` if there is one.
+    "sem_seg_file_name", mapped by the metadata's ``label_map`` if there is one, or :func:`foreground_of` of its
+    "annotations".
 
     Attributes, which :meth:`evaluate` sets in the main process:
         absent_classes: names of the classes without a labelled pixel.
@@ -130,7 +132,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self._label_map = _compact(metadata.get("label_map"))
         self._distributed = distributed
         self._output_dir = Path(output_dir) if output_dir else None
-        self._label_files = None
+        self._records = None
         self._order = order
         self._resolution = resolution
         self._image_format = image_format
@@ -244,12 +246,16 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             target = x["sem_seg_target"].cpu().numpy()
             small = not target.size or 0 <= target.min() <= target.max() <= 255
             return target.astype(np.uint8) if small else target
-        if self._label_files is None:
-            records = DatasetCatalog.get(self._dataset_name)
-            self._label_files = {r["file_name"]: r["sem_seg_file_name"] for r in records if "sem_seg_file_name" in r}
-        if x["file_name"] not in self._label_files:
-            raise ValueError(f"{x['file_name']}: dataset '{self._dataset_name}' has no 'sem_seg_file_name' for it")
-        return read_labels(self._label_files[x["file_name"]], self._label_map)
+        if self._records is None:
+            self._records = {record["file_name"]: record for record in DatasetCatalog.get(self._dataset_name)}
+        record = self._records.get(x["file_name"], {})
+        if "sem_seg_file_name" in record:
+            return read_labels(record["sem_seg_file_name"], self._label_map)
+        if "annotations" in record:
+            return foreground_of(record["annotations"], x["height"], x["width"])
+        raise ValueError(
+            f"{x['file_name']}: dataset '{self._dataset_name}' has neither 'sem_seg_file_name' nor 'annotations' for it"
+        )
 
 
 def _compact(label_map) -> np.ndarray | None:

@@ -1,25 +1,20 @@
 """Images with label maps, or with instances turned into label maps of foreground."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size
-from detectron2.structures import polygons_to_bitmask
 
 from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.label_checks import look_at
 from densesiam_d2.evaluation.sem_seg import read_labels
+from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, IGNORE, foreground_of
 
-__all__ = ["FOREGROUND_CLASSES", "IGNORE", "LabelledImages", "foreground_of", "labelled_pair"]
+__all__ = ["IGNORE", "LabelledImages", "labelled_pair"]
 
 logger = logging.getLogger(__name__)
-
-IGNORE = 255
-FOREGROUND_CLASSES = ["background", "foreground"]
 
 _SEMANTIC = ("sem_seg", "cityscapes_sem_seg", "scenes")
 
@@ -107,29 +102,3 @@ def labelled_pair(train: str, test: str, *, white_level: int) -> tuple[LabelledI
         one, other = (f"{images.name!r} has the classes {', '.join(images.classes)}" for images in pair)
         raise ValueError(f"{one}; {other}: they must be equal")
     return pair
-
-
-def foreground_of(annotations: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
-    """Return a label map of the pixels that belong to instances.
-
-    Args:
-        annotations: in detectron2's format, with polygons or run lengths as "segmentation".
-        height, width: of the image, in pixels.
-
-    Returns:
-        (H, W) uint8: 1 in any instance, :data:`IGNORE` in crowds outside all instances, else 0.
-    """
-    labels = np.zeros((height, width), np.uint8)
-    for crowd in (True, False):
-        for annotation in annotations:
-            if bool(annotation.get("iscrowd", 0)) == crowd and annotation.get("segmentation"):
-                labels[_mask(annotation["segmentation"], height, width)] = IGNORE if crowd else 1
-    return labels
-
-
-def _mask(segmentation: list | Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    if isinstance(segmentation, list):
-        return polygons_to_bitmask([np.asarray(polygon, np.float64) for polygon in segmentation], height, width)
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(dict(segmentation), height, width)
-    return mask_util.decode(segmentation).astype(bool)

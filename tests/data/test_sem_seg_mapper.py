@@ -51,6 +51,18 @@ def test_training_maps_labels(dataset):
     assert "sem_seg_file_name" in record  # the caller's dict is not touched
 
 
+def test_instances_are_foreground(dataset):
+    record, _ = dataset
+    del record["sem_seg_file_name"]
+    record["annotations"] = [{"segmentation": [[8.0, 4.0, 20.0, 4.0, 20.0, 10.0, 8.0, 10.0]], "category_id": 5}]
+    cfg = make_cfg()
+    cfg.DATASETS.TRAIN = ("tiny_plain",)
+    out = SemSegDatasetMapper(cfg)(record)
+    expected = torch.zeros(48, 64, dtype=torch.int64)
+    expected[4:10, 8:20] = 1
+    assert torch.equal(out["sem_seg"], expected) and "annotations" not in out
+
+
 def test_white_level(dataset):
     record, image = dataset
     cfg = make_cfg()

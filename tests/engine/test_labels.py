@@ -223,6 +223,41 @@ def test_label_maps_train_a_semantic_network(masks, tmp_path):
     assert [entry["name"] for entry in classes] == ["sky", "road", "car"]
 
 
+def test_instances_are_foreground_for_a_semantic_network(detection, tmp_path):
+    name = detection("train", "red", "blue")
+    options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", name, "DATASETS.TEST", name, "OUTPUT_DIR", tmp_path / "out"]
+    run(FCN, *CPU, *options)
+    scores = json.loads((tmp_path / "out" / "results.json").read_text())[name]["sem_seg"]
+    assert {"IoU-background", "IoU-foreground"} == {key for key in scores if key.startswith("IoU-")}
+    confusion = json.loads((tmp_path / "out" / "inference" / "sem_seg_evaluation.json").read_text())["confusion"]
+    assert sum(confusion[1]) == 3 * (40 * 30 + 35 * 40)  # the rectangles of three images
+
+
+def test_clusters_are_scored_on_instances(detection, tmp_path):
+    name = detection("test", "red", "blue")
+    options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", f"folder:{tmp_path}/images", "DATASETS.TEST", name]
+    run(UNSUP_SEG, *CPU, *options, "OUTPUT_DIR", tmp_path / "out", SEM_SEG, 2)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())[name]
+    assert results["protocol"]["num_classes"] == 2 and results["protocol"]["num_clusters"] == 2
+
+
+def test_foreground_needs_masks(tmp_path):
+    content = coco()
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    name = f"coco:{write(content, tmp_path)},images={tmp_path}/images"
+    with pytest.raises(ValueError, match=r"without a mask .*: 6;"):
+        settle_labels(config(UNSUP_SEG, name, name, "MODEL.MASK_ON", "False"))
+
+
+def test_foreground_needs_annotations(tmp_path):
+    content = coco()
+    del content["annotations"]  # as in COCO's test-dev
+    name = f"coco:{write(content, tmp_path)},images={tmp_path}/images"
+    with pytest.raises(ValueError, match=r"no annotation to learn from or to score .*3 images"):
+        settle_labels(config(UNSUP_SEG, f"folder:{tmp_path}/images", name))
+
+
 def test_evaluation_takes_the_classes_of_the_weights(detection, tmp_path):
     train, turned, other = (detection(n, *c) for n, c in {"a": "rb", "b": "br", "c": "xyz"}.items())
     options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", train, "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out"]

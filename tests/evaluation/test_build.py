@@ -39,6 +39,8 @@ def metadata(tmp_path):
     "evaluator_type, semantic, matching, expected",
     [
         ("coco", False, "none", RepairedCOCOEvaluator),
+        ("coco", True, "none", SemSegConfusionEvaluator),
+        ("coco", True, "hungarian", ClusterSemSegEvaluator),
         ("pascal_voc", False, "none", VOCEvaluator),
         ("cityscapes_instance", False, "none", CityscapesInstanceEvaluator),
         ("cityscapes_sem_seg", True, "none", SemSegConfusionEvaluator),

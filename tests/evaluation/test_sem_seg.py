@@ -112,7 +112,7 @@ def test_mistakes_in_one_line(register, tmp_path):
         evaluator.evaluate()
     with pytest.raises(ValueError, match=r"predicts 3 classes \(MODEL.SEM_SEG_HEAD.NUM_CLASSES\).*has 2.*hungarian"):
         evaluator.process([{"file_name": file_name}], [{"sem_seg": one_hot([[0, 1]], 3)}])
-    with pytest.raises(ValueError, match=r"other\.jpg: dataset 'mistakes' has no 'sem_seg_file_name'"):
+    with pytest.raises(ValueError, match=r"other\.jpg: dataset 'mistakes' has neither 'sem_seg_file_name' nor"):
         evaluator.process([{"file_name": "other.jpg"}], [{"sem_seg": one_hot([[0, 1]], 2)}])
     register("nothing", tmp_path, [])
     with pytest.raises(ValueError, match="'nothing': its metadata has no 'stuff_classes'"):

@@ -18,7 +18,9 @@ def cells_of(path: Path) -> list[Cell]:
 
 def training_args(cell: Cell):
     """The parsed command line of a training, None for other commands."""
-    return argument_parser().parse_args(cell.words[2:]) if cell.words[1] == "train_net.py" else None
+    if "train_net.py" not in cell.words:
+        return None
+    return argument_parser().parse_args(cell.words[cell.words.index("train_net.py") + 1 :])
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
@@ -47,3 +49,20 @@ def test_rates_are_scaled_with_the_batch_and_warm_ups_are_a_tenth(monkeypatch):
         same = solver.MAX_ITER, solver.IMS_PER_BATCH, cfg.INPUT.SSL.VIEW_SIZE, cfg.MODEL.RESNETS.DEPTH
         assert same == (156, 64, 112, 18) and not solver.AMP.ENABLED
     assert len(cells) == 10
+
+
+def test_other_starts_change_the_weights_only(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def configs(name):
+        for cell in cells_of(ROOT / "configs" / "grids" / f"{name}.yaml"):
+            if cell.stage == "train":
+                args = training_args(cell)
+                cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", "", "OUTPUT_DIR", ""])
+                yield (cell.axes["dataset"], cell.axes["system"]), cfg
+
+    from_imagenet = dict(configs("unsup_segmentation"))
+    others = list(configs("unsup_segmentation_starts"))
+    assert len(others) == 3 * 2 * 4  # data sets, starts, systems
+    for key, cfg in others:
+        assert cfg == from_imagenet[key], key

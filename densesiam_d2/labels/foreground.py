@@ -1,0 +1,38 @@
+"""Instances as label maps of two classes, for models that predict label maps: background and foreground."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+__all__ = ["FOREGROUND_CLASSES", "IGNORE", "foreground_of"]
+
+IGNORE = 255
+FOREGROUND_CLASSES = ["background", "foreground"]
+
+
+def foreground_of(annotations: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
+    """Return a label map of the pixels that belong to instances of any class.
+
+    Args:
+        annotations: in detectron2's format, with polygons or run lengths as "segmentation".
+        height, width: of the image, in pixels.
+
+    Returns:
+        (H, W) uint8: 1 in any instance, :data:`IGNORE` in crowds outside all instances, else 0.
+    """
+    labels = np.zeros((height, width), np.uint8)
+    for crowd in (True, False):
+        for annotation in annotations:
+            if bool(annotation.get("iscrowd", 0)) == crowd and annotation.get("segmentation"):
+                labels[_mask(annotation["segmentation"], height, width)] = IGNORE if crowd else 1
+    return labels
+
+
+def _mask(segmentation: list | Mapping[str, Any], height: int, width: int) -> np.ndarray:
+    if isinstance(segmentation, list):
+        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(dict(segmentation), height, width)
+    return mask_util.decode(segmentation).astype(bool)

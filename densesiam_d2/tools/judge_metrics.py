@@ -1,0 +1,132 @@
+"""Find out which number without labels picks good checkpoints, from runs that also scored a small labelled set.
+
+    python -m densesiam_d2.tools.judge_metrics RUN [RUN ...] [--metrics NAME ...] [--json FILE]
+
+A RUN is the OUTPUT_DIR of a training with TEST.MONITOR.DATASET. Each metric is read as TEST.BEST_METRIC reads it: the
+mean of what was logged since the last scoring; the highest value is the best, or the lowest with "-" before the name.
+For each metric the table has
+
+- the rank correlation (Spearman) with the mIoU over the checkpoints of a run: 1 orders them as the mIoU does;
+- by how many points of mIoU the checkpoint that the metric picks is above the last one, and below the best one.
+
+All are means over the runs ± their standard deviation. A run whose training does not log the metric is left out, and
+for the correlation also a run in which the metric never changes. "(last)" always takes the last checkpoint, "(any)" is
+the mean of all.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from densesiam_d2.evaluation.json_scores import write_json
+from densesiam_d2.reporting.curves import Curve, read_metrics
+
+__all__ = ["compared_values", "judge_run", "main"]
+
+SCORE = "monitor/mIoU"
+METRICS = (
+    "ssl/used_clusters",
+    "-ssl/largest_cluster",
+    "ssl/usage_entropy",
+    "ssl/assignment_entropy",
+    "-ssl/pixel_entropy",
+    "ssl/view_agreement",
+    "-total_loss",
+)
+
+
+def compared_values(curve: Curve, iterations: np.ndarray) -> np.ndarray:
+    """Return the values that TEST.BEST_METRIC compares.
+
+    Args:
+        curve: iterations and values of a logged number.
+        iterations: (C,) the iterations of the comparisons, ascending.
+
+    Returns:
+        (C,) mean of the values logged after the comparison before, up to this one; NaN where there is none.
+    """
+    logged, values = curve
+    parts = [values[(logged > a) & (logged <= b)] for a, b in zip([0, *iterations[:-1]], iterations, strict=True)]
+    return np.array([part.mean() if len(part) else np.nan for part in parts])
+
+
+def judge_run(curves: dict[str, Curve], metrics: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Judge the metrics of one run.
+
+    Args:
+        curves: the logged numbers, with ``monitor/mIoU``.
+        metrics: names as of TEST.BEST_METRIC; one that was not logged at every comparison is left out.
+
+    Returns:
+        For each metric, "(last)" and "(any)": "correlation" (None where it is not defined), and "above_last" and
+        "below_best" of the picked checkpoint, in points of mIoU.
+
+    Raises:
+        ValueError: the run has fewer than three scores.
+    """
+    iterations, scores = curves.get(SCORE, (np.zeros(0), np.zeros(0)))
+    if len(scores) < 3:
+        raise ValueError(f"{len(scores)} values of {SCORE}; train with TEST.MONITOR.DATASET and a TEST.MONITOR.PERIOD")
+
+    def judged(picked: float, correlation: float | None = None) -> dict:
+        return {
+            "correlation": correlation,
+            "above_last": float(picked - scores[-1]),
+            "below_best": float(scores.max() - picked),
+        }
+
+    found = {}
+    for metric in metrics:
+        name = metric.removeprefix("-")
+        values = compared_values(curves[name], iterations) if name in curves else np.array([np.nan])
+        if np.isnan(values).any():
+            continue
+        values = values if name == metric else -values
+        constant = np.ptp(values) == 0 or np.ptp(scores) == 0
+        correlation = None if constant else float(spearmanr(values, scores).statistic)
+        found[metric] = judged(scores[values.argmax()], correlation)  # of equal values the first, as in a training
+    return found | {"(last)": judged(scores[-1]), "(any)": judged(scores.mean())}
+
+
+def _table(runs: dict[str, dict], metrics: Sequence[str]) -> str:
+    lines = ["| TEST.BEST_METRIC | runs | rank correlation | above the last | below the best |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for metric in [*metrics, "(last)", "(any)"]:
+        of_runs = [run[metric] for run in runs.values() if metric in run]
+        columns = [_mean(run[key] for run in of_runs) for key in ("correlation", "above_last", "below_best")]
+        lines.append(f"| {metric} | {len(of_runs)} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def _mean(values) -> str:
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="OUTPUT_DIR of a training")
+    parser.add_argument("--metrics", nargs="+", default=METRICS, metavar="NAME", help=f"default: {' '.join(METRICS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of each run here")
+    args = parser.parse_args(argv)
+    found = {}
+    for run in args.runs:
+        try:
+            found[str(run)] = judge_run(read_metrics(run), args.metrics)
+        except ValueError as error:
+            sys.exit(f"error: {run}: {error}")
+    print(_table(found, args.metrics))
+    if args.json:
+        write_json(args.json, found)
+
+
+if __name__ == "__main__":
+    main()
