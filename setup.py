@@ -9,7 +9,8 @@ extras = {
     "cityscapes": ["cityscapesscripts>=2.2", "shapely>=2.0"],
     # The peers of `make bench`.
     "bench": ["lightly>=1.5", "albumentations>=2.0"],
-    "dev": ["pytest", "pytest-xdist", "ruff"],
+    # timm: the tests load exported backbones in it.
+    "dev": ["pytest", "pytest-xdist", "ruff", "timm"],
 }
 
 setup(
