@@ -67,7 +67,7 @@ def rename_in_order(state: Mapping[str, T], theirs: Mapping[str, Any]) -> dict[s
     """Return the tensors of a network under the names that another library gives to the same network.
 
     The first tensor gets the first name, and so on, so both libraries must create their layers in the same order. timm
-    does so for torchvision's MobileNetV2.
+    and mmpretrain do so for torchvision's MobileNetV2.
 
     Args:
         state: tensors of a backbone in the order of its layers, such as the content of a file for torchvision.

@@ -18,8 +18,10 @@ How other libraries load the file of --format torchvision (images must have the 
     torchvision.models.resnet50().load_state_dict(weights, strict=False)
     # timm: ResNets have torchvision's names
     timm.create_model("resnet50", num_classes=0, checkpoint_path="backbone.pth")
-    # timm's MobileNetV2 has other names, but its layers have the same order
-    net = timm.create_model("mobilenetv2_100", num_classes=0)
+    # mmpretrain, in a config: its ResNet has torchvision's names as well
+    backbone = dict(type="ResNet", depth=50, init_cfg=dict(type="Pretrained", checkpoint="backbone.pth"))
+    # a MobileNetV2 has other names in timm and mmpretrain, but its layers have the same order
+    net = timm.create_model("mobilenetv2_100", num_classes=0)    # or mmpretrain.models.backbones.MobileNetV2()
     net.load_state_dict(densesiam_d2.checkpoint.rename_in_order(weights, net.state_dict()))
 """
 

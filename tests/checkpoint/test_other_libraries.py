@@ -1,4 +1,4 @@
-"""Exported backbones in torchvision and timm: the documented lines load them, and features are equal."""
+"""Exported backbones in torchvision, timm and mmpretrain: the documented lines load them, and features are equal."""
 
 import pytest
 import torch
@@ -130,6 +130,27 @@ def test_a_resnet_with_other_strides_is_refused(tmp_path, capsys):
     )
     assert "it has the strides in 1x1 convolutions (MODEL.RESNETS.STRIDE_IN_1X1 True)" in capsys.readouterr().err
     assert not (tmp_path / "b.pth").exists()
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_mmpretrain(tmp_path, depth):
+    backbones = pytest.importorskip("mmpretrain.models.backbones")
+    ours, path = exported_resnet(tmp_path, depth)
+    net = backbones.ResNet(
+        depth=depth, out_indices=(0, 1, 2, 3), init_cfg={"type": "Pretrained", "checkpoint": str(path)}
+    )
+    net.init_weights()
+    net.eval()  # returns None in mmpretrain
+    assert_same(ours, net)
+
+
+def test_mmpretrain_has_other_names_for_a_mobilenet(tmp_path):
+    backbones = pytest.importorskip("mmpretrain.models.backbones")
+    ours, path = exported_network(tmp_path, "mobilenet_v2")
+    net = backbones.MobileNetV2()
+    net.eval()
+    net.load_state_dict(rename_in_order(torch.load(path), net.state_dict()))
+    assert_same(ours, net, ["res5"])
 
 
 def test_renaming_in_order_refuses_other_networks():
