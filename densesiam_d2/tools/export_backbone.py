@@ -23,6 +23,9 @@ How other libraries load the file of --format torchvision (images must have the 
     # a MobileNetV2 has other names in timm and mmpretrain, but its layers have the same order
     net = timm.create_model("mobilenetv2_100", num_classes=0)    # or mmpretrain.models.backbones.MobileNetV2()
     net.load_state_dict(densesiam_d2.checkpoint.rename_in_order(weights, net.state_dict()))
+
+--format onnx writes the feature maps res2 to res5 of images of any size and number, float32 values from 0 to 255 in the
+printed pixel_format; mean and std are inside the file, and everything is in its metadata. It needs the extra "onnx".
 """
 
 import argparse
@@ -52,6 +55,7 @@ from densesiam_d2.checkpoint.layouts import Found
 from densesiam_d2.checkpoint.tensors import as_array
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.modeling.backbone import TorchvisionBackbone
+from densesiam_d2.tools.onnx_file import save_onnx
 
 __all__ = ["export_backbone", "main"]
 
@@ -70,8 +74,8 @@ def export_backbone(
     Args:
         source: checkpoint of any layout.
         output: file to write: ``.pkl`` for "detectron2", ``.safetensors`` for "safetensors" (detectron2's names as
-            well), ``.pth`` for "torchvision".
-        layout: "detectron2", "safetensors" or "torchvision".
+            well), ``.pth`` for "torchvision", ``.onnx`` for "onnx" (:func:`save_onnx`).
+        layout: "detectron2", "safetensors", "torchvision" or "onnx".
         config_file: the config of the training run; None looks beside the checkpoint.
         prefix: which network to take, if the checkpoint has several.
         opts: alternating keys and values that change ``config_file``.
@@ -79,7 +83,7 @@ def export_backbone(
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: there are ``opts`` without ``config_file``; the file holds no ResNet or several, or its metadata is
-            unknown or contradicts the weights.
+            unknown or contradicts the weights; the layout cannot be written (strides, suffix, missing packages).
     """
     if opts and config_file is None:
         raise ValueError(f"{' '.join(opts)}: keys and values change a config, so give --config-file as well")
@@ -111,6 +115,9 @@ def export_backbone(
         save_torchvision(output, state)
     elif layout == "safetensors":
         save_safetensors(output, state, metadata)
+    elif layout == "onnx":
+        difference = save_onnx(output, found, metadata)
+        print(f"onnxruntime differs from torch by at most {difference:.1e} of the largest feature")
     else:
         save_backbone(output, state, metadata)
     print("\n".join(["metadata:", *(f"  {key}: {value}" for key, value in metadata.items())]))
@@ -163,9 +170,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="checkpoint (.pth, .pth.tar, .pkl, .safetensors)")
     parser.add_argument(
-        "--output", type=Path, required=True, help="file to write (.pkl, .safetensors, or .pth for torchvision)"
+        "--output", type=Path, required=True, help="file to write (.pkl, .safetensors, .pth for torchvision, .onnx)"
     )
-    parser.add_argument("--format", choices=["detectron2", "safetensors", "torchvision"], default="detectron2")
+    parser.add_argument("--format", choices=["detectron2", "safetensors", "torchvision", "onnx"], default="detectron2")
     parser.add_argument(
         "--config-file", type=Path, help="config of the training run; default: config.yaml beside input"
     )
