@@ -14,7 +14,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.data.image_io import read_image, read_label
-from densesiam_d2.data.path_datasets import register_path_datasets
+from densesiam_d2.data.path_datasets import load_records
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
 from densesiam_d2.reporting.label_colors import colorize, overlay
 from densesiam_d2.reporting.text import put_text
@@ -76,8 +76,7 @@ def find_records(cfg: CfgNode, folder: str | None = None) -> list[dict]:
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name a folder by --input")
     check_datasets(cfg)
-    register_path_datasets(cfg.DATASETS.TRAIN)
-    return [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    return load_records(cfg.DATASETS.TRAIN)
 
 
 def draw_view_pairs(cfg: CfgNode, records: Sequence[dict], seed: int = 0) -> np.ndarray:
