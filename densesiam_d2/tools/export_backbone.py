@@ -24,8 +24,9 @@ How other libraries load the file of --format torchvision (images must have the 
     net = timm.create_model("mobilenetv2_100", num_classes=0)    # or mmpretrain.models.backbones.MobileNetV2()
     net.load_state_dict(densesiam_d2.checkpoint.rename_in_order(weights, net.state_dict()))
 
---format onnx writes the feature maps res2 to res5 of images of any size and number, float32 values from 0 to 255 in the
-printed pixel_format; mean and std are inside the file, and everything is in its metadata. It needs the extra "onnx".
+--format onnx writes the feature maps res2 to res5 of any number of images with sides of 32 and more. The images are
+float32, 0 to 255, in the printed pixel_format; mean and std are inside the file, and its metadata say so. It needs the
+packages onnx, onnxscript and onnxruntime (the extra "onnx").
 """
 
 import argparse
