@@ -225,18 +225,21 @@ def save_safetensors(path: str | Path, state: Mapping[str, np.ndarray], metadata
 
 
 def save_torchvision(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
-    """Write a backbone as a flat ``.pth`` state dict of ``torchvision.models.resnet*``, without ``fc``.
+    """Write a backbone as a flat ``.pth`` state dict of a network of ``torchvision.models``, without its classifier.
 
     Args:
         path: file to write, ending in ``.pth``.
-        state: name -> array under detectron2's names, from :func:`backbone_state`; the layers of an FPN are left out.
+        state: name -> array, from :func:`backbone_state`. A ResNet with detectron2's names gets torchvision's, and the
+            layers of an FPN are left out. Other networks have torchvision's names already.
 
     Raises:
         ValueError: the path has another suffix.
     """
     _check_suffix(path, ".pth")
-    resnet = {name: value for name, value in state.items() if not name.startswith("backbone.fpn_")}
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in to_torchvision(resnet).items()}
+    state = {name: value for name, value in state.items() if not name.startswith("backbone.fpn_")}
+    if "stem.conv1.weight" in state:
+        state = to_torchvision(state)
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     with atomic_write(path) as file:
         torch.save(tensors, file)
 

@@ -60,12 +60,12 @@ _METHODS = (
 
 
 class Found(NamedTuple):
-    """The ResNet of a checkpoint.
+    """The backbone of a checkpoint.
 
     Attributes:
         layout: method, naming and prefix of the network, for messages.
         state: detectron2 name -> float32 array, for every tensor except ``num_batches_tracked``.
-        kind: depth, groups and widths.
+        kind: depth, groups and widths of a ResNet; None for another network, whose names are torchvision's.
         naming: whose names the file uses: "detectron2", "torchvision", "Hugging Face", ...
         fpn: name in a detectron2 detector -> float32 array, for the FPN layers that were trained with the ResNet, as
             ReSim does; mostly empty.
@@ -73,7 +73,7 @@ class Found(NamedTuple):
 
     layout: str
     state: dict[str, np.ndarray]
-    kind: ResNetKind
+    kind: ResNetKind | None
     naming: str
     fpn: dict[str, np.ndarray]
 

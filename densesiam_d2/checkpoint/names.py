@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["blocks_of", "check_complete", "depth_of", "from_torchvision", "to_torchvision"]
+__all__ = ["blocks_of", "check_complete", "depth_of", "from_torchvision", "rename_in_order", "to_torchvision"]
 
 T = TypeVar("T")
 
@@ -61,6 +61,34 @@ def to_torchvision(state: Mapping[str, T]) -> dict[str, T]:
         ValueError: a name belongs to no part of a ResNet.
     """
     return _rename(state, _TO_TORCHVISION, stage_shift=-1)
+
+
+def rename_in_order(state: Mapping[str, T], theirs: Mapping[str, Any]) -> dict[str, T]:
+    """Return the tensors of a network under the names that another library gives to the same network.
+
+    The first tensor gets the first name, and so on, so both libraries must create their layers in the same order. timm
+    and mmpretrain do so for torchvision's MobileNetV2.
+
+    Args:
+        state: tensors of a backbone in the order of its layers, such as the content of a file for torchvision.
+        theirs: ``state_dict()`` of the other library's network without classifier.
+
+    Raises:
+        ValueError: the networks have different numbers of tensors, or tensors of different shapes.
+    """
+    ours, wanted = (
+        {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
+        for tensors in (state, theirs)
+    )
+    if len(ours) != len(wanted):
+        raise ValueError(f"the file has {len(ours)} tensors, the network {len(wanted)}: they are not the same network")
+    for (name, value), (other, like) in zip(ours.items(), wanted.items(), strict=True):
+        if value.shape != like.shape:
+            raise ValueError(
+                f"{name} is {tuple(value.shape)}, but {other} is {tuple(like.shape)}: these networks are not the same, "
+                "or have their layers in another order"
+            )
+    return dict(zip(wanted, ours.values(), strict=True))
 
 
 def _rename(state: Mapping[str, T], rules: list[tuple[str, str]], stage_shift: int) -> dict[str, T]:

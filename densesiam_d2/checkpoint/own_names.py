@@ -24,7 +24,7 @@ def named_backbone(model: nn.Module) -> tuple[str, nn.Module] | None:
 
 
 def under_own_names(
-    checkpoint: Mapping[str, Any], backbone: nn.Module
+    checkpoint: Mapping[str, Any], backbone: nn.Module, prefix: str | None = None
 ) -> tuple[dict[str, torch.Tensor | np.ndarray], dict[str, Any], str]:
     """Find the tensors of a backbone in a checkpoint, below any prefix or in any layout of a ResNet.
 
@@ -32,6 +32,7 @@ def under_own_names(
         checkpoint: the dict in a file.
         backbone: a module with the attributes ``network``, its name in torchvision, and ``input_facts``, the image
             format of torchvision's own weights.
+        prefix: where the network lies, if there are several: the keys and names that lead to it, joined by dots.
 
     Returns:
         Name in the backbone -> tensor; the image format from the checkpoint's metadata, or else torchvision's; and
@@ -44,8 +45,12 @@ def under_own_names(
     tensors = tensors_in(checkpoint)
     lacking = _lacking(names, tensors)
     prefixes = [prefix for prefix, lost in lacking.items() if not lost]
-    if f"{exported(checkpoint)}." in prefixes:
-        prefixes = [f"{exported(checkpoint)}."]
+    wanted = f"{prefix or exported(checkpoint)}."
+    if wanted in prefixes:
+        prefixes = [wanted]
+    elif prefix:
+        places = ", ".join(place.rstrip(".") or "the top" for place in prefixes) or "nowhere"
+        raise ValueError(f"--prefix {prefix}: no whole {backbone.network} lies there; there is one below: {places}")
     if len(prefixes) == 1:
         state = {name: tensors[prefixes[0] + name] for name in names}
         facts = checkpoint.get("metadata")
@@ -73,7 +78,7 @@ def _lacking(names: Collection[str], tensors: Mapping[str, Any]) -> dict[str, li
 def _reason(network: str, names: Collection[str], lacking: Mapping[str, list[str]], tensors: Mapping[str, Any]) -> str:
     whole = [prefix.rstrip(".") or "the top" for prefix, lost in lacking.items() if not lost]
     if whole:
-        return f"it has several {network}, below {', '.join(whole)}: keep one"
+        return f"it has several {network}, below {', '.join(whole)}: keep one, or choose one with --prefix"
     told = f"torchvision's {network}, the network that MODEL.TORCHVISION.NAME names"
     if lacking:
         lost = min(lacking.values(), key=len)

@@ -12,7 +12,7 @@ from .datasets import check_datasets, datasets_root, register_all_datasets, regi
 from .image_io import IMAGE_SUFFIXES, UnreadableImageError, read_image, read_label
 from .image_listing import load_image_folder, load_image_list
 from .loader import build_two_view_train_loader
-from .path_datasets import register_path_datasets
+from .path_datasets import load_records, register_path_datasets
 from .sample_sets import register_all_samples
 from .sem_seg_mapper import SemSegDatasetMapper
 from .two_view_mapper import TwoViewDatasetMapper, collate_views
@@ -37,6 +37,7 @@ __all__ = [
     "datasets_root",
     "load_image_folder",
     "load_image_list",
+    "load_records",
     "read_image",
     "read_label",
     "register_all_datasets",

@@ -23,6 +23,7 @@ __all__ = [
     "LIST_PREFIX",
     "MASKS_PREFIX",
     "UNLABELLED_PREFIXES",
+    "load_records",
     "register_path_datasets",
 ]
 
@@ -51,6 +52,12 @@ def register_path_datasets(names: Iterable[str]) -> None:
         prefix, _, rest = name.partition(":")
         if name not in DatasetCatalog and f"{prefix}:" in _REGISTER:
             _REGISTER[f"{prefix}:"](name, rest)
+
+
+def load_records(names: Iterable[str]) -> list[dict]:
+    """Return detectron2's dataset dicts of registered datasets, and of names with one of the prefixes above."""
+    register_path_datasets(names)
+    return [record for name in names for record in DatasetCatalog.get(name)]
 
 
 def _register_folder(name: str, path: str) -> None:

@@ -62,8 +62,8 @@ class TwoViewDatasetMapper:
         self,
         *,
         pre_crop: list[T.Augmentation],
-        geometric: list[list[T.Augmentation]],
-        photometric: list[list[T.Augmentation]],
+        geometric: list[list[T.Augmentation] | T.AugmentationList],
+        photometric: list[list[T.Augmentation] | T.AugmentationList],
         min_overlap: float = 0.0,
         redraw: bool = True,
         color_first: bool = False,
@@ -98,9 +98,9 @@ class TwoViewDatasetMapper:
             )
         if not 0 <= min_overlap <= 1:
             raise ValueError(f"min_overlap {min_overlap} is not a fraction in [0, 1]")
-        self.pre_crop = T.AugmentationList(pre_crop).augs
-        self.geometric = [T.AugmentationList(augs).augs for augs in geometric]
-        self.photometric = [T.AugmentationList(augs).augs for augs in photometric]
+        self.pre_crop = _listed(pre_crop)
+        self.geometric = [_listed(augs) for augs in geometric]
+        self.photometric = [_listed(augs) for augs in photometric]
         self.min_overlap = min_overlap
         self.redraw = redraw
         self.color_first = color_first
@@ -110,7 +110,7 @@ class TwoViewDatasetMapper:
         self.patch_size = patch_size
         logger = logging.getLogger(__name__)
         for i in range(2):
-            logger.info("Augmentations of view %d: %s", i + 1, pre_crop + geometric[i] + photometric[i])
+            logger.info("Augmentations of view %d: %s", i + 1, self.pre_crop + self.geometric[i] + self.photometric[i])
 
     @classmethod
     def from_config(cls, cfg):
@@ -211,6 +211,10 @@ class TwoViewDatasetMapper:
             for i, (operation, *amount) in enumerate(steps):
                 rows[i] = OPERATION_NUMBERS[operation.__name__], *(amount or [0.0])
         return numbers
+
+
+def _listed(augs: list[T.Augmentation] | T.AugmentationList) -> list[T.Augmentation]:
+    return augs.augs if isinstance(augs, T.AugmentationList) else T.AugmentationList(augs).augs
 
 
 def _draw(augmentation: T.Augmentation, image: np.ndarray) -> T.Transform:

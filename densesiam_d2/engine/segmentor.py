@@ -17,7 +17,7 @@ from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.layers import resized_labels
 from densesiam_d2.modeling import model_output, num_label_ids
 
-__all__ = ["Segmentation", "Segmentor", "fill"]
+__all__ = ["Segmentation", "Segmentor", "fill", "labels_of"]
 
 # Certainties change slowly, so they are computed for each fourth row and column of the network's input.
 _STEP = 4
@@ -75,8 +75,7 @@ class Segmentor:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return the ids (H, W) of an image (H, W, 3), uint8 RGB: uint8, or uint16 for more than 256 ids."""
         output = self.model([{"image": self._input(image), "height": image.shape[0], "width": image.shape[1]}])[0]
-        labels = output["sem_seg_labels"] if "sem_seg_labels" in output else output["sem_seg"].max(dim=0).indices
-        return self._ids(labels)
+        return self._ids(labels_of(output))
 
     @torch.no_grad()
     def with_certainty(self, image: np.ndarray) -> Segmentation:
@@ -102,6 +101,11 @@ class Segmentor:
 
     def _ids(self, labels: torch.Tensor) -> np.ndarray:
         return labels.cpu().numpy().astype(np.uint8 if self.num_classes <= 256 else np.uint16)
+
+
+def labels_of(output: dict) -> torch.Tensor:
+    """Return the ids (H, W) in a model's output for one image, which are given or have the largest logits."""
+    return output["sem_seg_labels"] if "sem_seg_labels" in output else output["sem_seg"].max(dim=0).indices
 
 
 def fill(model: nn.Module, weights: str) -> None:

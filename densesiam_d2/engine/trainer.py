@@ -34,6 +34,7 @@ from densesiam_d2.engine.probe import ProbeHook
 from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
 from densesiam_d2.engine.signals import handle_stop_signals
 from densesiam_d2.engine.step import StepTrainer
+from densesiam_d2.engine.training_pictures import TrainingPicturesHook
 from densesiam_d2.engine.watchdog import WatchdogHook
 from densesiam_d2.engine.writers import SafeWriter, SSLMetricPrinter
 from densesiam_d2.evaluation.build import build_evaluator
@@ -111,6 +112,8 @@ class Trainer(DefaultTrainer):
             stock[evaluation : evaluation + 1] = [*scores, *self._build_best_hooks(), checkpoints]
         else:
             stock[evaluation : evaluation + 1] = [checkpoints, *scores]
+        if cfg.VIS_PERIOD > 0 and model_output(cfg) in ("features", "semantic") and comm.is_main_process():
+            stock.insert(0, TrainingPicturesHook(cfg))  # detectron2's detectors make theirs themselves
         ret = [WatchdogHook(cfg.RUN.WATCHDOG_SECONDS), ExactResumeHook(cfg), *stock]
         if trains_on_views(cfg):
             watch = CollapseMonitor(stop=cfg.RUN.STOP_ON_COLLAPSE)

@@ -14,11 +14,11 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.data.image_io import read_image, read_label
-from densesiam_d2.data.path_datasets import register_path_datasets
+from densesiam_d2.data.path_datasets import load_records
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
 from densesiam_d2.reporting.label_colors import colorize, overlay, palette
 from densesiam_d2.reporting.text import put_text
-from densesiam_d2.reporting.view_drawing import draw_views
+from densesiam_d2.reporting.view_drawing import MAX_GRID, draw_views
 
 __all__ = [
     "cluster_table",
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 _GAP = 6
-_MAX_GRID = 8  # points per side of the drawn grid; more would hide the picture
 SegmentFn = Callable[[np.ndarray], np.ndarray]
 
 
@@ -77,8 +76,7 @@ def find_records(cfg: CfgNode, folder: str | None = None) -> list[dict]:
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name a folder by --input")
     check_datasets(cfg)
-    register_path_datasets(cfg.DATASETS.TRAIN)
-    return [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    return load_records(cfg.DATASETS.TRAIN)
 
 
 def draw_view_pairs(cfg: CfgNode, records: Sequence[dict], seed: int = 0) -> np.ndarray:
@@ -96,7 +94,7 @@ def draw_view_pairs(cfg: CfgNode, records: Sequence[dict], seed: int = 0) -> np.
     for record in records:
         image = read_image(record["file_name"], record.get("file_part"), mapper.white_level)
         out = mapper.make_views(image)
-        grid = min(cfg.MODEL.DENSESIAM.GRID_SIZE, _MAX_GRID)
+        grid = min(cfg.MODEL.DENSESIAM.GRID_SIZE, MAX_GRID)
         rows.append(draw_views(image, out["views"], out["view_boxes"], grid))
     return np.vstack(rows)
 

@@ -8,8 +8,9 @@ import torch
 
 from densesiam_d2.geometry import grid_points, overlap_boxes, overlap_grids
 
-__all__ = ["draw_views"]
+__all__ = ["MAX_GRID", "draw_views"]
 
+MAX_GRID = 8  # points per side of the drawn grid; more would hide the picture
 HEIGHT = 448  # height of each panel, in pixels
 IMAGE_WIDTH = HEIGHT * 4 // 3  # width of the first panel
 MARGIN = 12
@@ -17,11 +18,11 @@ TITLE = 30
 VIEW_COLORS = ((255, 140, 0), (0, 150, 255))  # RGB colours of the boxes of view 1 and 2
 
 
-def draw_views(image: np.ndarray, views: torch.Tensor, boxes: torch.Tensor, grid_size: int) -> np.ndarray:
+def draw_views(image: np.ndarray | None, views: torch.Tensor, boxes: torch.Tensor, grid_size: int) -> np.ndarray:
     """Draw an image, its two views and the corresponding points side by side.
 
     Args:
-        image: (H, W, 3) uint8 RGB, the original.
+        image: (H, W, 3) uint8 RGB, the original; None draws the views alone.
         views: (2, 3, S, S) uint8 RGB.
         boxes: (2, 4) view boxes, see :mod:`densesiam_d2.geometry`.
         grid_size: side of the grid of points in the overlap.
@@ -35,22 +36,25 @@ def draw_views(image: np.ndarray, views: torch.Tensor, boxes: torch.Tensor, grid
     if boxes1[0, 0] > boxes1[0, 2]:  # view 1 is flipped, and the points have its orientation
         overlap = overlap[:, [2, 1, 0, 3]]
 
-    scale = min(HEIGHT / image.shape[0], IMAGE_WIDTH / image.shape[1])
-    original = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    panels = [_draw_boxes(original, (boxes * scale).numpy(), (overlap[0] * scale).numpy())]
-    panels += [cv2.resize(view.permute(1, 2, 0).numpy(), (HEIGHT, HEIGHT)) for view in views]
-    titles = [f"image: view 1 shows {fraction[0]:.0%} of view 2", "view 1", "view 2"]
-    for i, box in enumerate(boxes):
-        titles[i + 1] += ", flipped" if box[0] > box[2] else ""
-        cv2.rectangle(panels[i + 1], (0, 0), (HEIGHT - 1, HEIGHT - 1), VIEW_COLORS[i], 3)
+    shows = f"view 1 shows {fraction[0]:.0%} of view 2"
+    panels = [cv2.resize(view.permute(1, 2, 0).numpy(), (HEIGHT, HEIGHT)) for view in views]
+    titles = [f"view {i + 1}{', flipped' if box[0] > box[2] else ''}" for i, box in enumerate(boxes)]
+    for panel, color in zip(panels, VIEW_COLORS, strict=True):
+        cv2.rectangle(panel, (0, 0), (HEIGHT - 1, HEIGHT - 1), color, 3)
+    points = [(grid1[0] + 1) / 2 * HEIGHT, (grid2[0] + 1) / 2 * HEIGHT]
+    if image is None:
+        titles[0] += f"; {shows}"
+    else:
+        scale = min(HEIGHT / image.shape[0], IMAGE_WIDTH / image.shape[1])
+        original = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        panels.insert(0, _draw_boxes(original, (boxes * scale).numpy(), (overlap[0] * scale).numpy()))
+        titles.insert(0, f"image: {shows}")
+        points.insert(0, grid_points(overlap, grid_size)[0] * scale)
     if valid[0]:
-        for panel, points in zip(
-            panels,
-            (grid_points(overlap, grid_size)[0] * scale, (grid1[0] + 1) / 2 * HEIGHT, (grid2[0] + 1) / 2 * HEIGHT),
-            strict=True,
-        ):
-            _draw_points(panel, points.numpy())
-    panels[0] = _center(panels[0], HEIGHT, IMAGE_WIDTH)
+        for panel, own in zip(panels, points, strict=True):
+            _draw_points(panel, own.numpy())
+    if image is not None:
+        panels[0] = _center(panels[0], HEIGHT, IMAGE_WIDTH)
     return _join([_add_title(panel, title) for panel, title in zip(panels, titles, strict=True)])
 
 
