@@ -13,7 +13,8 @@ GRIDS = sorted((ROOT / "configs" / "grids").glob("*.yaml"))
 
 
 def cells_of(path: Path) -> list[Cell]:
-    return Grid.load(path, ["data=/data", "seed=0"]).cells(Path("/out"))
+    settings = ["seed=0", *(["data=/data"] if "data" in Grid.load(path).words else [])]
+    return Grid.load(path, settings).cells(Path("/out"))
 
 
 def training_args(cell: Cell):
