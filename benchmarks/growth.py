@@ -1,6 +1,6 @@
 """Time and memory against the numbers of images and clusters, the size of views and the number of processes.
 
-Writes one plot for each to docs/growth_*.svg. On the CPU, two threads. Steps are those of DenseSiam's pretraining with
+Writes one plot for each to docs/growth_*.png. On the CPU, two threads. Steps are those of DenseSiam's pretraining with
 ResNet-18.
 """
 
@@ -124,7 +124,7 @@ def _rows_and_plot(options: Options, name: str, axis: str, counts: list[int], se
 
 
 def _plot(name: str, axis: str, counts: list[int], series: Series) -> None:
-    """Draw a panel for each series, the medians as a line and the range of the rounds as bars, to docs/growth_*.svg."""
+    """Draw a panel for each series, the medians as a line and the range of the rounds as bars, to docs/growth_*.png."""
     figure = Figure(figsize=(3.4 * len(series), 2.8), layout="constrained")
     for panel, (label, points) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
         middle = [median(values) for values in points]
@@ -136,4 +136,4 @@ def _plot(name: str, axis: str, counts: list[int], series: Series) -> None:
         panel.set_xticks(counts, [f"{count:,}" if count < 10000 else f"1e{len(str(count)) - 1}" for count in counts])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    figure.savefig(DOCS / f"growth_{name}.svg", metadata={"Date": None})
+    figure.savefig(DOCS / f"growth_{name}.png", dpi=80)
