@@ -1,1 +1,1 @@
-"""What this project's speed is measured against: peers, floors, goals and gates. ``python -m benchmarks --help``."""
+"""What this project's speed is measured against: floors, peers and goals. ``python -m benchmarks --help``."""

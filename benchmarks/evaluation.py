@@ -1,4 +1,4 @@
-"""From logits to a confusion matrix, and from fine labels to coarse ones, beside the released code (G11, G12)."""
+"""From logits to a confusion matrix, and from fine labels to coarse ones, beside bare kernels and the released code."""
 
 import tempfile
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
+from torch.nn import functional as F
 
 from benchmarks.harness import Options, Row, measure, ratios
 from benchmarks.peers.released_evaluation import ReleasedEvaluator, released_label_map
@@ -21,16 +22,16 @@ NAME = "densesiam_d2_benchmark"
 
 
 def run(options: Options) -> list[Row]:
-    """Measure G11 at 27 classes (80 to 320 pixels) and 500 clusters (120 x 160 to 480 x 640), and G12."""
+    """Measure 27 classes (80 to 320 pixels) and 500 clusters (120 x 160 to 480 x 640), and the label mapping."""
     torch.set_num_threads(2)
     with torch.no_grad():
-        rows = _process(options, "27 classes, 320 x 320", 27, (80, 80), (320, 320), {"goal": 4.5, "gate": 3.5})
+        rows = _process(options, "27 classes, 320 x 320", 27, (80, 80), (320, 320))
         large = ((120, 160), (480, 640)) if not options.quick else ((30, 40), (120, 160))
-        rows += _process(options, f"500 clusters, {large[1][0]} x {large[1][1]}", 500, *large, {})
+        rows += _process(options, f"500 clusters, {large[1][0]} x {large[1][1]}", 500, *large)
     return [*rows, _label_map(options)]
 
 
-def _process(options: Options, name: str, clusters: int, small: tuple, size: tuple, limits: dict) -> list[Row]:
+def _process(options: Options, name: str, clusters: int, small: tuple, size: tuple) -> list[Row]:
     draw = np.random.default_rng(0)
     count = options.size(8 if clusters < 100 else 2, 1)
     maps = [draw.integers(0, 28, (size[0] // 20, size[1] // 20)).repeat(20, 0).repeat(20, 1) for _ in range(count)]
@@ -49,25 +50,38 @@ def _process(options: Options, name: str, clusters: int, small: tuple, size: tup
             labels = resized_labels(z, size, size, size)
             ours.process([{"sem_seg_target": target}], [{"sem_seg_labels": labels, "num_classes": clusters}])
 
-    times = measure({"ours": process, "released": lambda: released.process(logits, signed)}, options.repeats)
+    variants = {
+        "ours": process,
+        "bare": lambda: [_bare(z, target, size) for z, target in zip(logits, targets, strict=True)],
+        "released": lambda: released.process(logits, signed),
+    }
+    times = measure(variants, options.repeats)
+    less = {"higher_is_better": False}
     different = np.abs(ours._matrix - released.histogram).sum() / released.histogram.sum() / 2
     return [
-        Row.of(f"G11 evaluator, {name}", "released / ours", ratios(times, "released", "ours"), **limits),
-        Row.of(
-            f"evaluator, {name}",
-            "ours, ms per image",
-            [1000 * t / count for t in times["ours"]],
-            higher_is_better=False,
-        ),
-        Row.of(
-            f"G11 evaluator, {name}",
-            "share of pixels counted differently",
-            [float(different)],
-            goal=0.0,
-            gate=0.0,
-            higher_is_better=False,
-        ),
+        Row.of(f"evaluator, {name}", "ours / bare kernels", ratios(times, "ours", "bare"), goal=1.25, **less),
+        Row.of(f"evaluator, {name}", "share of pixels counted differently", [float(different)], goal=0.0, **less),
+        Row.of(f"evaluator, {name}", "released / ours", ratios(times, "released", "ours")),
+        Row.of(f"evaluator, {name}", "ours, ms per image", [1000 * t / count for t in times["ours"]], **less),
     ]
+
+
+def _bare(z: torch.Tensor, target: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Resize, take the best and count: the library calls alone, of 8 MB at a time, which a cache holds."""
+    z = z[None].contiguous(memory_format=torch.channels_last)
+    step = max(1, (8 << 20) // (4 * z.shape[1] * size[1]) * z.shape[2] // size[0])  # rows of the small map
+    labels = [
+        F.interpolate(part, (part.shape[2] * size[0] // z.shape[2], size[1]), mode="bilinear", align_corners=False)[0]
+        .permute(1, 2, 0)
+        .numpy()
+        .argmax(axis=-1)
+        for part in z.split(step, dim=2)
+    ]
+    pair = [target.numpy().reshape(1, -1), np.concatenate(labels).reshape(1, -1)]
+    if z.shape[1] <= 256:
+        pair[1] = pair[1].astype(np.uint8)
+        return cv2.calcHist(pair, [0, 1], None, [27, z.shape[1]], [0, 27, 0, z.shape[1]])
+    return np.bincount((pair[0].astype(np.int64) * z.shape[1] + pair[1])[0], minlength=256 * z.shape[1])
 
 
 def _label_map(options: Options) -> Row:
@@ -86,5 +100,4 @@ def _label_map(options: Options) -> Row:
         path = Path(folder) / "fine.png"
         Image.fromarray(fine).save(path)
         assert np.array_equal(read_labels(path, table), released_label_map(fine, lookup))
-    values = [100 * ratio for ratio in ratios(times, "released", "ours")]
-    return Row.of("G12 label mapping", "released / ours", values, goal=50, gate=20)
+    return Row.of("label mapping", "released / ours", [100 * ratio for ratio in ratios(times, "released", "ours")])

@@ -1,14 +1,16 @@
 """Measuring A against B in one process: turn by turn, as ratios of neighbouring times."""
 
+import ctypes
 import dataclasses
 import gc
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-__all__ = ["Options", "Row", "measure", "ratios", "table", "write_rows"]
+__all__ = ["Options", "Row", "bf16_instructions", "cpu_name", "measure", "peak_mib", "ratios", "table", "write_rows"]
 
 
 @dataclasses.dataclass
@@ -35,11 +37,12 @@ class Row:
     """One measured quantity.
 
     Attributes:
-        name: what was measured, with its number in the list of goals.
+        name: what was measured.
         peer: against what, or the unit of an absolute figure.
         min, median, max: over the rounds.
-        goal, gate: what is aimed at, and what must hold; None where there is none.
-        higher_is_better: the direction of both.
+        goal: what the median must reach; None where nothing is judged. Rows with a goal compare with a floor that is
+            measured in the same run, so that the goal holds on any machine.
+        higher_is_better: the direction.
     """
 
     name: str
@@ -48,7 +51,6 @@ class Row:
     median: float
     max: float
     goal: float | None = None
-    gate: float | None = None
     higher_is_better: bool = True
 
     @classmethod
@@ -56,19 +58,15 @@ class Row:
         """Make a row of the values of all rounds."""
         return cls(name, peer, min(values), median(values), max(values), **options)
 
-    def passes(self, limit: float | None) -> bool | None:
-        """Tell whether the median is at least as good as a limit; None without one."""
-        if limit is None:
+    def passes(self) -> bool | None:
+        """Tell whether the median is at least as good as the goal; None without one."""
+        if self.goal is None:
             return None
-        return bool(self.median >= limit if self.higher_is_better else self.median <= limit)
+        return bool(self.median >= self.goal if self.higher_is_better else self.median <= self.goal)
 
     def record(self) -> dict:
         """Return what the file of results holds."""
-        return {
-            **dataclasses.asdict(self),
-            "goal_passed": self.passes(self.goal),
-            "gate_passed": self.passes(self.gate),
-        }
+        return {**dataclasses.asdict(self), "goal_passed": self.passes()}
 
 
 def measure(
@@ -104,6 +102,37 @@ def measure(
     return times
 
 
+def cpu_name() -> str:
+    """Return the processor's name and how many of its cores this process may use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else 'an unknown processor'}"
+
+
+def bf16_instructions() -> list[str]:
+    """Return the processor's instructions for bf16; without any, bf16 is slower than float32."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+
+
+def peak_mib(step: Callable[[], object]) -> float:
+    """Return how much memory a step needs at most beyond what the process holds before it, in MiB. Linux only.
+
+    Take a step beforehand if the first one allocates what stays, such as an optimizer's state.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that malloc keeps would hide what the step needs
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _status_mib("VmRSS")
+    step()
+    return _status_mib("VmHWM") - before
+
+
+def _status_mib(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
 def ratios(times: dict[str, list[float]], numerator: str, denominator: str) -> list[float]:
     """Return the ratio of two variants' times, round by round."""
     return [a / b for a, b in zip(times[numerator], times[denominator], strict=True)]
@@ -111,14 +140,13 @@ def ratios(times: dict[str, list[float]], numerator: str, denominator: str) -> l
 
 def table(rows: list[Row]) -> str:
     """Return the rows as text."""
-    header = ("quantity", "against", "min", "median", "max", "goal", "gate", "")
+    header = ("quantity", "against", "min", "median", "max", "goal", "")
     lines = [header]
     for row in rows:
         sign = ">= " if row.higher_is_better else "<= "
-        limits = ["" if limit is None else f"{sign}{limit:g}" for limit in (row.goal, row.gate)]
-        verdict = {None: "", True: "goal", False: "gate" if row.passes(row.gate) else "MISSED"}[row.passes(row.goal)]
+        goal = "" if row.goal is None else f"{sign}{row.goal:g}"
         numbers = [f"{value:.4g}" for value in (row.min, row.median, row.max)]
-        lines.append((row.name, row.peer, *numbers, *limits, verdict))
+        lines.append((row.name, row.peer, *numbers, goal, {None: "", True: "reached", False: "MISSED"}[row.passes()]))
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join(
         "  ".join(

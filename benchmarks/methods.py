@@ -1,7 +1,11 @@
-"""A training step of every two-view method beside SimSiam's: R18, 112 pixels, 32 pairs, the optimizer included.
+"""A training step of every method beside its own backbone alone and beside lightly's, in seconds and memory.
 
-On the CPU: CPU time, two threads, float32, and no memory, because the system counts the peak of a whole process only.
-On a GPU: wall time, float32 and bf16, and the most memory that PyTorch had allocated, with weights and optimizer.
+ResNet-18 and ResNet-50 with views of the recipe's size, float32, the optimizer included; segmentation methods with the
+backbone of their recipe. The floor is the backbone in the same layout: the same calls with the same inputs, forward and
+backward, and for a teacher the forward alone. The goal is for the time above the floor that the FLOPs of the heads do
+not explain: step / (floor * FLOPs of the step / FLOPs of the floor).
+
+On the CPU: CPU time, two threads. On a GPU: wall time, float32 and bf16.
 """
 
 import gc
@@ -10,69 +14,97 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import Options, Row, measure, ratios
+from benchmarks.harness import Options, Row, bf16_instructions, measure, peak_mib, ratios
 from benchmarks.inputs import jpeg_files
-from benchmarks.models import build, train_step
+from benchmarks.models import Floor, build, train_step
+from benchmarks.peers.lightly_steps import LIGHTLY
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper, collate_views
 from densesiam_d2.engine import load_config
-from densesiam_d2.modeling.meta_arch import METHODS, SimSiam
+from densesiam_d2.modeling.meta_arch import METHODS
 
 __all__ = ["run"]
 
-R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "SOLVER.BASE_LR", 0.001]
+R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+DEPTHS = {18: (R18, 4, 1.12), 50: ([], 2, 1.06)}  # keys, pairs, goal
 
 
 def run(options: Options) -> list[Row]:
-    """Measure the methods that learn features, each turn by turn with SimSiam."""
+    """Measure all methods."""
     torch.set_num_threads(2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
-    for method in METHODS:
-        if method.output == "features":
-            for dtype in (None, torch.bfloat16) if device == "cuda" else (None,):
-                rows += _beside_simsiam(options, method.__name__, device, dtype)
+    for method in METHODS[:4] if options.quick else METHODS:
+        config = recipes()[method.__name__]
+        depths = DEPTHS if method.output == "features" else [load_config(config).MODEL.RESNETS.DEPTH]
+        for depth in list(depths)[:1] if options.quick else depths:
+            rows += _of_method(options, method.__name__, depth, method.output == "features", device)
+            gc.collect()
     return rows
 
 
 def recipes() -> dict[str, str]:
-    """Return the yaml of each pretraining method, by the name of its class; the one with the shortest name."""
-    paths = sorted(Path("configs").glob("pretrain*.yaml"), key=lambda path: len(path.name), reverse=True)
+    """Return the yaml of each method, by the name of its class; the one with the shortest name."""
+    paths = [*Path("configs").glob("pretrain*.yaml"), *Path("configs/unsup_seg").glob("*_coco27.yaml")]
+    paths.sort(key=lambda path: len(path.name), reverse=True)
     return {load_config(str(path)).MODEL.META_ARCHITECTURE: str(path) for path in paths}
 
 
-def _beside_simsiam(options: Options, name: str, device: str, dtype: torch.dtype | None) -> list[Row]:
-    less = {"higher_is_better": False}
-    label = f"{name} step R18" + (", bf16" if dtype else "")
-    step, images = _step(options, name, device, dtype)
-    rows = []
-    if device == "cuda":
-        rows.append(Row.of(label, "peak GiB", [_peak(step)], **less))
-    if name == SimSiam.__name__:
-        seconds = measure({name: step}, options.repeats)[name]
-    else:
-        other, _ = _step(options, SimSiam.__name__, device, dtype)
-        times = measure({name: step, "SimSiam": other}, options.repeats)
-        rows.append(Row.of(label, "ours / SimSiam", ratios(times, name, "SimSiam"), **less))
-        seconds = times[name]
-    return [*rows, Row.of(label, f"seconds for {images} pairs", seconds, **less)]
+def _of_method(options: Options, name: str, depth: int, pretraining: bool, device: str) -> list[Row]:
+    keys, images, goal = DEPTHS[depth]
+    images = options.size(images, 2)
+    model, optimizer, batch = _model_and_batch(options, recipes()[name], keys if pretraining else [], images, device)
+    steps = {"ours": train_step(model, optimizer, batch)}
+    if pretraining and (device == "cuda" or (name == "DenseSiam" and bf16_instructions())):
+        steps["ours, bf16"] = train_step(model, optimizer, batch, torch.bfloat16)
+    steps["backbone"] = train_step(Floor(model, batch), None, batch)
+    if pretraining and name in LIGHTLY:
+        peer = LIGHTLY[name](depth).to(device).train()
+        trained = [p for p in peer.parameters() if p.requires_grad]
+        sgd = torch.optim.SGD(trained, lr=0.001, momentum=0.9, weight_decay=1e-4)
+        steps["lightly"] = train_step(peer, sgd, tuple(x.contiguous() for x in model.preprocess_views(batch)[:2]))
+
+    # These are also the first steps, which allocate the optimizer's state.
+    counted = {key: _flops(step) for key, step in steps.items()}
+    peaks = {key: _peak(step, device) / images for key, step in steps.items()}
+    times = measure(steps if device == "cpu" else {k: _timed(step) for k, step in steps.items()}, options.repeats)
+    label, less = f"{name} step R{depth}", {"higher_is_better": False}
+    share = counted["ours"] / counted["backbone"]
+    above = [ratio / share for ratio in ratios(times, "ours", "backbone")]
+    rows = [
+        Row.of(label, "ours / backbone, FLOPs of the heads counted in", above, goal=goal, **less),
+        Row.of(label, "ours / backbone", ratios(times, "ours", "backbone"), **less),
+        Row.of(label, "FLOPs, ours / backbone", [share], **less),
+    ]
+    if "lightly" in steps:
+        rows.append(Row.of(label, "ours / lightly", ratios(times, "ours", "lightly"), goal=1.0, **less))
+    for key in steps:
+        rows.append(Row.of(label, f"{key}, seconds per pair", [t / images for t in times[key]], **less))
+        rows.append(Row.of(label, f"{key}, peak MiB per pair", [peaks[key]], **less))
+    return rows
 
 
-def _step(options: Options, name: str, device: str, dtype: torch.dtype | None) -> tuple[Callable[[], object], int]:
-    """Return a method's training step on one batch that its own mapper made, and the batch's size."""
-    images, side = options.size(32, 2), options.size(112, 64)
-    config, words = recipes()[name], [*R18, "INPUT.SSL.VIEW_SIZE", side]
+def _model_and_batch(options: Options, config: str, keys: list, images: int, device: str) -> tuple:
+    """Return a method's model, its optimizer, and a batch that its own mapper made."""
     ssl = load_config(config).INPUT.SSL
+    side = options.size(ssl.VIEW_SIZE, 64)
+    words = [*keys, "SOLVER.BASE_LR", 0.001, "INPUT.SSL.VIEW_SIZE", side, "MODEL.WEIGHTS", ""]
     if ssl.get("PATCH_GRID", 0):
         words += ["INPUT.SSL.PATCH_SIZE", ssl.PATCH_SIZE * side // ssl.VIEW_SIZE]
     model, optimizer = build(config, *words, device=device)
-    # Metrics are for every twentieth step; half-way through the training all losses count.
-    model.metrics_due, model.progress = (lambda: False), 0.5
+    # Metrics are for every twentieth step; near the end of the training all losses count.
+    model.metrics_due, model.progress = (lambda: False), 0.9
     mapper = TwoViewDatasetMapper(load_config(config, words))
     batch = collate_views([mapper({"file_name": file}) for file in jpeg_files(options, images)])
     batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    step = train_step(model, optimizer, batch, dtype)
-    return (_timed(step) if device == "cuda" else step), images
+    return model, optimizer, batch
+
+
+def _flops(step: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as flops:
+        step()
+    return flops.get_total_flops()
 
 
 def _timed(step: Callable[[], object]) -> Callable[[], float]:
@@ -88,11 +120,12 @@ def _timed(step: Callable[[], object]) -> Callable[[], float]:
     return timed
 
 
-def _peak(step: Callable[[], object]) -> float:
-    """Return the most memory that was allocated on the GPU during a step, in GiB; other models must be gone."""
-    step()  # the first step allocates the optimizer's state
+def _peak(step: Callable[[], object], device: str) -> float:
+    """Return how much memory a step needs at most beyond what is allocated before it, in MiB."""
+    if device == "cpu":
+        return peak_mib(step)
     gc.collect()
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     step()
-    return torch.cuda.max_memory_allocated() / 2**30
+    return (torch.cuda.max_memory_allocated() - before) / 2**20

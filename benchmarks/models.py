@@ -29,15 +29,31 @@ def random_batch(images: int, side: int, device: str = "cpu") -> dict:
 
 
 class Floor(nn.Module):
-    """Two views through a backbone and back, and nothing else."""
+    """What a step cannot do without: the same calls of the backbones, forward and backward, and nothing else."""
 
-    def __init__(self, model: nn.Module, *, features: tuple = ("res5",)):
-        """Take a model's backbone."""
+    def __init__(self, model: nn.Module, batch):
+        """Note which backbones a model calls on a batch, with what, and whether for gradients (a teacher: without)."""
         super().__init__()
-        self.backbone, self.features = model.backbone, features
+        self.model, self.calls = model, []
 
-    def forward(self, views: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"loss": sum(self.backbone(x)[name].mean() for x in views for name in self.features)}
+        def note(backbone: nn.Module, args: tuple) -> None:
+            self.calls.append((backbone, args[0], torch.is_grad_enabled()))
+
+        backbones = [module for name, module in model.named_modules() if name.split(".")[-1] == "backbone"]
+        hooks = [backbone.register_forward_pre_hook(note) for backbone in backbones]
+        model(batch)
+        for hook in hooks:
+            hook.remove()
+
+    def forward(self, batch) -> torch.Tensor:
+        """Return a number whose gradient goes through all outputs; the noted calls are made, whatever the batch."""
+        total = 0.0
+        for backbone, x, learns in self.calls:
+            with torch.set_grad_enabled(learns):
+                outputs = backbone(x)
+            if learns:
+                total = total + sum(output.mean() for output in outputs.values())
+        return total
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer | None, batch, dtype: torch.dtype | None = None):

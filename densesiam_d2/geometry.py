@@ -218,4 +218,27 @@ def sample(features: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     Returns:
         (N, C, S, S) float32, because half precision would move points by up to 4 % of a cell of an 80 x 80 map.
     """
-    return F.grid_sample(features.float(), grid.float(), padding_mode="border", align_corners=False)
+    features, grid = features.float(), grid.float()
+    if features.device.type == "cpu":
+        return _weighted_cells(features, grid)
+    return F.grid_sample(features, grid, padding_mode="border", align_corners=False)
+
+
+def _weighted_cells(features: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Do what ``grid_sample`` does: each point is a weighted sum of the four cells around it.
+
+    For channels-last features it takes a quarter of the time on a CPU (128 channels, with the backward), and its result
+    and its gradient are channels-last as well, so that nothing must be copied for the convolutions before and after.
+    """
+    n, c, h, w = features.shape
+    last = grid.new_tensor([w - 1, h - 1])
+    points = torch.minimum((grid * (last + 1) + last) / 2, last).clamp(min=0)  # in cells: the first one's centre is 0
+    low = points.floor()
+    x, y = torch.stack([low, torch.minimum(low + 1, last)], dim=-1).long().unbind(dim=-2)  # (N, S, S, 2) each
+    x_weights, y_weights = torch.stack([1 - (points - low), points - low], dim=-1).unbind(dim=-2)
+    rows = torch.arange(n).view(n, 1, 1, 1) * h + y
+    cells = (rows[..., :, None] * w + x[..., None, :]).view(-1, 4)
+    weights = (y_weights[..., :, None] * x_weights[..., None, :]).view(-1, 4)
+    table = features.movedim(1, -1).reshape(-1, c)  # one row per cell
+    values = F.embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
+    return values.view(*grid.shape[:3], c).movedim(-1, 1)

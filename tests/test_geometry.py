@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from densesiam_d2.geometry import (
     grid_points,
@@ -173,6 +174,24 @@ def test_warp_grid_by_hand():
     values = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
     # 0.75 lies at cell (0.75 + 1) / 2 * 4 - 0.5 = 3, 0.25 at cell 2.
     assert sample(values, grid)[0, 0, 0, 2:].tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 4), (1, 1)])
+def test_sample_is_grid_sample(size):
+    """Values and gradients, for points inside and outside the map, in both memory formats."""
+    torch.manual_seed(0)
+    grid = torch.rand(2, 6, 6, 2) * 3 - 1.5
+    grid[0, 0, 0], grid[0, 0, 1], grid[0, 0, 2] = -1, 1, 0
+    features, weights = torch.randn(2, 3, *size), torch.randn(2, 3, 6, 6)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        f = features.clone(memory_format=memory_format).requires_grad_()
+        for values in (sample(f, grid), F.grid_sample(f, grid, padding_mode="border", align_corners=False)):
+            (gradient,) = torch.autograd.grad((values * weights).sum(), f)
+            results.append((values, gradient))
+    for values, gradient in results[:-1]:
+        assert torch.allclose(values, results[-1][0], atol=1e-6)
+        assert torch.allclose(gradient, results[-1][1], atol=1e-5)
 
 
 def _paint(box: torch.Tensor, size: int) -> torch.Tensor:

@@ -25,13 +25,13 @@ def pseudo_label_loss(logits: torch.Tensor, *, rebalance: bool, valid: torch.Ten
 
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam ("rebalance").
     """
-    logits = blank_invalid(logits, valid).float()
-    labels = logits.detach().argmax(dim=1)  # (N, h, w)
-    loss = F.cross_entropy(logits, labels, reduction="none")  # (N, h, w)
+    logits = blank_invalid(logits, valid).float().movedim(1, -1)  # channels last, as convolutions leave them
+    labels = logits.detach().argmax(dim=-1)  # (N, h, w)
+    loss = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view_as(labels)
     if rebalance:
         # labels[valid] and bincount would be shorter, but on a GPU both wait for the device.
         counted = torch.ones_like(loss) if valid is None else valid[:, None, None].expand_as(loss).float()
-        counts = loss.new_zeros(logits.shape[1]).scatter_add_(0, labels.flatten(), counted.flatten())
+        counts = loss.new_zeros(logits.shape[-1]).scatter_add_(0, labels.flatten(), counted.flatten())
         frequency = counts / counts.sum().clamp(min=1)  # (K,)
         loss = loss * frequency[labels]
     return mean_over_images(loss.flatten(1).mean(dim=1), valid)

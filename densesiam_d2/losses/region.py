@@ -25,9 +25,11 @@ def pool_regions(features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     Source: DenseSiam, "region embeddings" (features times dense predictions);
     densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam for softmax and sum.
     """
-    masks = logits.float().softmax(dim=1).flatten(2)  # (N, M, S*S)
+    # Channels last, as convolutions leave them, so that nothing is copied here or in the backward.
+    masks = logits.float().movedim(1, -1).softmax(dim=-1).flatten(1, 2)  # (N, S*S, M)
+    points = features.float().movedim(1, -1).flatten(1, 2)  # (N, S*S, C)
     with torch.autocast(features.device.type, enabled=False):  # else the sum is in half precision
-        return torch.einsum("ncs,nms->ncm", features.float().flatten(2), masks).unsqueeze(-1)  # (N, C, M, 1)
+        return (masks.transpose(1, 2) @ points).transpose(1, 2).unsqueeze(-1)  # (N, C, M, 1)
 
 
 def region_infonce(

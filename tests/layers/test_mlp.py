@@ -17,8 +17,8 @@ def _names(mlp):
 @pytest.mark.parametrize("last_norm_affine", [None, True, False])
 def test_layers_in_order(bias_last, last_norm_affine):
     mlp = conv_mlp(3, [4, 5, 6], norm=nn.BatchNorm2d, bias_last=bias_last, last_norm_affine=last_norm_affine)
-    hidden = ["Conv2d", "BatchNorm2d", "ReLU"]
-    assert _names(mlp) == hidden * 2 + (["Conv2d"] if last_norm_affine is None else ["Conv2d", "BatchNorm2d"])
+    hidden = ["PointConv2d", "BatchNorm2d", "ReLU"]
+    assert _names(mlp) == hidden * 2 + (["PointConv2d"] if last_norm_affine is None else ["PointConv2d", "BatchNorm2d"])
     convs = [layer for layer in mlp if isinstance(layer, nn.Conv2d)]
     assert [(c.in_channels, c.out_channels, c.kernel_size) for c in convs] == [
         (3, 4, (1, 1)),
@@ -32,7 +32,7 @@ def test_layers_in_order(bias_last, last_norm_affine):
 
 
 def test_one_width_is_one_convolution():
-    assert _names(conv_mlp(3, [6], norm=nn.BatchNorm2d, bias_last=True, last_norm_affine=None)) == ["Conv2d"]
+    assert _names(conv_mlp(3, [6], norm=nn.BatchNorm2d, bias_last=True, last_norm_affine=None)) == ["PointConv2d"]
 
 
 def test_hidden_layers_with_bias():
@@ -44,7 +44,7 @@ def test_hidden_layers_with_bias():
 def test_another_activation():
     """SlotCon's heads."""
     mlp = conv_mlp(3, [4, 5], norm=nn.BatchNorm2d, bias_last=True, last_norm_affine=None, activation=nn.GELU)
-    assert _names(mlp) == ["Conv2d", "BatchNorm2d", "GELU", "Conv2d"]
+    assert _names(mlp) == ["PointConv2d", "BatchNorm2d", "GELU", "PointConv2d"]
 
 
 def test_norm_without_affine_gives_unit_variance():
@@ -74,9 +74,9 @@ def test_projector_predictor_shapes(points):
 
 def test_projector_and_predictor_are_those_of_simsiam():
     heads = ProjectorPredictor(3, [8, 8, 6], 4, partial(nn.BatchNorm2d, momentum=0.2))
-    hidden = ["Conv2d", "BatchNorm2d", "ReLU"]
-    assert _names(heads.projector) == [*hidden, *hidden, "Conv2d", "BatchNorm2d"]
-    assert _names(heads.predictor) == [*hidden, "Conv2d"]
+    hidden = ["PointConv2d", "BatchNorm2d", "ReLU"]
+    assert _names(heads.projector) == [*hidden, *hidden, "PointConv2d", "BatchNorm2d"]
+    assert _names(heads.predictor) == [*hidden, "PointConv2d"]
     assert [m.out_channels for m in heads.predictor if isinstance(m, nn.Conv2d)] == [4, 6]
     assert heads.predictor[-1].bias is not None
     assert not any(p.requires_grad for p in heads.projector[-1].parameters())  # the output norm has no affine part
@@ -93,6 +93,7 @@ def test_regions_and_rows_give_the_same():
     )
     linear[0].weight.data = mlp[0].weight.data.flatten(1)
     linear[3].weight.data, linear[3].bias.data = mlp[3].weight.data.flatten(1), mlp[3].bias.data
-    x = torch.randn(2, 3, 6, 1)
-    rows = linear(x.squeeze(-1).transpose(1, 2).reshape(-1, 3)).reshape(2, 6, 5)
-    assert torch.allclose(mlp(x).squeeze(-1).transpose(1, 2), rows, atol=1e-5)
+    for points in (6, 1):
+        x = torch.randn(8, 3, points, 1)
+        rows = linear(x.squeeze(-1).transpose(1, 2).reshape(-1, 3)).reshape(8, points, 5)
+        assert torch.allclose(mlp(x).squeeze(-1).transpose(1, 2), rows, atol=1e-5)

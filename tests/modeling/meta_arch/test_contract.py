@@ -264,7 +264,8 @@ def test_a_bare_backbone_starts_student_and_teacher(method, tmp_path):
 @methods
 def test_thirty_steps_lower_the_loss(method):
     model, batch = model_of(method), tiny_batch(8)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
+    lr = 0.2 if method.__name__ == "IIC" else 0.02  # with 0.02, rounding decides where IIC's loss is after 30 steps
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9)
     totals = []
     for iteration in range(30):
         total = sum(step(model, batch, iteration + 1).values())
