@@ -13,7 +13,7 @@ test: $(STAMP)  ## lint and the test suite
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10
 
-bench: $(STAMP)  ## speed beside the peers, with goals and gates; on a quiet machine, half an hour
+bench: $(STAMP)  ## speed beside floors and peers, with goals; on a quiet machine, more than half an hour
 	$(BIN)/python -m benchmarks
 
 lint: $(STAMP)
