@@ -20,6 +20,8 @@ from densesiam_d2.reporting.stages import ROOT, Stage, StageError, run_stage
 _TRAIN_SETS = ("scenes_train", "demo_photos")
 _TEST_SET = "scenes_val"
 _QUICK_TEST_SET = "scenes_tiny"
+_QUICK = "SOLVER.MAX_ITER 2 SOLVER.STEPS () SOLVER.IMS_PER_BATCH 2"
+_QUICK_SETS = f"DATASETS.TRAIN {_QUICK_TEST_SET} DATASETS.TEST {_QUICK_TEST_SET}"
 
 
 def build_stages(output: Path, *, quick: bool) -> list[Stage]:
@@ -29,31 +31,31 @@ def build_stages(output: Path, *, quick: bool) -> list[Stage]:
         output: folder of the demo; each stage gets a folder in it.
         quick: run only two iterations of each stage on a few images, to see that everything works.
     """
-    yaml = "configs/quick/{}_instant_test.yaml" if quick else "configs/demo/{}.yaml"
-    pretraining, detection = (yaml.format(name) for name in ("pretrain", "mask_rcnn"))
     backbone = output / "pretrain" / "backbone.pkl"
     return [
         Stage(
             "pretrain",
-            "pretraining a ResNet-18 with DenseSiam, without labels",
-            pretraining,
+            "pretraining with DenseSiam, without labels, from a MobileNetV2 that knows ImageNet",
+            "configs/demo/pretrain.yaml",
             output / "pretrain",
             product="backbone.pkl",
+            opts=tuple(f"{_QUICK} DATASETS.TRAIN {_QUICK_TEST_SET}".split()) if quick else (),
         ),
         *_segmentation_stages(output, quick=quick),
-        Stage(
-            "mask_rcnn",
-            "Mask R-CNN from that backbone",
-            detection,
-            output / "mask_rcnn",
-            weights=backbone,
-        ),
-        Stage(
-            "mask_rcnn_scratch",
-            "baseline: the same Mask R-CNN from random weights",
-            detection,
-            output / "mask_rcnn_scratch",
-            weights="",
+        *(
+            Stage(
+                name,
+                title,
+                "configs/demo/mask_rcnn.yaml",
+                output / name,
+                weights=weights,
+                opts=tuple(f"{_QUICK} {_QUICK_SETS}".split()) if quick else (),
+            )
+            for name, title, weights in (
+                ("mask_rcnn", "Mask R-CNN from that backbone", backbone),
+                ("mask_rcnn_imagenet", "baseline: Mask R-CNN from the ImageNet weights", "torchvision://mobilenet_v2"),
+                ("mask_rcnn_scratch", "baseline: Mask R-CNN from random weights", ""),
+            )
         ),
     ]
 

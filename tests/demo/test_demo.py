@@ -24,7 +24,7 @@ def test_quick_demo(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     report = tmp_path / "demo" / "report.html"
     assert first.stdout.rstrip().endswith(f"The report: {report}")
-    assert "[9/9]" in first.stdout
+    assert "[10/10]" in first.stdout
 
     text = report.read_text()
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
@@ -32,16 +32,16 @@ def test_quick_demo(tmp_path):
     assert "http:" not in text and "https:" not in text
     for scores in results["unsupervised_segmentation"].values():
         assert f"<td>{scores['mIoU']:.1f}</td>" in text
-    assert set(results["mask_rcnn"]) == {"pretrained", "scratch"}
+    assert set(results["mask_rcnn"]) == {"ImageNet, then DenseSiam", "ImageNet", "random weights"}
     # One picture of all. Pretraining: views, three losses, six collapse numbers; segmentation: legend, scenes,
     # photographs; Mask R-CNN: three losses, predictions.
-    assert len(results["stages"]) == 7 and text.count("<img ") == 1 + 10 + 3 + 4
+    assert len(results["stages"]) == 8 and text.count("<img ") == 1 + 10 + 3 + 4
     assert (tmp_path / "demo" / "overview.jpg").is_file()
     for name in results["stages"]:
         assert f'href="{name}/report.html"' in text and (tmp_path / "demo" / name / "report.html").is_file()
 
     second = run_demo(tmp_path)
-    assert second.stdout.count("already done") == 7
+    assert second.stdout.count("already done") == 8
 
 
 def test_mistakes_are_one_line(tmp_path):
