@@ -38,7 +38,8 @@ class Stage:
         title: description of what it does.
         config: path of the yaml, relative to the project's root.
         output: its OUTPUT_DIR.
-        weights: MODEL.WEIGHTS: a file, "" for random initialisation, None for the value in the yaml.
+        weights: MODEL.WEIGHTS: a file, a name such as "torchvision://mobilenet_v2", "" for random initialisation, None
+            for the value in the yaml.
         eval_only: evaluate without training.
         product: the file in ``output`` that later stages need.
         opts: further config keys and values.
@@ -154,7 +155,7 @@ def _config_hash(stage: Stage) -> str:
 
 
 def _file_hash(path: Path | str | None) -> str | None:
-    if not path:
+    if not path or "://" in str(path):  # random weights, or the name of published ones, which the command holds
         return None
     if not Path(path).is_file():
         raise StageError(f"{path} is missing; it is what this stage starts from.")
