@@ -133,7 +133,7 @@ GRIDS = sorted((Path(__file__).parents[2] / "configs" / "grids").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_grids_of_the_project_can_be_made(path):
-    cells = Grid.load(path, ["data=/data"]).cells(Path("/out"))
-    assert any(cell.scores for cell in cells)
+    cells = Grid.load(path, ["data=/data"] if "data" in Grid.load(path).words else []).cells(Path("/out"))
+    assert any(cell.scores for cell in cells) or path.stem == "label_free_metrics"  # tools.judge_metrics reads its runs
     names = {cell.name for cell in cells}
     assert len(names) == len(cells) and all(set(cell.needs) <= names for cell in cells)

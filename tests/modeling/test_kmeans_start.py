@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from densesiam_d2.config_checks import check_config
 from densesiam_d2.layers import kmeans, nearest
+from densesiam_d2.layers.mlp import PointConv2d
 from densesiam_d2.modeling.kmeans_start import ITERATIONS, concatenated, start_from_kmeans
 from densesiam_d2.modeling.sem_seg import PseudoLabelSemSegHead
 from tests.modeling.meta_arch.tiny import tiny_batch, tiny_sem_seg_cfg
@@ -91,7 +92,7 @@ def test_without_predictor_the_logits_are_compared():
     classifier = build_model(linear_cfg()).sem_seg_head.classifier
     z = torch.randn(2, 4, 3, 3)
     assert classifier.predictor(z) is z
-    assert [type(layer) for layer in classifier.projector] == [nn.Conv2d]
+    assert [type(layer) for layer in classifier.projector] == [PointConv2d]
 
 
 @pytest.mark.parametrize(("name", "value"), [("NORMALIZE", False), ("LOGIT_NORM", True), ("NUM_PROJ_CONVS", 2)])

@@ -200,7 +200,7 @@ def test_heads_start_as_published():
     cfg.MODEL.SLOTCON.HIDDEN_DIM = 512
     model = tiny_model(cfg)
     for head, widths in ((model.projector, [128, 512, 512, 8]), (model.predictor, [8, 512, 512, 8])):
-        assert [type(layer).__name__ for layer in head] == ["Conv2d", "BatchNorm2d", "GELU"] * 2 + ["Conv2d"]
+        assert [type(layer).__name__ for layer in head] == ["PointConv2d", "BatchNorm2d", "GELU"] * 2 + ["PointConv2d"]
         convs = [layer for layer in head if isinstance(layer, nn.Conv2d)]
         assert [(c.in_channels, c.out_channels) for c in convs] == list(itertools.pairwise(widths))
         assert all((c.bias == 0).all() for c in convs)

@@ -8,6 +8,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.layers.mlp import PointConv2d
 from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder
 from densesiam_d2.modeling.sem_seg.pseudo_label_head import PseudoLabelSemSegHead
 
@@ -48,9 +49,8 @@ def small_features(n=2):
 def test_parts_are_the_released_ones():
     """Every convolution and norm of the released model, in order: (name, weight's shape, bias, learned)."""
     head = build(released_cfg())
-    convs = [
-        (n, tuple(m.weight.shape[:2]), m.bias is not None) for n, m in head.named_modules() if type(m) is nn.Conv2d
-    ]
+    kinds = (nn.Conv2d, PointConv2d)
+    convs = [(n, tuple(m.weight.shape[:2]), m.bias is not None) for n, m in head.named_modules() if type(m) in kinds]
     expected = [(f"decoder.lateral.res{i}", (128, 2 ** (i + 4)), True) for i in (5, 4, 3, 2)]
     for name, k in (("classifier", 27), ("aux_classifier", 128)):
         expected += [
@@ -61,7 +61,7 @@ def test_parts_are_the_released_ones():
             (f"{name}.predictor.3", (k, 128), True),
         ]
     assert convs == expected
-    assert all(m.kernel_size == (1, 1) and m.stride == (1, 1) for m in head.modules() if type(m) is nn.Conv2d)
+    assert all(m.kernel_size == (1, 1) and m.stride == (1, 1) for m in head.modules() if type(m) in kinds)
 
     norms = {n: (m.num_features, m.weight is not None and m.weight.requires_grad) for n, m in head.named_modules()
              if isinstance(m, nn.BatchNorm2d)}  # fmt: skip
