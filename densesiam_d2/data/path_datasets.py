@@ -7,7 +7,7 @@
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -54,7 +54,7 @@ def register_path_datasets(names: Iterable[str]) -> None:
             _REGISTER[f"{prefix}:"](name, rest)
 
 
-def load_records(names: Iterable[str]) -> list[dict]:
+def load_records(names: Sequence[str]) -> list[dict]:
     """Return detectron2's dataset dicts of registered datasets, and of names with one of the prefixes above."""
     register_path_datasets(names)
     return [record for name in names for record in DatasetCatalog.get(name)]

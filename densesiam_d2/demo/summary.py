@@ -119,8 +119,8 @@ def _introduce(train_set: str, test_set: str, quick: bool) -> list[str]:
         "learns to detect and segment objects with labels. Beside that, it segments without labels.",
         f"The images are procedural scenes ({num_train} for training, {num_test} for scoring) and a few photographs. "
         "The demo shows that the whole way works. Small images, a small network and minutes of training say nothing "
-        "about the scores on ImageNet, COCO or Cityscapes; each number comes from one run, so differences of a point "
-        "or two may be chance.",
+        "about the scores on ImageNet, COCO or Cityscapes; each number comes from one run, so differences of a "
+        "few points may be chance (docs/few_labels.md has three seeds).",
     ]
     if quick:
         paragraphs.insert(0, "This is a quick run of two iterations per stage: its numbers and pictures mean nothing.")
@@ -140,7 +140,9 @@ def _overview_section(path: Path, runs: dict[str, _Run], test_set: str) -> Secti
         {name: run.config(run.output / "model_final.pth") for name, run in detectors.items()},
         _LEAST_SCORE,
     )
-    picture = _stack([photos, scene])
+    width = max(photos.shape[1], scene.shape[1])
+    parts = [np.pad(p, ((0, 8), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in (photos, scene)]
+    picture = np.vstack(parts)
     cv2.imwrite(str(path), picture[..., ::-1])
     return Section("In one picture").figure(
         picture,
@@ -148,12 +150,6 @@ def _overview_section(path: Path, runs: dict[str, _Run], test_set: str) -> Secti
         "test set, its clusters, and what Mask R-CNN finds after the same training with labels from two starts (score "
         f"at least {_LEAST_SCORE}).",
     )
-
-
-def _stack(images: list[np.ndarray]) -> np.ndarray:
-    """Put images of any width below each other."""
-    width = max(image.shape[1] for image in images)
-    return np.vstack([np.pad(i, ((0, 8), (0, width - i.shape[1]), (0, 0)), constant_values=255) for i in images])
 
 
 def _segmented_photos(run: _Run, files: list[str]) -> np.ndarray:
@@ -209,8 +205,7 @@ def _segmentation_section(runs: dict[str, _Run], photos: _Run, test_set: str) ->
     )
     section.command(photos.record["command"])
     files = [record["file_name"] for record in DatasetCatalog.get("demo_photos")]
-    rows = [_segmented_photos(photos, files[i : i + 6]) for i in range(0, len(files), 6)]
-    return section.figure(_stack(rows), "All photographs, and the clusters found in them.")
+    return section.figure(_segmented_photos(photos, files), "All photographs, and the clusters found in them.")
 
 
 def _classes_of(run: _Run, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:

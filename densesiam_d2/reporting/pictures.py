@@ -130,15 +130,18 @@ def draw_segmentations(dataset: str, indices: Sequence[int], methods: dict[str, 
 
 
 def draw_overlays(files: Sequence[str], method: SegmentFn, num: int) -> np.ndarray:
-    """Draw a row of images, and below it a row of the same images blended with the colours of their clusters.
+    """Draw rows of up to six images, and below each the same images blended with the colours of their clusters.
 
     Args:
         files: image files.
         method: function from an image to cluster ids (H, W).
         num: number of clusters.
     """
-    images = [read_image(file) for file in files]
-    return tile([images, [overlay(image, method(image), 0.6, palette(num)) for image in images]], height=150)
+    rows = []
+    for start in range(0, len(files), 6):
+        images = [read_image(file) for file in files[start : start + 6]]
+        rows += [images, [overlay(image, method(image), 0.6, palette(num)) for image in images]]
+    return tile(rows, height=150)
 
 
 def draw_legend(names: Sequence[str], colors: np.ndarray, cell: int = 100) -> np.ndarray:
