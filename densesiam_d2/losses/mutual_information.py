@@ -6,6 +6,7 @@ Shape shorthand: N images, K clusters, H,W pixels, T = 2 * radius + 1 displaceme
 from sys import float_info
 
 import torch
+from torch.nn import functional as F
 
 from densesiam_d2.layers import gather_with_gradient
 
@@ -25,17 +26,29 @@ def displaced_counts(p1: torch.Tensor, p2: torch.Tensor, mask: torch.Tensor, rad
         radius: largest displacement in each direction, in pixels.
 
     Returns:
-        (T, T, K, K) float32. It is a convolution of view 1 with view 2 as kernel. Fourier transforms compute it. With a
-        kernel as large as the image, a convolution takes 4 to 6 times as long on a CPU (radius 10, with gradients).
+        (T, T, K, K) float32. It is a convolution of view 1 with view 2 as kernel, by Fourier transforms of tiles: each
+        tile of view 2 meets the part of view 1 that its displacements reach. The tiles' products are summed before the
+        inverse transform, so its cost does not grow with the image. A transform of the whole image takes 4 to 7 times
+        as long on a CPU (320 x 320, K = 27, radius 10, with gradients: 1.2 against 8.7 core-seconds for 2 images), and
+        a convolution with a kernel as large as the image longer still.
     """
-    mask, side = mask[:, None], 2 * radius + 1
-    # Zeros beside the maps, so that no pixel meets one beyond the opposite border.
-    size = [max(length + radius, side) for length in p1.shape[2:]]
+    mask, shifts = mask[:, None], 2 * radius + 1
+    side = max(64, 1 << (4 * radius).bit_length())  # of the part of view 1; a power of two
+    tile = side - 2 * radius
+    below, right = (-length % tile for length in p1.shape[2:])
     with torch.autocast(p1.device.type, enabled=False):  # a sum over thousands of pixels is too much for half precision
-        f1, f2 = (torch.fft.rfft2(p.float() * mask, s=size).flatten(2) for p in (p1, p2))  # (N, K, F) frequencies
-        products = f1.permute(2, 1, 0) @ f2.permute(2, 0, 1).conj()  # (F, K, K), summed over the images
-        counts = torch.fft.irfft2(products.unflatten(0, (size[0], -1)), s=size, dim=(0, 1))
-    return counts.roll((radius, radius), dims=(0, 1))[:side, :side]
+        x1 = F.pad(p1.float() * mask, (radius, right + radius, radius, below + radius))
+        x2 = F.pad(p2.float() * mask, (0, right, 0, below))
+        f1, f2 = (  # (side * (side / 2 + 1) frequencies, K, N * tiles)
+            torch.fft.rfft2(x.unfold(2, length, tile).unfold(3, length, tile), s=(side, side))
+            .permute(4, 5, 1, 0, 2, 3)
+            .flatten(3)
+            .flatten(0, 1)
+            for x, length in ((x1, side), (x2, tile))
+        )
+        products = (f1 @ f2.mH).permute(1, 2, 0).unflatten(2, (side, -1))
+        counts = torch.fft.irfft2(products, s=(side, side))[..., :shifts, :shifts]
+    return counts.permute(2, 3, 0, 1)
 
 
 def mutual_information_loss(

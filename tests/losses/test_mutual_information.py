@@ -66,13 +66,17 @@ def test_values_and_gradients_are_those_of_the_loops(radius, weight):
         assert q.grad.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("radius", [0, 2, 4])
-def test_counts_are_those_of_the_papers_convolution(radius):
-    """View 2 is the kernel, images are its input channels; a radius of 4 is more than most pixels have."""
-    p1, p2, mask = random_maps(clusters=4)
+@pytest.mark.parametrize(
+    ("radius", "height", "width"),
+    [(0, 4, 5), (2, 4, 5), (4, 4, 5), (3, 58, 59), (10, 70, 131), (20, 30, 100)],
+    ids=["none", "one tile", "beyond the map", "exactly one tile, two", "two tiles, three", "larger tiles"],
+)
+def test_counts_are_those_of_the_papers_convolution(radius, height, width):
+    """View 2 is the kernel, images are its input channels."""
+    p1, p2, mask = random_maps(4, height, width)
     x1, x2 = ((p * mask[:, None]).transpose(0, 1) for p in (p1, p2))
     expected = F.conv2d(x1, x2, padding=radius).permute(2, 3, 0, 1)
-    assert torch.allclose(displaced_counts(p1, p2, mask, radius), expected, atol=1e-5)
+    assert torch.allclose(displaced_counts(p1, p2, mask, radius), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_counts_of_one_pixel_by_hand():

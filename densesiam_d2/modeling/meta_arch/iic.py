@@ -68,8 +68,7 @@ class IIC(LabelFreeSegmentor):
         keys.OVERCLUSTERS = 45
         # Cells of value 0 around the map that the heads get. The published network has 1.
         keys.HEAD_PADDING = 0
-        # Largest displacement between compared pixels in each direction, in pixels of the view. The time of the loss
-        # grows with (2 * WINDOW + 1) ** 2.
+        # Largest displacement between compared pixels in each direction, in pixels of the view.
         keys.WINDOW = 10
         # Weight of the marginal distributions (lambda); above 1 it favours clusters of equal size.
         keys.MARGINAL_WEIGHT = 1.0
