@@ -27,7 +27,7 @@ from densesiam_d2.modeling.meta_arch import METHODS
 __all__ = ["run"]
 
 R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
-DEPTHS = {18: (R18, 4, 1.12), 50: ([], 2, 1.06)}  # keys, pairs, goal
+DEPTHS = {18: (R18, 16, 1.12), 50: ([], 8, 1.06)}  # keys, pairs, goal
 
 
 def run(options: Options) -> list[Row]:
