@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 __all__ = ["resize_logits", "resized_labels"]
 
-BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # size of a block of resized logits: fits a CPU's cache
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # size of a block of resized logits: fits a CPU's cache
 
 
 def resize_logits(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
