@@ -17,7 +17,7 @@ from densesiam_d2.checkpoint.frameworks import refuse_jax, refuse_tensorflow
 from densesiam_d2.checkpoint.tensors import tensors_in
 from densesiam_d2.checkpoint.unpickling import InertUnpickler, Placeholder, read_pickles
 
-__all__ = ["SAFETENSORS_KEY", "read_checkpoint"]
+__all__ = ["SAFETENSORS_KEY", "read_checkpoint", "require_weight_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,20 @@ _NO_WEIGHTS = [
     (rb"(?s).{257}ustar", "it is a tar archive: unpack it"),
     (rb"\x89HDF", "it is a HDF5 file, not of PyTorch: save the network's state_dict() with torch.save"),
 ]
+
+
+def require_weight_file(path: Path, what: str = "weight file") -> None:
+    """Raise an error if there is no file, or a checkpoint of TensorFlow; ``what`` opens the message of the former.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, or a checkpoint of TensorFlow, whose name may be only the start of its files' names.
+    """
+    refuse_tensorflow(path)
+    if path.is_dir():
+        raise ValueError(f"cannot read weights from {path}: it is a folder; give the file in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} {path} does not exist")
 
 
 def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
@@ -57,11 +71,7 @@ def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
             than tensors and plain values; or a foreign file holds no tensors.
     """
     path = Path(path)
-    refuse_tensorflow(path)
-    if path.is_dir():
-        raise ValueError(f"cannot read weights from {path}: it is a folder; give the file in it")
-    if not path.is_file():
-        raise FileNotFoundError(f"weight file {path} does not exist")
+    require_weight_file(path)
     left_out: dict[str, None] = {}
     try:
         _check_start(path)

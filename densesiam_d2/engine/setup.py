@@ -19,6 +19,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from densesiam_d2.checkpoint.files import require_weight_file
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.config_checks import check_config
@@ -212,7 +213,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ValueError: the config cannot work; one message lists all problems.
-        FileNotFoundError: the yaml or the data does not exist.
+        FileNotFoundError: the yaml, the data or the weights do not exist.
         ImportError: a package that the data needs is not installed.
     """
     cfg = load_config(args.config_file, args.opts)
@@ -247,8 +248,8 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
     if args.eval_only and not weights and "MODEL.WEIGHTS" not in args.opts:
         raise ValueError("--eval-only needs MODEL.WEIGHTS FILE (MODEL.WEIGHTS '' if random weights are meant)")
-    if weights and "://" not in weights and on_first_machine and not Path(weights.partition("?")[0]).is_file():
-        raise FileNotFoundError(f"MODEL.WEIGHTS: file {weights} does not exist")
+    if weights and "://" not in weights and on_first_machine:
+        require_weight_file(Path(weights.partition("?")[0]), "MODEL.WEIGHTS: file")
 
 
 def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -223,6 +223,7 @@ def test_reference_world_size_scales(scenes, tmp_path):
         ("DATASETS.TRAIN folder:/x", "DATASETS.TRAIN 'folder:/x': the folder /x does not exist"),
         ("DATASETS.TRIAN ('folder:/x',)", "no config key DATASETS.TRIAN; did you mean DATASETS.TRAIN"),
         ("MODEL.WEIGHTS /no/such.pth", "MODEL.WEIGHTS: file /no/such.pth does not exist"),
+        ("MODEL.WEIGHTS /tmp", "cannot read weights from /tmp: it is a folder"),
         ("MODEL.RESNETS.DEPTH 50", "RES2_OUT_CHANNELS is 64; a ResNet-50 has 256"),
         ("MODEL.META_ARCHITECTURE GeneralizedRCNN DATASETS.TRAIN ('folder:/x',)", "'folder:/x', without labels"),
     ],
@@ -232,6 +233,14 @@ def test_mistakes_stop_at_start_up(options, message, tmp_path):
     args = argument_parser().parse_args(command)
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
         checked_config(args)
+
+
+def test_weights_of_tensorflow_are_named_as_such(tmp_path):
+    (tmp_path / "model.ckpt-5.index").write_bytes(b"")
+    weights = str(tmp_path / "model.ckpt-5")  # what TensorFlow calls the checkpoint; no file has this name
+    command = ["--config-file", str(ROOT / "configs" / PRETRAIN), "MODEL.WEIGHTS", weights]
+    with pytest.raises(ValueError, match="a checkpoint of TensorFlow"):
+        checked_config(argument_parser().parse_args([*command, "OUTPUT_DIR", str(tmp_path / "run")]))
 
 
 def test_a_folder_with_checkpoints_is_not_trained_over(pretrained):
