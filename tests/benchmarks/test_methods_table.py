@@ -1,0 +1,28 @@
+"""The table of the methods' steps for docs/performance.md."""
+
+from benchmarks.harness import Row
+from benchmarks.methods_table import markdown
+
+
+def row(name, peer, *values):
+    return Row.of(name, peer, list(values)).record()
+
+
+def test_a_line_for_each_step_in_the_order_of_depths_and_segmentation_last():
+    step = "SimSiam step R18"
+    records = [
+        row("IIC step R18", "ours / backbone, FLOPs of the heads counted in", 2.0),
+        row("SimSiam step R50", "ours / backbone, FLOPs of the heads counted in", 1.0),
+        row("two views, 90 kB", "lightly / ours", 4.0),
+        row(step, "ours / backbone, FLOPs of the heads counted in", 1.0, 1.25, 1.125),
+        row(step, "FLOPs, ours / backbone", 1.01),
+        row(step, "ours / lightly", 0.9),
+        row(step, "ours, seconds per pair", 0.25),
+        row(step, "lightly, seconds per pair", 0.5),
+        row(step, "backbone, peak MiB per pair", 68.2),
+    ]
+    lines = markdown(records).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| SimSiam, R18", "| SimSiam, R50", "| IIC, R18"]
+    assert lines[0] == (
+        "| SimSiam, R18 | 0.25 |  | 0.50 | 0.90 (0.90 to 0.90) | 1.12 (1.00 to 1.25) | 1.01 |  | 68 |  |"
+    )
