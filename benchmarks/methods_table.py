@@ -1,16 +1,19 @@
 """``python -m benchmarks.methods_table RESULTS.json DOCUMENT.md``: write the methods' steps into a document.
 
-The table replaces what stands between the lines ``<!-- begin methods -->`` and ``<!-- end methods -->``.
+The table replaces what stands between the lines ``<!-- begin methods -->`` and ``<!-- end methods -->``, and the whole
+document if it has no such lines.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from densesiam_d2.grid import insert
+from densesiam_d2.grid import insert_table
+from densesiam_d2.modeling.meta_arch import METHODS
 
 __all__ = ["markdown"]
 
+OUTPUTS = {method.__name__: method.output for method in METHODS}
 HEADER = (
     "| method | s per pair | its backbone | lightly | ours / lightly | time above the FLOPs' share | FLOPs / backbone "
     "| MiB per pair | its backbone | lightly |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
@@ -28,8 +31,9 @@ def markdown(records: list[dict]) -> str:
 
 
 def _order(name: str) -> tuple:
+    """Order pretraining by depth and name; segmentation comes last."""
     method, depth = name.split(" step ")
-    return method.endswith(("Segmentor", "IIC", "PiCIE", "DeepCluster")), depth, method
+    return OUTPUTS[method] != "features", depth, method
 
 
 def _line(name: str, rows: dict[str, dict]) -> str:
@@ -52,4 +56,4 @@ def _line(name: str, rows: dict[str, dict]) -> str:
 
 if __name__ == "__main__":
     results, document = map(Path, sys.argv[1:])
-    document.write_text(insert(document.read_text(), "methods", markdown(json.loads(results.read_text()))))
+    document.write_text(insert_table(document.read_text(), "methods", markdown(json.loads(results.read_text()))))

@@ -17,7 +17,8 @@ def refuse_tensorflow(path: Path) -> None:
         ValueError: it is one.
     """
     if path.is_dir():
-        found = next(path.glob("*.index"), None) or next(path.glob("**/saved_model.pb"), None)
+        # Not deeper: the folder may hold all images of a user.
+        found = any(next(path.glob(name), None) for name in ("*.index", "saved_model.pb", "*/saved_model.pb"))
     else:
         start = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path.name)
         found = path.with_name(f"{start}.index").is_file() or path.name == "saved_model.pb" or path.name != start

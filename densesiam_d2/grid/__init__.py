@@ -4,6 +4,6 @@ from densesiam_d2.grid.cells import Cell, Score
 from densesiam_d2.grid.records import State, state_of
 from densesiam_d2.grid.run import run_cells
 from densesiam_d2.grid.spec import Grid, Stage
-from densesiam_d2.grid.table import Table, insert
+from densesiam_d2.grid.table import Table, insert_table
 
-__all__ = ["Cell", "Grid", "Score", "Stage", "State", "Table", "insert", "run_cells", "state_of"]
+__all__ = ["Cell", "Grid", "Score", "Stage", "State", "Table", "insert_table", "run_cells", "state_of"]

@@ -8,7 +8,7 @@ from statistics import mean, median, stdev
 from densesiam_d2.grid.cells import Cell
 from densesiam_d2.grid.records import State, conflict, read_record
 
-__all__ = ["Entry", "Table", "insert"]
+__all__ = ["Entry", "Table", "insert_table"]
 
 CHANGED = "changed"  # done, but with another command
 NULL = "null"  # done, but the score is not a number
@@ -154,7 +154,7 @@ def _line(cells: Sequence) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def insert(text: str, name: str, table: str) -> str:
+def insert_table(text: str, name: str, table: str) -> str:
     """Return a text with the table between its marker lines, or only the table if the text has no such lines."""
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
     if begin not in text or end not in text:

@@ -28,8 +28,8 @@ def displaced_counts(p1: torch.Tensor, p2: torch.Tensor, mask: torch.Tensor, rad
     Returns:
         (T, T, K, K) float32. It is a convolution of view 1 with view 2 as kernel, by Fourier transforms of tiles: each
         tile of view 2 meets the part of view 1 that its displacements reach. The tiles' products are summed before the
-        inverse transform, so its cost does not grow with the image. A transform of the whole image takes 4 to 7 times
-        as long on a CPU (320 x 320, K = 27, radius 10, with gradients: 1.2 against 8.7 core-seconds for 2 images), and
+        inverse transform, so its cost does not grow with the image. A transform of the whole image takes
+        longer on a CPU (320 x 320, K = 27, radius 10, with gradients: 10.9 against 1.4 core-seconds for 2 images), and
         a convolution with a kernel as large as the image longer still.
     """
     mask, shifts = mask[:, None], 2 * radius + 1

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from densesiam_d2.engine.signals import PREEMPTED
 from densesiam_d2.evaluation.json_scores import write_json
-from densesiam_d2.grid import Cell, Grid, State, Table, insert, run_cells, state_of
+from densesiam_d2.grid import Cell, Grid, State, Table, insert_table, run_cells, state_of
 
 __all__ = ["main"]
 
@@ -100,7 +100,7 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         text = args.markdown.read_text() if args.markdown.exists() else ""
-        args.markdown.write_text(insert(text, args.grid.stem, table.markdown()))
+        args.markdown.write_text(insert_table(text, args.grid.stem, table.markdown()))
     if args.json:
         write_json(args.json, table.to_json())
     return int(bool(table.missing))

@@ -223,7 +223,6 @@ def test_reference_world_size_scales(scenes, tmp_path):
         ("DATASETS.TRAIN folder:/x", "DATASETS.TRAIN 'folder:/x': the folder /x does not exist"),
         ("DATASETS.TRIAN ('folder:/x',)", "no config key DATASETS.TRIAN; did you mean DATASETS.TRAIN"),
         ("MODEL.WEIGHTS /no/such.pth", "MODEL.WEIGHTS: file /no/such.pth does not exist"),
-        ("MODEL.WEIGHTS /tmp", "cannot read weights from /tmp: it is a folder"),
         ("MODEL.RESNETS.DEPTH 50", "RES2_OUT_CHANNELS is 64; a ResNet-50 has 256"),
         ("MODEL.META_ARCHITECTURE GeneralizedRCNN DATASETS.TRAIN ('folder:/x',)", "'folder:/x', without labels"),
     ],
@@ -240,6 +239,13 @@ def test_weights_of_tensorflow_are_named_as_such(tmp_path):
     weights = str(tmp_path / "model.ckpt-5")  # what TensorFlow calls the checkpoint; no file has this name
     command = ["--config-file", str(ROOT / "configs" / PRETRAIN), "MODEL.WEIGHTS", weights]
     with pytest.raises(ValueError, match="a checkpoint of TensorFlow"):
+        checked_config(argument_parser().parse_args([*command, "OUTPUT_DIR", str(tmp_path / "run")]))
+
+
+def test_weights_that_are_a_folder_are_named_as_such(tmp_path):
+    (tmp_path / "weights").mkdir()
+    command = ["--config-file", str(ROOT / "configs" / PRETRAIN), "MODEL.WEIGHTS", str(tmp_path / "weights")]
+    with pytest.raises(ValueError, match=r"cannot read weights from .*/weights: it is a folder"):
         checked_config(argument_parser().parse_args([*command, "OUTPUT_DIR", str(tmp_path / "run")]))
 
 
