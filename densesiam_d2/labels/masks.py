@@ -9,6 +9,7 @@ import pycocotools.mask as mask_util
 __all__ = ["clean_polygons", "mask_bounds", "rle_problem"]
 
 FLAT = 1e-6  # square pixels
+NUMBERS = {int, float, bool}  # what JSON's numbers become; a bool is an int in Python
 
 
 def clean_polygons(segmentation: Any) -> tuple[list[list[float]], list[str]]:
@@ -24,11 +25,11 @@ def clean_polygons(segmentation: Any) -> tuple[list[list[float]], list[str]]:
     if not isinstance(segmentation, list):
         return [], ["mask-type"]
     problems = []
-    if all(isinstance(v, int | float) for v in segmentation):
+    if set(map(type, segmentation)) <= NUMBERS:
         segmentation, problems = [segmentation], ["polygon-bare"]
     kept = []
     for polygon in segmentation:
-        numbers = isinstance(polygon, list) and all(isinstance(v, int | float) for v in polygon)
+        numbers = isinstance(polygon, list) and set(map(type, polygon)) <= NUMBERS
         points = np.array(polygon if numbers else [], dtype=np.float64)
         if not numbers:
             problems.append("mask-type")
