@@ -3,6 +3,9 @@
 Shape shorthand: K classes, h,w cells of the logits, H,W pixels.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch.nn import functional as F
 
@@ -43,17 +46,29 @@ def resized_labels(
     z = logits.permute(1, 2, 0).contiguous()  # (h, w, K)
     block = max(1, BLOCK_BYTES[z.device.type] // (z.element_size() * len(logits) * size[1]))
     labels = torch.empty(size, dtype=torch.uint8 if len(logits) <= 256 else torch.int16, device=z.device)
-    for start in range(0, size[0], block):
-        rows = torch.arange(start, min(start + block, size[0]), device=z.device)
-        if size == crop:
-            values = _resized_rows(z, 0, len(z), rows, padded)[:, : crop[1]]
-        else:
-            low, high, _ = _neighbours(rows, crop[0], size[0])
-            inner = torch.arange(int(low[0]), int(high[-1]) + 1, device=z.device)
-            values = _resized_rows(z, 0, len(z), inner, padded)[:, : crop[1]]
-            values = _resized_rows(values, int(low[0]), crop[0], rows, size)
-        labels[start : start + len(rows)] = _argmax(values)
+    with _one_thread():
+        for start in range(0, size[0], block):
+            rows = torch.arange(start, min(start + block, size[0]), device=z.device)
+            if size == crop:
+                values = _resized_rows(z, 0, len(z), rows, padded)[:, : crop[1]]
+            else:
+                low, high, _ = _neighbours(rows, crop[0], size[0])
+                inner = torch.arange(int(low[0]), int(high[-1]) + 1, device=z.device)
+                values = _resized_rows(z, 0, len(z), inner, padded)[:, : crop[1]]
+                values = _resized_rows(values, int(low[0]), crop[0], rows, size)
+            labels[start : start + len(rows)] = _argmax(values)
     return labels
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: for blocks this small, the threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:
