@@ -64,6 +64,6 @@ def test_other_starts_change_the_weights_only(monkeypatch):
 
     from_imagenet = dict(configs("unsup_segmentation"))
     others = list(configs("unsup_segmentation_starts"))
-    assert len(others) == 3 * 2 * 4  # data sets, starts, systems
+    assert len(others) == 3 * 2 * 7  # data sets, starts, systems
     for key, cfg in others:
         assert cfg == from_imagenet[key], key
