@@ -1,12 +1,29 @@
 """A cell of a grid: one command with a folder of its own, and the scores that it leaves there."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Cell", "Score"]
+__all__ = ["Cell", "Score", "check_folder_name"]
+
+
+def check_folder_name(name: str, what: str) -> None:
+    """Check that a part of a cell's name can be the name of a folder.
+
+    Args:
+        name: the part.
+        what: what it is the name of, for the message.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise ValueError(
+            f"{what}: {name!r} must be letters, digits and . + - _, and begin with no dot (it names a folder)"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,21 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
-from densesiam_d2.grid.cells import Cell, Score
+from densesiam_d2.grid.cells import Cell, Score, check_folder_name
+from densesiam_d2.yaml_keys import load_yaml
 
 __all__ = ["Grid", "Stage"]
 
 Value = str | int | float
 Words = Mapping[str, str | list]
+
+# Words that only a shell understands, but no shell runs a command: "|", "&&", "2>&1", ">log.txt", "$HOME/x".
+_SHELL = re.compile(r"[|&;<>]+|\d?>\S*|\$\{?\w\S*")
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Stage:
     Attributes:
         name: name of the stage.
         command: the command line with placeholders: {axis}, {word} of the grid's words, {folder} of the cell, and
-            {folder_of[STAGE]} of the cell of an earlier stage with the same axes, which must then be done before.
+            {folder_of[STAGE]} of the cell of an earlier stage with the same axes, which must then be done before. No
+            shell runs it: for pipes and the like write sh -c '...'.
         over: names of the axes.
         skip: axis -> values for which the stage has no cells.
         scores: the numbers to read.
@@ -59,8 +64,8 @@ class Grid:
     def load(cls, path: Path, settings: Iterable[str] = ()) -> "Grid":
         """Read a yaml with the keys of this class.
 
-        ``$NAME`` in a word is an environment variable. A stage is written as name -> its other attributes, a score as
-        name -> [file, path].
+        ``$NAME`` in one of ``words`` is an environment variable. A stage is written as name -> its other attributes, a
+        score as name -> [file, path].
 
         Args:
             path: the yaml.
@@ -73,30 +78,33 @@ class Grid:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         try:
-            content = yaml.safe_load(path.read_text())
+            content = load_yaml(path.read_bytes())
             _check_keys(content, cls, "a grid")
             grid = cls(
-                axes=content["axes"],
-                stages=[_stage(name, keys) for name, keys in content["stages"].items()],
-                words=dict(content.get("words") or {}),
-                values=content.get("values") or {},
+                axes=_mapping(content["axes"], "axes"),
+                stages=[_stage(str(name), keys) for name, keys in _mapping(content["stages"], "stages").items()],
+                words=_mapping(content.get("words"), "words"),
+                values=_values(content.get("values")),
             )
             grid.check()
             return grid._with(settings)
-        except (yaml.YAMLError, TypeError, AttributeError, KeyError, ValueError) as error:
-            text = f"the key {error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise ValueError(f"{path}: {text}") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
     def check(self) -> None:
-        """Check the names of axes and values.
+        """Check the names of axes, values and stages, and that no list has a value twice, which would count double.
 
         Raises:
             ValueError: one cannot be; the message names it.
         """
         for axis, values in self.axes.items():
-            for value in values:
-                if not re.fullmatch(r"[\w.+-]+", str(value)):
-                    raise ValueError(f"axis {axis}: {value!r} must be letters, digits and . + - _ (it names a folder)")
+            check_folder_name(str(axis), "axes")
+            _check_axis(axis, values)
+        for stage in self.stages:
+            check_folder_name(stage.name, "stages")
+            _check_list(stage.over, f"stage {stage.name}: over")
+            for axis, values in stage.skip.items():
+                _check_list(values, f"stage {stage.name}: skip {axis}")
         named = [(f"stage {stage.name}", {**dict.fromkeys(stage.over, ()), **stage.skip}) for stage in self.stages]
         for where, axes in [("values", self.values), *named]:
             for axis, values in axes.items():
@@ -124,8 +132,9 @@ class Grid:
             for value in axes[name]:
                 if value not in self.axes[name] and not numbers:
                     raise ValueError(f"--set {setting}: {name} has no value {value}{_near(value, self.axes[name])}")
+            _check_axis(name, axes[name])
         values = {
-            axis: {value: {n: w for n, w in (own or {}).items() if n not in fixed} for value, own in of_axis.items()}
+            axis: {value: {n: w for n, w in own.items() if n not in fixed} for value, own in of_axis.items()}
             for axis, of_axis in self.values.items()
         }
         return Grid(axes, self.stages, words, values)
@@ -137,7 +146,8 @@ class Grid:
             root: the grid's folder.
 
         Raises:
-            ValueError: a command has an unknown placeholder, or an environment variable is not set.
+            ValueError: a command has an unknown placeholder, or an environment variable is not set; or there are no
+                cells.
         """
         found: list[Cell] = []
         for stage in self.stages:
@@ -145,6 +155,8 @@ class Grid:
                 axes = dict(zip(stage.over, values, strict=True))
                 if not any(axes.get(axis) in skipped for axis, skipped in stage.skip.items()):
                     found.append(self._cell(stage, axes, root.resolve(), found))
+        if not found:
+            raise ValueError("the grid has no cells: it has no stages, or they skip all values")
         return found
 
     def _cell(self, stage: Stage, axes: dict[str, Value], root: Path, earlier: list[Cell]) -> Cell:
@@ -152,10 +164,15 @@ class Grid:
         folders = _Folders({cell.stage: [c for c in earlier if c.stage == cell.stage] for cell in earlier}, axes)
         words = dict(self.words)
         for axis, value in axes.items():
-            words.update(self.values.get(axis, {}).get(value) or {})
+            words.update(self.values.get(axis, {}).get(value, {}))
         given = {**axes, "folder": str(root / name), "folder_of": folders}
         try:
-            command = [w for word in shlex.split(stage.command, comments=True) for w in _expand(word, given, words)]
+            template = shlex.split(stage.command, comments=True)
+            if shell := next(filter(_SHELL.fullmatch, template), None):
+                raise ValueError(f"{shell!r} in the command is for a shell, but none runs it: write sh -c '...'")
+            command = [w for word in template for w in _expand(word, given, words)]
+            if not command:
+                raise ValueError("its command has no words")
         except ValueError as error:
             raise ValueError(f"cell {name}: {error}") from None
         return Cell(name, stage.name, tuple(command), root, axes, tuple(folders.used), stage.scores)
@@ -167,7 +184,11 @@ class _Folders:
     def __init__(self, earlier: Mapping[str, list[Cell]], axes: Mapping[str, Value]):
         self._earlier, self._axes, self.used = earlier, axes, []
 
-    def __getitem__(self, stage: str) -> str:
+    def __format__(self, spec: str) -> str:
+        raise ValueError("{folder_of} stands without a stage: write {folder_of[STAGE]}")
+
+    def __getitem__(self, stage: str | int) -> str:
+        stage = str(stage)  # digits come as int
         if stage not in self._earlier:
             raise ValueError(f"{{folder_of[{stage}]}}: no earlier stage of this name{_near(stage, self._earlier)}")
         fitting = [c for c in self._earlier[stage] if all(self._axes.get(a) == v for a, v in c.axes.items())]
@@ -195,7 +216,8 @@ def _expand(word: str, given: Mapping, words: Words, above: tuple[str, ...] = ()
     alone = re.fullmatch(r"\{(\w+)\}", word)
     if alone and isinstance(words.get(alone[1]), list):
         _check_loop(alone[1], above)
-        return [w for part in words[alone[1]] for w in _expand(str(part), given, words, (*above, alone[1]))]
+        texts = [_with_environment(alone[1], part) for part in words[alone[1]]]
+        return [w for text in texts for w in _expand(text, given, words, (*above, alone[1]))]
     try:
         return [word.format_map(Texts(given))]
     except (IndexError, AttributeError, TypeError, KeyError) as error:
@@ -207,14 +229,19 @@ def _text(name: str, given: Mapping, words: Words, above: tuple[str, ...]) -> st
     if name not in words:
         raise ValueError(f"there is no placeholder {{{name}}}{_near(name, [*given, *words])}")
     _check_loop(name, above)
-    if words[name] is None:
-        raise ValueError(f"{{{name}}} has no value: give --set {name}=...")
     if isinstance(words[name], list):
         raise ValueError(f"{{{name}}} is a list of words, so it must stand alone, with spaces around it")
-    text = os.path.expandvars(str(words[name]))
+    return " ".join(_expand(_with_environment(name, words[name]), given, words, (*above, name)))
+
+
+def _with_environment(name: str, word: object) -> str:
+    """Return one of the words as text, with the values of its environment variables."""
+    if word is None:
+        raise ValueError(f"{{{name}}} has no value: give --set {name}=...")
+    text = os.path.expandvars(str(word))
     if unset := re.search(r"\$\{?(\w+)", text):
         raise ValueError(f"{{{name}}} is the environment variable {unset[1]}, which is not set: give --set {name}=...")
-    return " ".join(_expand(text, given, words, (*above, name)))
+    return text
 
 
 def _check_loop(name: str, above: tuple[str, ...]) -> None:
@@ -222,19 +249,64 @@ def _check_loop(name: str, above: tuple[str, ...]) -> None:
         raise ValueError(f"{{{name}}} stands for itself")
 
 
-def _stage(name: str, keys: Mapping) -> Stage:
-    _check_keys({"name": name, **keys}, Stage, f"stage {name}")
-    scores = tuple(Score(score, *place) for score, place in (keys.get("scores") or {}).items())
-    return Stage(name, keys["command"], keys["over"], keys.get("skip") or {}, scores)
+def _stage(name: str, content: object) -> Stage:
+    what = f"stage {name}"
+    _check_keys(content, Stage, what)
+    if not isinstance(content["command"], str):
+        raise ValueError(f"{what}: command must be one text, such as python train_net.py, not {content['command']!r}")
+    scores = []
+    for score, place in _mapping(content.get("scores"), f"{what}: scores").items():
+        if not (isinstance(place, list) and len(place) == 2 and all(isinstance(part, str) for part in place)):
+            raise ValueError(f"{what}: score {score} must be [FILE, PATH], not {place!r}")
+        scores.append(Score(str(score), *place))
+    skip = _mapping(content.get("skip"), f"{what}: skip")
+    return Stage(name, content["command"], content["over"], skip, tuple(scores))
+
+
+def _values(content: object) -> dict[str, dict[Value, Words]]:
+    found = {}
+    for axis, of_axis in _mapping(content, "values").items():
+        of_axis = _mapping(of_axis, f"values: {axis}")
+        found[axis] = {value: _mapping(own, f"values: {axis}: {value}") for value, own in of_axis.items()}
+    return found
 
 
 def _check_keys(content: object, kind: type, what: str) -> None:
-    known = list(kind.__dataclass_fields__)
+    """Check that a mapping has keys of a class only, and all those that have no default."""
+    needed = {f.name: f.default is f.default_factory is MISSING for f in fields(kind) if f.name != "name"}
     if not isinstance(content, Mapping):
-        raise ValueError(f"{what} has the keys {', '.join(known)}")
+        raise ValueError(f"{what} has the keys {', '.join(needed)}")
     for key in content:
-        if key not in known:
-            raise ValueError(f"{what} has no key {key}{_near(key, known)}")
+        if key not in needed:
+            raise ValueError(f"{what} has no key {key}{_near(key, needed)}")
+    for key in needed:
+        if needed[key] and key not in content:
+            raise ValueError(f"{what} needs the key {key}")
+
+
+def _mapping(content: object, what: str) -> Mapping:
+    """Return a mapping; an empty one for a key without a value."""
+    if content is not None and not isinstance(content, Mapping):
+        raise ValueError(f"{what} must be lines of NAME: VALUE, not {content!r}")
+    return content or {}
+
+
+def _check_axis(axis: str, values: object) -> None:
+    _check_list(values, f"axis {axis}")
+    if not values:
+        raise ValueError(f"axis {axis} has no values")
+    for value in values:
+        check_folder_name(str(value), f"axis {axis}")
+
+
+def _check_list(values: object, what: str) -> None:
+    if not isinstance(values, list):
+        raise ValueError(f"{what} must be a list, such as [a, b], not {values!r}")
+    for i, value in enumerate(values):
+        if not isinstance(value, Value):
+            raise ValueError(f"{what}: {value!r} is no text and no number; in quotes it is a text")
+        if value in values[:i]:
+            raise ValueError(f"{what} has {value} twice: name it once")
 
 
 def _folder_name(axis: str, value: Value) -> str:

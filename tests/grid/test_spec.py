@@ -98,7 +98,32 @@ def test_a_stage_may_have_fewer_axes(load):
         ("    skip:", "    skp:", "stage pretrain has no key skp; did you mean skip"),
         ("words:", "wrds:", "a grid has no key wrds; did you mean words"),
         ("seed: [0, 1]", "seed: [0, a/b]", "axis seed: 'a/b' must be letters"),
-        ("command: test", "scores: {}\n    # test", "the key 'command' is missing"),
+        ("seed: [0, 1]", "seed: [0, ..]", r"axis seed: '\.\.' must be .* begin with no dot"),
+        ("seed: [0, 1]", "seed: [0, 0, 1]", "axis seed has 0 twice"),
+        ("seed: [0, 1]", "seed: 3", "axis seed must be a list, such as .*, not 3"),
+        ("method: [a, scratch]", "method: as", "axis method must be a list, such as .*, not 'as'"),
+        ("seed: [0, 1]", "seed: []", "axis seed has no values"),
+        ("seed: [0, 1]", "seed: [null]", "axis seed: None is no text and no number"),
+        ("seed: [0, 1]", "../seed: [0, 1]", "axes: '../seed' must be letters"),
+        ("axes: {method: [a, scratch], seed: [0, 1]}", "axes: [seed]", "axes must be lines of NAME: VALUE"),
+        ("over: [method, seed]\n    command: test", "over: seed\n    command: test", "stage test: over must be a list"),
+        ("over: [method, seed]\n    command: test", "command: test", "stage test needs the key over"),
+        ("skip: {method: [scratch]}", "skip: {method: scratch}", "stage pretrain: skip method must be a list"),
+        ("skip: {method: [scratch]}", "skip: [scratch]", "stage pretrain: skip must be lines of NAME: VALUE"),
+        ("command: test", "# test", "stage test needs the key command"),
+        ("command: test", "command: #", "stage test: command must be one text, .*, not None"),
+        ("command: test", "command: 3 #", "stage test: command must be one text, .*, not 3"),
+        ("command: test", 'command: "# test" #', "cell test/a/seed_0: its command has no words"),
+        ("SEED {seed}", "SEED {seed} | tee x", r"cell test/a/seed_0: '\|' in the command is for a shell"),
+        ("SEED {seed}", "SEED $SEED", r"cell test/a/seed_0: '\$SEED' in the command is for a shell"),
+        ("test {weights}", "test {folder_of}", "{folder_of} stands without a stage"),
+        ('[RATE, 0.1, "X {seed}"]', "[RATE, $GRID_TEST_RATE]", "{more} is the environment variable GRID_TEST_RATE"),
+        ('[RATE, 0.1, "X {seed}"]', "[RATE, null]", "{more} has no value"),
+        ("  test:", "  ../test:", "stages: '../test' must be letters"),
+        ('[results.json, "*.AP"]', "[results.json]", r"stage test: score AP must be \[FILE, PATH\]"),
+        ('scratch: {weights: ""}', "scratch: 5", "values: method: scratch must be lines of NAME: VALUE"),
+        ("  method:\n    a:", "  method: [a]\n  seed:\n    0:", "values: method must be lines of NAME: VALUE"),
+        ("words:", "axes: {method: [a]}\nwords:", "the key axes occurs twice, in lines 2 and 3"),
         ("axes:", "axes: [", "grid.yaml: "),
     ],
 )
@@ -116,11 +141,32 @@ def test_mistakes_in_the_yaml_are_named(load, old, new, says):
         ("sed=1", "one of the names method, seed, data"),
         ("seed", "write NAME=VALUE"),
         ("seed=", "seed has no value"),
+        ("seed=0,0,0,1", "axis seed has 0 twice"),
     ],
 )
 def test_mistakes_in_settings_are_named(load, setting, says):
     with pytest.raises(ValueError, match=says):
         load(YAML, setting)
+
+
+@pytest.mark.parametrize("stages", ["{}", "{test: {over: [seed], skip: {seed: [0, 1]}, command: x}}"])
+def test_a_grid_without_cells_is_refused(load, stages):
+    with pytest.raises(ValueError, match="the grid has no cells"):
+        load(f"axes: {{seed: [0, 1]}}\nstages: {stages}")
+
+
+def test_a_shell_is_part_of_the_command(load):
+    cells = load(replace=[("test {weights}", "sh -c 'test $0 > {folder}/x | tee y'")])
+    assert cells[2].words[:3] == ("sh", "-c", "test $0 > /out/test/a/seed_0/x | tee y")
+
+
+def test_lists_of_words_hold_environment_variables(load):
+    assert "/the data/x" in load(replace=[("RATE, 0.1", "RATE, $GRID_TEST_DATA/x")])[0].words
+
+
+def test_names_of_digits(load):
+    cells = load(replace=[("  pretrain:", "  1:"), ("folder_of[pretrain]", "folder_of[1]")])
+    assert cells[0].name == "1/a/seed_0" and cells[2].needs == ("1/a/seed_0",)
 
 
 def test_a_missing_yaml_is_named():
