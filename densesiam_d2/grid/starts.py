@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from densesiam_d2.checkpoint import CheckedCheckpointer, expected_metadata
 from densesiam_d2.engine.setup import replace_sync_bn
+from densesiam_d2.grid.cells import check_folder_name
 
 __all__ = ["SCRATCH", "Start", "check_starts", "on_cpu", "parse_starts", "quiet", "split_name"]
 
@@ -42,7 +43,7 @@ def parse_starts(words: Sequence[str]) -> list[Start]:
             file is called backbone, model_best or model_final.
 
     Raises:
-        ValueError: two starts have one name.
+        ValueError: two starts have one name, or a name cannot be that of a folder.
     """
     starts = []
     for word in words:
@@ -54,7 +55,9 @@ def parse_starts(words: Sequence[str]) -> list[Start]:
         else:
             path = Path(word.partition("?")[0])
             name = path.absolute().parent.name if path.stem in _PLAIN_NAMES else path.stem
-            starts.append(Start(re.sub(r"[^\w.+-]", "_", name), word))
+            name = re.sub(r"[^\w.+-]", "_", name)
+            check_folder_name(name, f"{word}: name it by NAME=FILE")
+            starts.append(Start(name, word))
     names = [start.name for start in starts]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -63,9 +66,16 @@ def parse_starts(words: Sequence[str]) -> list[Start]:
 
 
 def split_name(word: str) -> tuple[str | None, str]:
-    """Split NAME=FILE; the name is None for FILE alone."""
+    """Split NAME=FILE; the name is None for FILE alone.
+
+    Raises:
+        ValueError: the name cannot be that of a folder.
+    """
     named = re.fullmatch(r"([\w.+-]+)=(.+)", word)
-    return (named[1], named[2]) if named else (None, word)
+    if not named:
+        return None, word
+    check_folder_name(named[1], word)
+    return named[1], named[2]
 
 
 def check_starts(cfg: CfgNode, starts: Sequence[Start]) -> None:

@@ -40,6 +40,20 @@ def test_a_name_before_a_file():
     assert split_name("x/moco.pkl?matching_heuristics=True")[0] is None
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("..=a.pkl", r"\.\.=a\.pkl: '\.\.' must be letters, .* and begin with no dot"),
+        (".=a.pkl", r"\.=a\.pkl: '\.' must be"),
+        ("../model_final.pth", r"\.\./model_final\.pth: name it by NAME=FILE: '\.\.' must be"),
+        ("/model_final.pth", r"/model_final\.pth: name it by NAME=FILE: '' must be"),
+    ],
+)
+def test_a_name_that_leaves_the_folder_of_the_grid_is_refused(word, says):
+    with pytest.raises(ValueError, match=says):
+        parse_starts(["scratch", word])
+
+
 def test_two_starts_of_one_name():
     with pytest.raises(ValueError, match="two starts are called a: name them by NAME=FILE"):
         parse_starts(["x/a.pkl", "y/a.pkl"])
