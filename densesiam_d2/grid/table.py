@@ -155,9 +155,14 @@ def _line(cells: Sequence) -> str:
 
 
 def insert_table(text: str, name: str, table: str) -> str:
-    """Return a text with the table between its marker lines, or only the table if the text has no such lines."""
+    """Return a text with the table between its marker lines; an empty text becomes these lines and the table.
+
+    Raises:
+        ValueError: the text has not both lines.
+    """
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-    if begin not in text or end not in text:
-        return table
-    before, rest = text.split(begin, 1)
-    return f"{before}{begin}{table}{end}{rest.split(end, 1)[1]}"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if text and not found:
+        raise ValueError(f"write the lines {begin.strip()} and {end}, in this order, where the table is to stand")
+    return before + begin + table + end + (after or "\n")

@@ -10,8 +10,8 @@ CUDA_VISIBLE_DEVICES=0, 1 and so on. Every cell has a folder with log.txt and ce
 hardware, date, seconds, memory, scores.
 
 ``table`` writes mean and sample standard deviation over the seeds, and lists the cells that are missing or failed. With
-``--markdown FILE`` it replaces the file, or, in a document with the lines ``<!-- begin NAME -->`` and
-``<!-- end NAME -->``, where NAME is that of the yaml, what is between them.
+``--markdown FILE`` it also replaces what is between the lines ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` of a
+document, where NAME is that of the yaml; a new file gets these lines.
 
 Commands run in the working directory, which is the project's root for the yamls in configs/grids.
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--markdown",
                 type=Path,
                 metavar="FILE",
-                help="write the table here too, in a document between its marker lines",
+                help="write the table here too, between the marker lines of a document or in a new file",
             )
             command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     return parser
@@ -100,7 +100,11 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         text = args.markdown.read_text() if args.markdown.exists() else ""
-        args.markdown.write_text(insert_table(text, args.grid.stem, table.markdown()))
+        try:
+            text = insert_table(text, args.grid.stem, table.markdown())
+        except ValueError as error:
+            raise ValueError(f"--markdown {args.markdown}: {error}") from error
+        args.markdown.write_text(text)
     if args.json:
         write_json(args.json, table.to_json())
     return int(bool(table.missing))

@@ -41,7 +41,8 @@ def test_run_and_table(words, tmp_path, capsys):
     text = capsys.readouterr().out
     # b: 10 and 14, mean 12, squared distances 4 + 4 over n - 1 = 1
     assert "| b | 12.0 ± 2.8 |" in text and "| a | 2 missing |" in text and "Not done (2):" in text
-    assert (tmp_path / "new" / "t.md").read_text() == text
+    assert (tmp_path / "new" / "t.md").read_text() == f"<!-- begin grid -->\n{text}<!-- end grid -->\n"
+    assert main(["table", *words, *files]) == 1 and (tmp_path / "new" / "t.md").read_text().count("| b | 12.0") == 1
     assert json.loads((tmp_path / "new" / "t.json").read_text())["rows"][1]["scores"]["AP"]["values"] == [10, 14]
     assert main(["run", *words]) == 0
     assert main(["table", *words]) == 0
@@ -56,6 +57,23 @@ def test_the_table_goes_between_its_lines_of_a_document(words, tmp_path, capsys)
     lines = document.read_text().splitlines()
     assert lines[:2] == ["# Results", "<!-- begin grid -->"] and lines[-2:] == ["<!-- end grid -->", "What it shows."]
     assert lines.count("| b | 12.0 ± 2.8 |") == 1 and "old" not in lines
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "",
+        "<!-- begin grid -->\n",
+        "<!-- end grid -->\n<!-- begin grid -->\n",
+        "<!-- begin grid-->\n<!-- end grid -->\n",
+    ],
+)
+def test_a_document_without_both_lines_is_kept(words, tmp_path, capsys, lines):
+    document = tmp_path / "results.md"
+    document.write_text(f"# Results\n{lines}What it shows.\n")
+    assert main(["table", *words, "--markdown", str(document)]) == 2
+    assert "results.md: write the lines <!-- begin grid --> and <!-- end grid -->" in capsys.readouterr().err
+    assert document.read_text() == f"# Results\n{lines}What it shows.\n"
 
 
 def test_a_failed_cell_is_listed(words, capsys):
