@@ -20,6 +20,9 @@ __all__ = ["State", "code_version", "conflict", "hardware", "read_record", "stat
 
 NAME = "cell.json"
 
+# What every record has from the start of its cell.
+_KEYS = {"state", "words", "command", "needs", "code", "hardware", "date", "seconds"}
+
 
 class State:
     """How far a cell is, as "state" in its cell.json says."""
@@ -40,10 +43,13 @@ def read_record(cell: Cell) -> dict:
     path = cell.folder / NAME
     try:
         list(cell.folder.iterdir())  # makes a network file system ask for files of other machines
-        return json.loads(path.read_text())
+        record = json.loads(path.read_bytes())
+        if not isinstance(record, dict) or not record.keys() >= _KEYS:
+            raise ValueError(f"it must have the keys {', '.join(sorted(_KEYS))}")
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no record of a cell ({error}): delete it, and the cell runs anew") from error
 
 

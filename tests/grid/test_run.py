@@ -120,10 +120,11 @@ def test_a_result_from_an_earlier_run_of_what_it_needs_is_refused(tmp_path):
         run_cells(cells, show=silent)
 
 
-def test_a_damaged_record_is_named(tmp_path):
+@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b'{"state": "done"}', b"\xff\x00\x80"])
+def test_a_damaged_record_is_named(tmp_path, content):
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "cell.json").write_text("{")
-    with pytest.raises(ValueError, match=r"one/cell.json is no record of a cell"):
+    (tmp_path / "one" / "cell.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"one/cell.json is no record of a cell \(.*delete it"):
         run_cells([cell(tmp_path, "one")], show=silent)
 
 

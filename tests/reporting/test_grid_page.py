@@ -34,17 +34,16 @@ def test_failed_and_missing_runs_are_shown(tmp_path):
         for seed in range(4)
     ]
     hardware = {"cpu": "Some CPU", "cores": 2, "gpus": [], "torch": "2.6"}
-    for cell, seconds in zip(cells[:2], (7.4, 20.0), strict=True):
+    done, failed = {"state": "done", "scores": {"AP": 3.0}}, {"state": "failed", "error": "exit code 1: no <memory>"}
+    for cell, seconds, state in zip(cells[:3], (7.4, 20.0, 1.0), (done, done, failed), strict=True):
         record = {
-            "state": "done",
             "words": cell.fixed_words,
             "command": "",
             "needs": {},
             "date": "today",
             "code": "abc",
         }
-        write_record(cell, {**record, "hardware": hardware, "seconds": seconds, "scores": {"AP": 3.0}})
-    write_record(cells[2], {"state": "failed", "error": "exit code 1: no <memory>"})
+        write_record(cell, {**record, "hardware": hardware, "seconds": seconds, **state})
     page = runs_section(cells, Table(cells), "python -m tool 'a b'").to_html()
     assert "python -m tool &#x27;a b&#x27;" in page and "2 of 4 runs are done" in page
     cells_of_tables = re.findall(r"<td>(.*?)</td>", page)

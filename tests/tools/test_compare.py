@@ -34,13 +34,13 @@ def words(tmp_path, catalog):
     return make
 
 
-def finish(cell, ridge=0.0):
+def finish(cell, ridge=0.0, **more):
     cell.folder.mkdir(parents=True)
     (cell.folder / "metrics.json").write_text(json.dumps({"iteration": 599, "time": 0.25}))
     (cell.folder / "log.txt").touch()
     record = {"state": "done", "words": cell.fixed_words, "command": "", "needs": {}, "date": "today", "peak_mib": 800}
     scores = {"ridge probe mIoU": ridge, "10-NN probe mIoU": ridge - 10} if cell.stage == "probe" else {}
-    write_record(cell, {**record, "code": "abc", "hardware": HARDWARE, "seconds": 200.0, "scores": scores})
+    write_record(cell, {**record, "code": "abc", "hardware": HARDWARE, "seconds": 200.0, "scores": scores, **more})
 
 
 def test_page_from_records(tmp_path):
@@ -62,7 +62,7 @@ def test_page_from_records(tmp_path):
     finish(scratch, 30.0)
     finish(good)
     finish(probe, 41.0)
-    write_record(lost, {"state": "failed", "error": "exit code 1: no memory"})
+    finish(lost, state="failed", error="exit code 1: no memory")
     page = write_compare_page(comparison, cells, "python -m compare").read_text()
     assert re.findall(r"<td>(.*?)</td>", page)[:21] == [
         *("scratch", "not pretrained here", "", "", "", "30.0", "20.0"),

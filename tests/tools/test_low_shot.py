@@ -46,7 +46,7 @@ def test_page_from_records(tmp_path):
             cell = Cell(name, "low_shot", ("x", name), tmp_path, axes, scores=score, work=5 * count)
             record = {"state": "done", "words": cell.fixed_words, "command": "", "needs": {}, "date": "today"}
             record |= {"hardware": HARDWARE, "code": "abc", "seconds": 9.0, "scores": {"mask AP": value}}
-            write_record(cell, record if value else {"state": "failed", "error": "no memory"})
+            write_record(cell, record if value else {**record, "state": "failed", "error": "no memory"})
             cells.append(cell)
     path = write_low_shot_page(tmp_path, cells, {10: 10, "all": 40}, "python -m low_shot")
     page = path.read_text()
