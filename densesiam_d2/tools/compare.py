@@ -42,12 +42,14 @@ from detectron2.config import CfgNode
 
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.engine import argument_parser, checked_config, load_config
+from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.grid import Cell, State, Table, state_of
 from densesiam_d2.grid.compare import Budget, Comparison, Cost, Method, Transfer, check_backbones, cost_of
 from densesiam_d2.grid.low_shot import ALL, count_labels, label_counts, transfer_scores
 from densesiam_d2.grid.starts import Start, check_starts, parse_starts, split_name
 from densesiam_d2.modeling import trains_on_views
+from densesiam_d2.probe.truth import labelled_pair
 from densesiam_d2.reporting.curves import draw_scores
 from densesiam_d2.reporting.grid_page import points, runs_section
 from densesiam_d2.reporting.page import Section, write_report
@@ -93,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace, command: str) -> int:
     budget = Budget.parse(args.budget)
     check_grid_arguments(args, RESERVED)
+    if not args.transfer and (args.labels != ALL or args.length != 1):
+        raise ValueError("--labels and --length are for the training of --transfer: add it, or leave them out")
     methods, starts = _methods(args), parse_starts(args.starts)
     check_starts(methods[0].cfg, starts)
     comparison = Comparison(
@@ -121,7 +125,7 @@ def _run(args: argparse.Namespace, command: str) -> int:
 
 
 def _methods(args: argparse.Namespace) -> list[Method]:
-    """Check all configs as train_net.py does; a method without a name is named after its file."""
+    """Check all configs as train_net.py does, and the probe's labels; a method without a name has that of its file."""
     batch = ["SOLVER.IMS_PER_BATCH", str(args.batch)] if args.batch is not None else []
     methods = []
     for word in args.configs:
@@ -138,6 +142,8 @@ def _methods(args: argparse.Namespace) -> list[Method]:
             raise ValueError(f"two of --configs and --starts are called {name}: name them by NAME=FILE")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = [args.probe[0]], [args.probe[1]]
     check_datasets(cfg)
+    ensure_cityscapes_api(args.probe)
+    labelled_pair(*args.probe, white_level=cfg.INPUT.WHITE_LEVEL)
     return methods
 
 

@@ -23,12 +23,14 @@ HARDWARE = {"cpu": "Some CPU", "cores": 2, "gpus": [], "torch": "2.6"}
 def words(tmp_path, catalog):
     write_scenes(tmp_path / "scenes", num=6, seed=0, size=64)
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    (tmp_path / "other.txt").write_text("\n".join(reversed(CLASSES)))
     data = f"masks:{tmp_path}/scenes/images,labels={tmp_path}/scenes/sem_seg,classes={tmp_path}/classes.txt"
     fcn = (FCN, data, data, "MODEL.DEVICE", "cpu")
 
-    def make(*more, configs=(PRETRAIN,), budget="pairs=20", starts=("scratch",), transfer=fcn):
-        ret = ["--configs", *configs, "--data", f"folder:{tmp_path}/scenes/images", "--probe", data, data]
-        ret += ["--transfer", *transfer, "--starts", *starts, "--budget", budget, "--length", "0.00005", "--batch", "4"]
+    def make(*more, configs=(PRETRAIN,), budget="pairs=20", starts=("scratch",), transfer=fcn, test=data):
+        ret = ["--configs", *configs, "--data", f"folder:{tmp_path}/scenes/images", "--probe", data, test]
+        ret += ["--transfer", *transfer, "--length", "0.00005"] if transfer else []
+        ret += ["--starts", *starts, "--budget", budget, "--batch", "4"]
         return [*ret, "--output", str(tmp_path / "out"), "--seeds", "1", *more]
 
     return make
@@ -80,7 +82,13 @@ def test_page_from_records(tmp_path):
 
 
 def test_what_cannot_work_stops_before_the_grid(words, tmp_path, capsys):
+    images = f"folder:{tmp_path}/scenes/images"
+    other = f"masks:{tmp_path}/scenes/images,labels={tmp_path}/scenes/sem_seg,classes={tmp_path}/other.txt"
     for line, says in [
+        (words(test=images), f"the labels cannot be used: {images}: no annotation"),
+        (words(test=other), "they must be equal"),
+        (words("--labels", "2", transfer=()), "--labels and --length are for the training of --transfer"),
+        (words("--length", "2", transfer=()), "--labels and --length are for the training of --transfer"),
         (words(budget="hours=1"), "--budget hours=1: write pairs=N or minutes=M"),
         (words(configs=[PRETRAIN, f"scratch={PRETRAIN}"]), "two of --configs and --starts are called scratch"),
         (words(configs=[f"a={FCN}"]), "SemanticSegmentor is no pretraining"),
