@@ -11,7 +11,7 @@ from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.grid.cells import Cell, Score
 from densesiam_d2.grid.schedules import LAST_LAYERS_LR_FACTOR, low_shot_iterations, stretched
 from densesiam_d2.grid.starts import Start
-from densesiam_d2.modeling import model_output
+from densesiam_d2.modeling import model_output, trains_on_views
 
 __all__ = ["ALL", "count_labels", "label_counts", "low_shot_cells", "subset_name", "transfer_scores", "transfer_words"]
 
@@ -32,8 +32,12 @@ def count_labels(cfg: CfgNode, train: str, test: str, fixed: Sequence[str] = ())
         fixed: keys that the user has set.
 
     Raises:
+        ValueError: a name is that of several datasets.
         LabelsError: the labels cannot be used.
     """
+    for name in (train, test):
+        if name not in DatasetCatalog:
+            raise ValueError(f"{name} must be the name of one data set, without brackets")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (test,)
@@ -82,10 +86,11 @@ def transfer_scores(cfg: CfgNode, test: str) -> tuple[Score, ...]:
     Raises:
         ValueError: the config does not train a detector or a semantic segmentation with labels.
     """
-    if model_output(cfg) == "semantic":
-        return (Score("mIoU", "results.json", "*.sem_seg.mIoU"),)
-    if model_output(cfg) != "instances":
+    output = None if trains_on_views(cfg) else model_output(cfg)
+    if output is None:
         raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} does not learn from labels: name a detector or an FCN")
+    if output == "semantic":
+        return (Score("mIoU", "results.json", "*.sem_seg.mIoU"),)
     box = Score("box AP", "results.json", "*.bbox.AP")
     mask = Score("mask AP", "results.json", "*.segm.AP")
     if not cfg.MODEL.MASK_ON:

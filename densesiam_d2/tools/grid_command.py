@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -40,8 +41,8 @@ def check_grid_arguments(args: argparse.Namespace, reserved: Collection[str]) ->
     for name in ("seeds", "num_gpus", "jobs"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
-    if args.length <= 0:
-        raise ValueError(f"--length {args.length}: above 0")
+    if not 0 < args.length < math.inf:
+        raise ValueError(f"--length {args.length}: a number above 0")
     check_opts(args.opts, reserved)
 
 

@@ -113,9 +113,18 @@ def test_scores_of_each_kind(sets, name, kind, opts, scores):
     assert count_labels(cfg, sets[kind], sets[kind]) == 6
 
 
-def test_a_pretraining_is_refused():
-    with pytest.raises(ValueError, match="SimSiam does not learn from labels"):
-        transfer_scores(load_config(str(CONFIGS / "pretrain_simsiam.yaml"), OPTS), "any")
+@pytest.mark.parametrize(
+    ("name", "method"), [("pretrain_simsiam", "SimSiam"), ("quick/unsup_seg_instant_test", "DenseSiamSegmentor")]
+)
+def test_training_without_labels_is_refused(name, method):
+    with pytest.raises(ValueError, match=f"{method} does not learn from labels"):
+        transfer_scores(load_config(str(CONFIGS / f"{name}.yaml"), OPTS), "any")
+
+
+def test_several_sets_are_refused(sets):
+    cfg = config("own/fcn_mobilenet_v2", sets["masks"])
+    with pytest.raises(ValueError, match=r"\('masks:.* must be the name of one data set"):
+        count_labels(cfg, repr((sets["masks"], sets["masks"])), sets["masks"])
 
 
 def test_wrong_labels_stop_before_any_training(sets, tmp_path):
