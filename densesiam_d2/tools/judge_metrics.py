@@ -12,9 +12,13 @@ For each metric the table has
 All are means over the runs ± their standard deviation. A run whose training does not log the metric is left out, and
 for the correlation also a run in which the metric never changes. "(last)" always takes the last checkpoint, "(any)" is
 the mean of all.
+
+Exit status: 0, or 2 for wrong usage or a run that cannot be judged.
 """
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,11 +71,14 @@ def judge_run(curves: dict[str, Curve], metrics: Sequence[str]) -> dict[str, dic
         "below_best" of the picked checkpoint, in points of mIoU.
 
     Raises:
-        ValueError: the run has fewer than three scores.
+        ValueError: the run has fewer than three scores, or one that is not a number.
     """
     iterations, scores = curves.get(SCORE, (np.zeros(0), np.zeros(0)))
     if len(scores) < 3:
         raise ValueError(f"{len(scores)} values of {SCORE}; train with TEST.MONITOR.DATASET and a TEST.MONITOR.PERIOD")
+    if np.isnan(scores).any():
+        first = int(iterations[np.isnan(scores)][0])
+        raise ValueError(f"{SCORE} after {first} iterations is not a number: leave this run out")
 
     def judged(picked: float, correlation: float | None = None) -> dict:
         return {
@@ -110,23 +117,51 @@ def _mean(values) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="OUTPUT_DIR of a training")
-    parser.add_argument("--metrics", nargs="+", default=METRICS, metavar="NAME", help=f"default: {' '.join(METRICS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of each run here")
-    args = parser.parse_args(argv)
-    found = {}
+def _judge(args: argparse.Namespace) -> None:
+    """Judge all runs, print the table, and write the JSON file.
+
+    Raises:
+        ValueError: a run cannot be judged, or no run has logged a metric of ``--metrics``.
+        FileNotFoundError: a run has no metrics.json.
+    """
+    metrics, found, logged = args.metrics or METRICS, {}, set()
     for run in args.runs:
+        if not (run / "metrics.json").is_file():
+            raise FileNotFoundError(f"{run} holds no metrics.json: name the OUTPUT_DIR of a training")
+        curves = read_metrics(run)
+        logged |= curves.keys()
         try:
-            found[str(run)] = judge_run(read_metrics(run), args.metrics)
+            found[str(run)] = judge_run(curves, metrics)
         except ValueError as error:
-            sys.exit(f"error: {run}: {error}")
-    print(_table(found, args.metrics))
+            raise ValueError(f"{run}: {error}") from error
+    for metric in args.metrics or ():
+        name = metric.removeprefix("-")
+        if name not in logged:
+            near = difflib.get_close_matches(name, logged, n=1)
+            raise ValueError(
+                f"--metrics {metric}: no run has logged it" + (f"; did you mean {near[0]}?" if near else "")
+            )
+    print(_table(found, metrics))
     if args.json:
         write_json(args.json, found)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="OUTPUT_DIR of a training")
+    parser.add_argument("--metrics", nargs="+", type=str.strip, metavar="NAME", help=f"default: {' '.join(METRICS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of each run here")
+    words = sys.argv[1:] if argv is None else argv
+    # argparse takes a word such as -total_loss for an option, unless a space stands before it.
+    args = parser.parse_args([f" {word}" if re.match(r"-[^-]", word) and word != "-h" else word for word in words])
+    try:
+        _judge(args)
+    except (ValueError, OSError) as error:
+        print(f"judge_metrics: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

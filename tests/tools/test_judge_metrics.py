@@ -42,21 +42,50 @@ def test_correlations_and_picks_by_hand():
 
 def write_run(folder, scores):
     folder.mkdir()
-    rows = [{"iteration": 10 * i + 9, "monitor/mIoU": s, "ssl/view_agreement": s / 10} for i, s in enumerate(scores)]
+    rows = [
+        {"iteration": 10 * i + 9, "monitor/mIoU": s, "ssl/view_agreement": s / 10, "total_loss": 1 / s}
+        for i, s in enumerate(scores)
+    ]
     (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)
 
 
 def test_the_table_is_the_mean_of_the_runs(tmp_path, capsys):
     runs = [write_run(tmp_path / "a", [10.0, 20.0, 18.0]), write_run(tmp_path / "b", [10.0, 20.0, 14.0])]
-    main([*runs, "--metrics", "ssl/view_agreement", "--json", str(tmp_path / "out.json")])
+    assert main([*runs, "--metrics", "ssl/view_agreement", "--json", str(tmp_path / "out.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "| ssl/view_agreement | 2 | 1.00 ± 0.00 | 4.00 ± 2.83 | 0.00 ± 0.00 |"  # of 2 and 6
     assert json.loads((tmp_path / "out.json").read_text())[runs[1]]["ssl/view_agreement"]["above_last"] == 6
 
 
-def test_a_run_without_scores_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=r"short: 2 values of monitor/mIoU; train with TEST\.MONITOR\.DATASET"):
-        main([write_run(tmp_path / "short", [1.0, 2.0])])
-    with pytest.raises(SystemExit, match="none: 0 values"):
-        main([str(tmp_path / "none")])
+def test_a_metric_may_begin_with_a_minus(tmp_path, capsys):
+    run = write_run(tmp_path / "a", [10.0, 20.0, 18.0])
+    for words in ([run, "--metrics", "ssl/view_agreement", "-total_loss"], ["--metrics=-total_loss", run]):
+        assert main(words) == 0
+        # the loss is 1 / mIoU: the lowest is that of 20, which is 2 above the last
+        assert "| -total_loss | 1 | 1.00 | 2.00 | 0.00 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["-h"])
+
+
+def test_what_cannot_be_judged_is_named(tmp_path, capsys):
+    run = write_run(tmp_path / "a", [10.0, 20.0, 18.0])
+    (tmp_path / "nan").mkdir()
+    rows = [
+        {"iteration": 9, "monitor/mIoU": 1},
+        {"iteration": 19, "monitor/mIoU": None},
+        {"iteration": 29, "monitor/mIoU": 2},
+    ]
+    (tmp_path / "nan" / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    for line, says in [
+        (
+            [write_run(tmp_path / "short", [1.0, 2.0])],
+            "short: 2 values of monitor/mIoU; train with TEST.MONITOR.DATASET",
+        ),
+        ([run, str(tmp_path / "none")], "none holds no metrics.json: name the OUTPUT_DIR"),
+        ([run, str(tmp_path / "nan")], "nan: monitor/mIoU after 20 iterations is not a number"),
+        ([run, "--metrics", "-totl_loss"], "--metrics -totl_loss: no run has logged it; did you mean total_loss?"),
+        ([run, "--json", str(tmp_path)], f"Is a directory: '{tmp_path}'"),
+    ]:
+        assert main(line) == 2
+        assert says in capsys.readouterr().err
