@@ -1,8 +1,6 @@
 """Read a grid from a yaml and make its cells. ``configs/grids/methods.yaml`` is an example with comments."""
 
-import difflib
 import itertools
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -12,12 +10,10 @@ from pathlib import Path
 import yaml
 
 from densesiam_d2.grid.cells import Cell, Score, check_folder_name
+from densesiam_d2.grid.placeholders import Folders, Value, Words, expand, near
 from densesiam_d2.yaml_keys import load_yaml
 
 __all__ = ["Grid", "Stage"]
-
-Value = str | int | float
-Words = Mapping[str, str | list]
 
 # Words that only a shell understands, but no shell runs a command: "|", "&&", "2>&1", ">log.txt", "$HOME/x".
 _SHELL = re.compile(r"[|&;<>]+|\d?>\S*|\$\{?\w\S*")
@@ -109,10 +105,10 @@ class Grid:
         for where, axes in [("values", self.values), *named]:
             for axis, values in axes.items():
                 if axis not in self.axes:
-                    raise ValueError(f"{where}: there is no axis {axis}{_near(axis, self.axes)}")
+                    raise ValueError(f"{where}: there is no axis {axis}{near(axis, self.axes)}")
                 for value in values:
                     if value not in self.axes[axis]:
-                        raise ValueError(f"{where}: {axis} has no value {value}{_near(value, self.axes[axis])}")
+                        raise ValueError(f"{where}: {axis} has no value {value}{near(value, self.axes[axis])}")
 
     def _with(self, settings: Iterable[str]) -> "Grid":
         """Return the grid with other words, and with some of the values of its axes."""
@@ -131,7 +127,7 @@ class Grid:
             numbers = all(isinstance(value, int | float) for value in [*self.axes[name], *axes[name]])
             for value in axes[name]:
                 if value not in self.axes[name] and not numbers:
-                    raise ValueError(f"--set {setting}: {name} has no value {value}{_near(value, self.axes[name])}")
+                    raise ValueError(f"--set {setting}: {name} has no value {value}{near(value, self.axes[name])}")
             _check_axis(name, axes[name])
         values = {
             axis: {value: {n: w for n, w in own.items() if n not in fixed} for value, own in of_axis.items()}
@@ -161,7 +157,7 @@ class Grid:
 
     def _cell(self, stage: Stage, axes: dict[str, Value], root: Path, earlier: list[Cell]) -> Cell:
         name = "/".join([stage.name, *(_folder_name(axis, value) for axis, value in axes.items())])
-        folders = _Folders({cell.stage: [c for c in earlier if c.stage == cell.stage] for cell in earlier}, axes)
+        folders = Folders({cell.stage: [c for c in earlier if c.stage == cell.stage] for cell in earlier}, axes)
         words = dict(self.words)
         for axis, value in axes.items():
             words.update(self.values.get(axis, {}).get(value, {}))
@@ -170,83 +166,12 @@ class Grid:
             template = shlex.split(stage.command, comments=True)
             if shell := next(filter(_SHELL.fullmatch, template), None):
                 raise ValueError(f"{shell!r} in the command is for a shell, but none runs it: write sh -c '...'")
-            command = [w for word in template for w in _expand(word, given, words)]
+            command = [w for word in template for w in expand(word, given, words)]
             if not command:
                 raise ValueError("its command has no words")
         except ValueError as error:
             raise ValueError(f"cell {name}: {error}") from None
         return Cell(name, stage.name, tuple(command), root, axes, tuple(folders.used), stage.scores)
-
-
-class _Folders:
-    """The folders of earlier cells, by stage; it notes which ones a command has asked for."""
-
-    def __init__(self, earlier: Mapping[str, list[Cell]], axes: Mapping[str, Value]):
-        self._earlier, self._axes, self.used = earlier, axes, []
-
-    def __format__(self, spec: str) -> str:
-        raise ValueError("{folder_of} stands without a stage: write {folder_of[STAGE]}")
-
-    def __getitem__(self, stage: str | int) -> str:
-        stage = str(stage)  # digits come as int
-        if stage not in self._earlier:
-            raise ValueError(f"{{folder_of[{stage}]}}: no earlier stage of this name{_near(stage, self._earlier)}")
-        fitting = [c for c in self._earlier[stage] if all(self._axes.get(a) == v for a, v in c.axes.items())]
-        if not fitting:
-            raise ValueError(f"{{folder_of[{stage}]}}: this stage has no cell with the same axes; is it skipped?")
-        if fitting[0].name not in self.used:
-            self.used.append(fitting[0].name)
-        return str(fitting[0].folder)
-
-
-def _expand(word: str, given: Mapping, words: Words, above: tuple[str, ...] = ()) -> list[str]:
-    """Return the words that one word of a template stands for.
-
-    Args:
-        word: the template.
-        given: placeholder -> what it stands for.
-        words: placeholder -> another template, or a list of them.
-        above: the placeholders that this template is the text of.
-    """
-
-    class Texts(dict):
-        def __missing__(self, name):
-            return _text(name, given, words, above)
-
-    alone = re.fullmatch(r"\{(\w+)\}", word)
-    if alone and isinstance(words.get(alone[1]), list):
-        _check_loop(alone[1], above)
-        texts = [_with_environment(alone[1], part) for part in words[alone[1]]]
-        return [w for text in texts for w in _expand(text, given, words, (*above, alone[1]))]
-    try:
-        return [word.format_map(Texts(given))]
-    except (IndexError, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"{word!r}: {error} (braces that are no placeholder are written twice)") from None
-
-
-def _text(name: str, given: Mapping, words: Words, above: tuple[str, ...]) -> str:
-    """Return the text of a placeholder that is another template."""
-    if name not in words:
-        raise ValueError(f"there is no placeholder {{{name}}}{_near(name, [*given, *words])}")
-    _check_loop(name, above)
-    if isinstance(words[name], list):
-        raise ValueError(f"{{{name}}} is a list of words, so it must stand alone, with spaces around it")
-    return " ".join(_expand(_with_environment(name, words[name]), given, words, (*above, name)))
-
-
-def _with_environment(name: str, word: object) -> str:
-    """Return one of the words as text, with the values of its environment variables."""
-    if word is None:
-        raise ValueError(f"{{{name}}} has no value: give --set {name}=...")
-    text = os.path.expandvars(str(word))
-    if unset := re.search(r"\$\{?(\w+)", text):
-        raise ValueError(f"{{{name}}} is the environment variable {unset[1]}, which is not set: give --set {name}=...")
-    return text
-
-
-def _check_loop(name: str, above: tuple[str, ...]) -> None:
-    if name in above:
-        raise ValueError(f"{{{name}}} stands for itself")
 
 
 def _stage(name: str, content: object) -> Stage:
@@ -278,7 +203,7 @@ def _check_keys(content: object, kind: type, what: str) -> None:
         raise ValueError(f"{what} has the keys {', '.join(needed)}")
     for key in content:
         if key not in needed:
-            raise ValueError(f"{what} has no key {key}{_near(key, needed)}")
+            raise ValueError(f"{what} has no key {key}{near(key, needed)}")
     for key in needed:
         if needed[key] and key not in content:
             raise ValueError(f"{what} needs the key {key}")
@@ -311,8 +236,3 @@ def _check_list(values: object, what: str) -> None:
 
 def _folder_name(axis: str, value: Value) -> str:
     return value if isinstance(value, str) else f"{axis}_{value}"
-
-
-def _near(name: object, known: Iterable) -> str:
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(map(str, known))}" if known else ""
