@@ -99,8 +99,8 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
     print(table.markdown(), end="")
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        text = args.markdown.read_text() if args.markdown.exists() else ""
         try:
+            text = args.markdown.read_text() if args.markdown.exists() else ""
             text = insert_table(text, args.grid.stem, table.markdown())
         except ValueError as error:
             raise ValueError(f"--markdown {args.markdown}: {error}") from error

@@ -74,6 +74,9 @@ def test_a_document_without_both_lines_is_kept(words, tmp_path, capsys, lines):
     assert main(["table", *words, "--markdown", str(document)]) == 2
     assert "results.md: write the lines <!-- begin grid --> and <!-- end grid -->" in capsys.readouterr().err
     assert document.read_text() == f"# Results\n{lines}What it shows.\n"
+    document.write_bytes(b"\xff")
+    assert main(["table", *words, "--markdown", str(document)]) == 2
+    assert f"--markdown {document}: 'utf-8' codec" in capsys.readouterr().err
 
 
 def test_a_failed_cell_is_listed(words, capsys):
