@@ -2,35 +2,61 @@
 
 import difflib
 import math
+import re
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.registry import Registry
 
 from densesiam_d2.config import add_densesiam_config, all_keys
+from densesiam_d2.data.label_checks import _FILE_KINDS
 from densesiam_d2.data.path_datasets import UNLABELLED_PREFIXES
+from densesiam_d2.data.voc_sets import _KINDS
+from densesiam_d2.labels.coco_kinds import COCO_KINDS
 from densesiam_d2.modeling import BASELINES, METHODS, model_output, trains_on_views
 from densesiam_d2.modeling.backbone import torchvision_cnns
-from densesiam_d2.rules import NOT_NEGATIVE, POSITIVE, PROBABILITY, PROBABILITY_PAIR, Rule, all_of, one_of
+from densesiam_d2.rules import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    PROBABILITY_PAIR,
+    SHARE_BELOW_1,
+    Rule,
+    all_of,
+    one_of,
+)
 
 __all__ = ["check_config"]
 
 
 def _registered_in(registry: Registry) -> Rule:
-    return lambda v: v in registry, f"the name of a {registry._name.lower()}"
+    return lambda v: v in registry, f"the name of a {registry._name.lower().removesuffix('s')}"
 
 
 _NORM = one_of("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
 
 RULES: dict[str, Rule] = {
     "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
+    "DATALOADER.SAMPLER_TRAIN": one_of(
+        *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
+        *("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
+    ),
+    "DATASETS.ACCEPT": (
+        lambda v: set(v) <= {*COCO_KINDS, *_FILE_KINDS, *_KINDS, "dark-images"},
+        "a tuple of kinds of findings, as messages about labels name them in brackets",
+    ),
+    "INPUT.CROP.SIZE": (all_of(lambda v: v > 0, 2), "two numbers > 0"),
     "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
     "INPUT.FORMAT": one_of("RGB", "BGR"),
+    "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
+    "INPUT.MIN_SIZE_TEST": NOT_NEGATIVE,
+    "INPUT.MIN_SIZE_TRAIN": (all_of(lambda v: v >= 0), "one or more numbers >= 0"),
+    "INPUT.RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
     "INPUT.WHITE_LEVEL": (lambda v: 1 <= v <= 65535, "in [1, 65535]"),
-    "INPUT.SSL.VIEW_SIZE": POSITIVE,
+    "INPUT.SSL.VIEW_SIZE": (lambda v: v >= 32, ">= 32, the stride of the backbones"),
     "INPUT.SSL.PRE_CROP": NOT_NEGATIVE,
     "INPUT.SSL.VIEWS": (
         lambda v: list(v) == ["crop", "same"] or (len(v) == 2 and set(v) <= {"crop", "full"}),
@@ -58,12 +84,19 @@ RULES: dict[str, Rule] = {
     "INPUT.SSL.PATCH_GRID": NOT_NEGATIVE,
     "INPUT.SSL.PATCH_SIZE": POSITIVE,
     "MODEL.BACKBONE.NAME": _registered_in(BACKBONE_REGISTRY),
+    "MODEL.DEVICE": (lambda v: re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", v), "cpu or cuda"),
     "MODEL.META_ARCHITECTURE": _registered_in(META_ARCH_REGISTRY),
     "MODEL.PIXEL_MEAN": (lambda v: len(v) == 3, "three numbers"),
     "MODEL.PIXEL_STD": (all_of(lambda v: v > 0, 3), "three numbers > 0"),
     "MODEL.RESNETS.DEPTH": (lambda v: v in (18, 34, 50, 101, 152), "one of 18, 34, 50, 101, 152"),
     "MODEL.RESNETS.NORM": _NORM,
+    "MODEL.RESNETS.OUT_FEATURES": (
+        all_of(lambda v: v in ("stem", "res2", "res3", "res4", "res5")),
+        "one or more of stem, res2, res3, res4, res5",
+    ),
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": PROBABILITY,
     "MODEL.SSL.NORM": _NORM,
+    "MODEL.SEM_SEG_HEAD.NAME": _registered_in(SEM_SEG_HEADS_REGISTRY),
     "MODEL.SEM_SEG_HEAD.NORM": _NORM,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": POSITIVE,
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": NOT_NEGATIVE,
@@ -81,6 +114,7 @@ RULES: dict[str, Rule] = {
     "RUN.MAX_DROPPED_STEPS": POSITIVE,
     "RUN.MAX_UNREADABLE": PROBABILITY,
     "RUN.WATCHDOG_SECONDS": NOT_NEGATIVE,
+    "SEED": (lambda v: v < 2**32, "below 2**32 (below 0: another one in each run)"),
     "SOLVER.ACCUMULATE": POSITIVE,
     "SOLVER.ADAMW.BETAS": (all_of(lambda v: 0 <= v < 1, 2), "two numbers in [0, 1)"),
     "SOLVER.ADAMW.EPS": POSITIVE,
@@ -88,6 +122,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.BASE_LR": (lambda v: v > 0 and math.isfinite(v), "> 0"),
     "SOLVER.BASE_LR_END": NOT_NEGATIVE,
     "SOLVER.EPOCHS": (lambda v: v >= 0 and math.isfinite(v), ">= 0"),
+    "SOLVER.GAMMA": POSITIVE,
     "SOLVER.IMS_PER_BATCH": POSITIVE,
     "SOLVER.BACKBONE_LR_FACTOR": NOT_NEGATIVE,
     "SOLVER.LAST_LAYERS_LR_FACTOR": NOT_NEGATIVE,
@@ -97,6 +132,8 @@ RULES: dict[str, Rule] = {
         "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupConstantLR", "WarmupPolyLR"
     ),
     "SOLVER.MAX_ITER": POSITIVE,
+    "SOLVER.MOMENTUM": SHARE_BELOW_1,
+    "SOLVER.REFERENCE_WORLD_SIZE": NOT_NEGATIVE,
     "SOLVER.OPTIMIZER": one_of("SGD", "AdamW", "LARS"),
     "SOLVER.POLY_LR_CONSTANT_ENDING": PROBABILITY,
     "SOLVER.POLY_LR_POWER": POSITIVE,
@@ -106,6 +143,11 @@ RULES: dict[str, Rule] = {
     "SOLVER.CHECKPOINT_PERIOD": POSITIVE,
     "SOLVER.WARMUP_EPOCHS": (lambda v: v >= 0 and math.isfinite(v), ">= 0"),
     "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
+    "SOLVER.WEIGHT_DECAY": NOT_NEGATIVE,
+    "TEST.BEST_METRIC": (
+        lambda v: not v or "/" in v or v.removeprefix("-").startswith(("loss_", "total_loss", "lr")),
+        'empty, a score such as "sem_seg/mIoU" or "segm/AP", or a number that training logs, such as "total_loss"',
+    ),
     "TEST.EVAL_PERIOD": NOT_NEGATIVE,
     "TEST.SEM_SEG_MATCHING": one_of("none", "hungarian", "hungarian_iou", "majority"),
     "TEST.MONITOR.PERIOD": POSITIVE,
@@ -230,6 +272,8 @@ def _combinations(cfg: CfgNode) -> list[str]:
         )
     if test.BEST_METRIC.startswith(("probe/", "-probe/")) and not test.PROBE.TRAIN:
         problems.append(f"TEST.BEST_METRIC is {test.BEST_METRIC!r}; set TEST.PROBE.TRAIN and TEST.PROBE.TEST, too")
+    if test.BEST_METRIC.startswith(("monitor/", "-monitor/")) and not test.MONITOR.DATASET:
+        problems.append(f"TEST.BEST_METRIC is {test.BEST_METRIC!r}; set TEST.MONITOR.DATASET, too")
     if test.PATIENCE and not test.BEST_METRIC:
         problems.append(f"TEST.PATIENCE is {test.PATIENCE}; name the value to wait for by TEST.BEST_METRIC")
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
