@@ -59,10 +59,10 @@ def run(main=main, words=None):
     args = argument_parser().parse_args(words)
     try:
         cfg = checked_config(args)
+        lock = claim_folder(cfg, args)  # noqa: F841 held until this function ends
         if args.seeds and not args.dry_run:
             sys.exit(run_seeds(Path(__file__).absolute(), cfg, args))
-        lock = claim_folder(cfg, args)  # noqa: F841 held until this function ends
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"train_net.py: {error}", file=sys.stderr)
         sys.exit(2)
     launch(main, cfg, args)

@@ -110,6 +110,7 @@ RULES: dict[str, Rule] = {
         "the name of a CNN in torchvision.models with features at whole strides, such as mobilenet_v2 or resnet18",
     ),
     "MODEL.TORCHVISION.NORM": one_of("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN"),
+    "OUTPUT_DIR": (bool, "the path of a folder"),
     "RUN.DIST_TIMEOUT_SECONDS": POSITIVE,
     "RUN.MAX_DROPPED_STEPS": POSITIVE,
     "RUN.MAX_UNREADABLE": PROBABILITY,

@@ -83,6 +83,7 @@ BAD = [
     ("MODEL.RESNETS.OUT_FEATURES", ["res6"], "res5"),
     ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 2.0, "[0, 1]"),
     ("MODEL.SEM_SEG_HEAD.NAME", "FCN", "the name of a sem_seg_head"),
+    ("OUTPUT_DIR", "", "the path of a folder"),
     ("SEED", 2**32, "below 2**32"),
     ("SOLVER.GAMMA", -1.0, "> 0"),
     ("SOLVER.MOMENTUM", 1.0, "[0, 1)"),

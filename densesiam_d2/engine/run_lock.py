@@ -21,27 +21,30 @@ class InUseError(ValueError):
 
 
 def claim_folder(cfg: CfgNode, args: argparse.Namespace) -> TextIO | None:
-    """Lock OUTPUT_DIR for this training until its first process ends, even if that process is killed.
+    """Create OUTPUT_DIR, and lock it for this training until its first process ends, even if that process is killed.
 
     Args:
-        cfg: the config; the folder is created if it does not exist.
+        cfg: the config.
         args: the parsed command line.
 
     Returns:
         The open lock file; the lock lasts until it is closed. None in all processes but the first, and for runs that do
-        not train.
+        not train in the folder itself.
 
     Raises:
-        ValueError: another run uses the folder; the message names it.
+        ValueError: another run uses the folder, or it cannot be created or written; the message names it.
     """
     first = int(os.environ.get("RANK", args.machine_rank)) == 0
-    if args.eval_only or args.dry_run or not first:
+    if args.dry_run or not first:
         return None
     folder = Path(cfg.OUTPUT_DIR)
     try:
-        return lock_file(folder / NAME)
+        folder.mkdir(parents=True, exist_ok=True)
+        return None if args.eval_only or args.seeds else lock_file(folder / NAME)
     except InUseError as error:
         raise ValueError(f"OUTPUT_DIR {folder} is in use by {error}: wait for it, or name another one") from None
+    except OSError as error:
+        raise ValueError(f"OUTPUT_DIR {folder}: {error.strerror}: name a folder that can be written") from error
 
 
 def lock_file(path: Path) -> TextIO:

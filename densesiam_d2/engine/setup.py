@@ -246,13 +246,19 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds an earlier run ({earlier[-1].name}): go on with it by --resume, "
             "or name another OUTPUT_DIR"
         )
-    if args.eval_only and not weights and "MODEL.WEIGHTS" not in args.opts:
-        raise ValueError("--eval-only needs MODEL.WEIGHTS FILE (MODEL.WEIGHTS '' if random weights are meant)")
+    if args.eval_only and not weights:
+        raise ValueError("--eval-only needs MODEL.WEIGHTS FILE; random weights are not scored")
     if weights and "://" not in weights and on_first_machine:
         require_weight_file(Path(weights.partition("?")[0]), "MODEL.WEIGHTS: file")
 
 
 def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if min(args.num_gpus, args.num_machines) < 1:
+        raise ValueError(f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}: both must be above 0")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ValueError(f"--machine-rank {args.machine_rank}: of --num-machines {args.num_machines} the first is 0")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ValueError("--num-machines above 1 needs --dist-url tcp://HOST:PORT, an address of the first machine")
     if cfg.MODEL.DEVICE.startswith("cuda"):
         available = torch.cuda.device_count()
         if args.num_gpus > available:

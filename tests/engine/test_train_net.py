@@ -256,11 +256,38 @@ def test_a_folder_with_checkpoints_is_not_trained_over(pretrained):
     checked_config(argument_parser().parse_args(["--resume", *command]))
 
 
-def test_evaluating_random_weights_must_be_asked_for():
-    command = ["--eval-only", "--config-file", str(ROOT / "configs" / FCN)]
+@pytest.mark.parametrize("weights", [[], ["MODEL.WEIGHTS", ""]])
+def test_random_weights_are_not_scored(weights):
+    command = ["--eval-only", "--config-file", str(ROOT / "configs" / FCN), *weights]
     with pytest.raises(ValueError, match="--eval-only needs MODEL"):
         checked_config(argument_parser().parse_args(command))
-    checked_config(argument_parser().parse_args([*command, "MODEL.WEIGHTS", ""]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--num-gpus 0", "--num-gpus 0 --num-machines 1: both must be above 0"),
+        ("--num-machines 0", "--num-gpus 1 --num-machines 0: both must be above 0"),
+        ("--machine-rank 3", "--machine-rank 3: of --num-machines 1 the first is 0"),
+        ("--num-machines 2", "--num-machines above 1 needs --dist-url tcp://HOST:PORT"),
+    ],
+)
+def test_numbers_of_processes_that_cannot_be_are_named(flags, message, tmp_path):
+    command = [*flags.split(), "--config-file", str(ROOT / "configs" / PRETRAIN), "OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(ValueError, match=message):
+        checked_config(argument_parser().parse_args(command))
+
+
+@pytest.mark.parametrize("flags", [[], ["--seeds", "2"]])
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_an_output_folder_that_cannot_be_is_named(scenes, flags, below, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    folder = f"{tmp_path}/file{below}"
+    options = [*CPU, "DATASETS.TRAIN", scenes, "OUTPUT_DIR", folder]
+    with pytest.raises(SystemExit) as stopped:
+        train_net.run(words=[*flags, "--config-file", str(ROOT / "configs" / PRETRAIN), *options])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"train_net.py: OUTPUT_DIR {folder}: ")
 
 
 def _command(*words, **environment) -> subprocess.CompletedProcess:
