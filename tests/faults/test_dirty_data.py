@@ -86,6 +86,14 @@ def test_nothing_but_bad_files_ends_the_run_at_once(images, tmp_path):
         batches(images, 1, output=tmp_path)
 
 
+def test_nothing_but_bad_files_is_one_line_also_from_a_worker(images, tmp_path):
+    spoil(images, range(40))
+    done = train(options(images, tmp_path / "out", "DATALOADER.NUM_WORKERS", 1))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("train_net.py: 20 images in a row cannot be read, the last ")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_file_that_vanishes_is_unreadable_too(images, tmp_path):
     name = f"folder:{images}"
     cfg = make_cfg("VIEW_SIZE", 16)
