@@ -19,6 +19,7 @@ from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.loader import TrainLoader
 from densesiam_d2.data.order import mixed_seeds
+from densesiam_d2.data.text_lines import read_json_lines
 
 __all__ = ["ExactResumeHook"]
 
@@ -148,13 +149,8 @@ def cut_metrics(path: Path, iteration: int) -> None:
     """Remove the rows from ``iteration`` on, which will be written again, and incomplete rows of a killed run."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line).get("iteration", -1) < iteration:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
+    rows = ((row.get("iteration", -1), row) for row in read_json_lines(path))
+    kept = [json.dumps(row) + "\n" for number, row in rows if isinstance(number, int) and number < iteration]
     try:
         with atomic_write(path) as file:
             file.write("".join(kept).encode())

@@ -44,6 +44,8 @@ def test_rows_of_metrics_come_once(images, tmp_path):
     words = options(images, tmp_path, "SOLVER.MAX_ITER", 22, "SOLVER.CHECKPOINT_PERIOD", 15)
     assert train(words, faults="kill:21").returncode == -9
     before = rows(tmp_path)
+    with (tmp_path / "metrics.json").open("ab") as file:  # what a power cut may leave
+        file.write(b'[1]\n{"iteration": null}\n{"iteration": 3, \xff\0\0')
     assert train(words, "--resume").returncode == 0
     assert before == [19]
     assert rows(tmp_path) == [19, 21]
