@@ -107,9 +107,11 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
     def _fetch(self, path: str) -> None:
         try:
-            self.path_manager.get_local_path(path)
+            local = self.path_manager.get_local_path(path)
         except (OSError, ValueError) as error:  # unknown name, or the download failed
             raise WeightsError(f"MODEL.WEIGHTS {path}: {error}") from error
+        if local == path:
+            raise WeightsError(f"MODEL.WEIGHTS {path}: such addresses are not fetched: download it, and name the file")
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """Write ``save_dir/name.pth``, then the tag file that names it; after a crash each file is either old or new.

@@ -215,6 +215,8 @@ def test_empty_weights_and_missing_file(logged):
     assert "MODEL.WEIGHTS is empty: random weights" in logged.text
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS: file nowhere\.pkl does not exist"):
         checkpointer(model).resume_or_load("nowhere.pkl", resume=False)
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS s3://b/x\.pkl: such addresses are not fetched"):
+        checkpointer(model).resume_or_load("s3://b/x.pkl", resume=False)
 
 
 def test_distributed_data_parallel(backbone_pkl, tmp_path, logged):
