@@ -34,6 +34,7 @@ _NO_WEIGHTS = [
     (rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z][^\0]{6}", "it is a web page, not weights ({start}): download the file itself"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf", "it is a compressed file: unpack it"),
     (rb"(?s).{257}ustar", "it is a tar archive: unpack it"),
+    (rb"\x93NUMPY", "it is an array of NumPy, not of PyTorch: save the network's state_dict() with torch.save"),
     (rb"\x89HDF", "it is a HDF5 file, not of PyTorch: save the network's state_dict() with torch.save"),
 ]
 
@@ -149,12 +150,17 @@ def _reason(error: Exception, path: Path) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     if start[:4] == b"PK\3\4" and not zipfile.is_zipfile(path):
         return "it is cut off: copy or download it again"
+    if path.suffix == ".safetensors" and start[:4] == b"PK\3\4":
+        return "it is a file of torch.save: let its name end in .pth"
+    if path.suffix != ".safetensors" and start[7:9] == b"\0{":  # the end of a number, and JSON
+        return "it is a file of safetensors: let its name end in .safetensors"
     if isinstance(error, zipfile.BadZipFile):
         return f"it is damaged: copy or download it again ({text})"
+    is_text = start.isascii() and path.suffix != ".safetensors" and not isinstance(error, ValueError)
+    if is_text or text.startswith("invalid load key"):
+        return f"it is no file of torch.save, pickle or safetensors ({_shown(start)})"
     if isinstance(error, EOFError) or "truncated" in text or "ran out of input" in text.lower():
         return f"it is cut off: copy or download it again ({text})"
-    if text.startswith("invalid load key"):
-        return f"it is no file of torch.save, pickle or safetensors ({_shown(start)})"
     if isinstance(error, (pickle.UnpicklingError, SafetensorError, OSError, ValueError)) and text:
         return text
     return f"it is damaged ({type(error).__name__})"

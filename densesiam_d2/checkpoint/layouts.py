@@ -11,7 +11,7 @@ import numpy as np
 from densesiam_d2.checkpoint.kinds import ResNetKind, kind_of
 from densesiam_d2.checkpoint.names import from_torchvision
 from densesiam_d2.checkpoint.namings import Network, networks_in
-from densesiam_d2.checkpoint.tensors import as_array, bare_name, tensors_in
+from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_float, tensors_in
 
 __all__ = ["Found", "exported", "recognise"]
 
@@ -95,7 +95,8 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
             takes it from ``metadata["exports"]`` in our own checkpoints, and from a known method in others.
 
     Raises:
-        ValueError: there is no ResNet, or there are several; it is incomplete, has extra tensors, or contains NaN.
+        ValueError: there is no ResNet, or there are several; it is incomplete, has extra tensors, or contains NaN or
+            whole numbers.
     """
     tensors = tensors_in(checkpoint)
     networks = networks_in(tensors)
@@ -112,6 +113,11 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
     kind, state = _checked(network, tensors)
     fpn = _fpn_beside(network, tensors)
     taken = {*network.names.values(), *fpn.values()}
+    other = next((name for name in tensors if name in taken and not is_float(tensors[name])), None)
+    if other:
+        raise ValueError(
+            f"{other} is {tensors[other].dtype}, so the network is quantized: give weights in floating-point numbers"
+        )
     broken = [name for name in tensors if name in taken and not np.isfinite(as_array(tensors[name])).all()]
     if broken:
         raise ValueError(

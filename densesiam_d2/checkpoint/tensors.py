@@ -8,7 +8,7 @@ import torch
 
 from densesiam_d2.checkpoint.unpickling import Placeholder
 
-__all__ = ["as_array", "bare_name", "is_tensor", "tensors_in"]
+__all__ = ["as_array", "bare_name", "is_float", "is_tensor", "tensors_in"]
 
 # Parts of names that come from wrapping or storing a network (DDP, torch.compile, FSDP, activation checkpointing,
 # DeepSpeed, a whole module in a pickle), not from the network itself.
@@ -28,6 +28,11 @@ def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().float().numpy()
     return np.ascontiguousarray(value, dtype=np.float32)
+
+
+def is_float(value: torch.Tensor | np.ndarray) -> bool:
+    """Tell whether the numbers of a tensor or array are floating-point numbers."""
+    return value.is_floating_point() if isinstance(value, torch.Tensor) else value.dtype.kind == "f"
 
 
 def bare_name(name: str) -> str:

@@ -126,6 +126,8 @@ def export_backbone(
     print(f"wrote {output} ({layout})")
     if found.kind and found.kind.settings:
         print(f"note: a {found.kind.name} is no ResNet-{found.kind.depth}: it needs {found.kind.settings}")
+    if found.kind and "stem.conv1.norm.running_mean" not in state:
+        print("note: it has no running statistics of batch norms: it needs MODEL.RESNETS.NORM GN or FrozenBN")
     return metadata
 
 

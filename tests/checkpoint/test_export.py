@@ -1,3 +1,4 @@
+import contextlib
 import pickle
 import subprocess
 import sys
@@ -230,6 +231,18 @@ def test_tool_says_what_a_wide_network_needs(tmp_path, capsys):
     assert main([*command, "--config-file", str(tmp_path / "config.yaml")]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "x.pth: it holds a ResNeXt-50 32x4d with num_groups 32, but its config says num_groups 1" in error
+
+
+def test_tool_says_what_a_network_without_statistics_needs(tmp_path, capsys):
+    network = tv_resnet(18).state_dict()
+    torch.save({n: value for n, value in network.items() if ".running_" not in n}, tmp_path / "x.pth")
+    assert main(["--input", str(tmp_path / "x.pth"), "--output", str(tmp_path / "b.pkl")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("needs MODEL.RESNETS.NORM GN or FrozenBN")
+    for norm in ("GN", "FrozenBN", "BN"):
+        model = torch.nn.ModuleDict({"backbone": build_backbone(resnet_cfg(18, norm=norm))})
+        works = contextlib.nullcontext() if norm != "BN" else pytest.raises(ValueError, match="running_mean")
+        with works:
+            CheckedCheckpointer(model).resume_or_load(str(tmp_path / "b.pkl"), resume=False)
 
 
 def test_tool_asks_which_of_several_networks(tmp_path, capsys):

@@ -224,6 +224,8 @@ NO_WEIGHTS = {
     "answer of a server": (b'{"error": "Not Found"}', r"it is no file of torch\.save.*'\{\"error\": \"Not Found\"\}'"),
     "empty": (b"", "it is empty"),
     "compressed": (gzip.compress(b"x"), "it is a compressed file: unpack it"),
+    "NumPy": (b"\x93NUMPY\x01\0v\0{'descr': '<f8', 'shape': (3,), }", "it is an array of NumPy, not of PyTorch"),
+    "yaml": (b"SOLVER: {MAX_ITER: 3}\n", r"it is no file of torch\.save.*'SOLVER: \{MAX_ITER"),
     "HDF5": (b"\x89HDF\r\n\x1a\n", "it is a HDF5 file"),
     "TorchScript": (
         _torchscript,
@@ -241,13 +243,22 @@ NO_WEIGHTS = {
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_what_is_no_weight_file_is_said_in_one_line(tmp_path, name, suffix):
     content, message = NO_WEIGHTS[name]
-    if suffix == "safetensors" and (callable(content) or name == "answer of a server"):
+    if suffix == "safetensors" and (callable(content) or name in ("answer of a server", "yaml")):
         pytest.skip("the library of the format says that it is none")
     path = tmp_path / f"weights.{suffix}"
     content(path) if callable(content) else path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"^cannot read weights from {path}: [^\n]*{message}") as raised:
         read_checkpoint(path, foreign=True)
     assert "\n" not in str(raised.value) and "weights_only" not in str(raised.value)
+
+
+@pytest.mark.parametrize("old", [".safetensors", ".pth"])
+def test_weights_under_the_name_of_another_format_say_so(tmp_path, old):
+    weights, new = {"a": torch.ones(64)}, {".safetensors": ".pth", ".pth": ".safetensors"}[old]
+    path = tmp_path / f"w{new}"
+    save_file(weights, path) if old == ".safetensors" else torch.save(weights, path)
+    with pytest.raises(ValueError, match=rf"cannot read weights from {path}: it is a file of .* name end in \{old}$"):
+        read_checkpoint(path)
 
 
 def test_a_file_without_tensors_and_a_folder(tmp_path):

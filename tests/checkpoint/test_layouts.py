@@ -151,6 +151,12 @@ def test_what_diverged_is_refused(value):
         recognise({"net": prefixed("module.", broken)})
 
 
+def test_quantized_weights_are_refused():
+    whole_numbers = {name: value.to(torch.int8) for name, value in ONLINE.items()}
+    with pytest.raises(ValueError, match=r"^conv1\.weight is torch\.int8, so the network is quantized"):
+        recognise(whole_numbers)
+
+
 def test_broken_and_foreign_checkpoints_are_refused():
     incomplete = {n: v for n, v in prefixed("module.encoder_q.", ONLINE).items() if "layer3.1.conv2" not in n}
     missing = r"below state_dict\.encoder_q: not a whole ResNet-18; missing: res4\.1\.conv2\.weight"
