@@ -53,12 +53,15 @@ def look_at_label_maps(
 
 def _histogram(record: dict) -> np.ndarray | tuple[str, str]:
     """Return the count of each raw value (256,) of a label map, or the kind and the text of a finding."""
-    path = record["sem_seg_file_name"]
+    path, image = record["sem_seg_file_name"], record["file_name"]
     try:
         label = read_label(path)
-        size = displayed_size(record["file_name"])
     except (UnreadableImageError, *DECODING_ERRORS) as error:
         return "label-unreadable", str(error)
+    try:
+        size = displayed_size(image)
+    except DECODING_ERRORS as error:
+        return "image-unreadable", f"{image}: {error}"
     if label.shape != size[::-1]:
         return "label-size", f"{path}: {label.shape[1]} x {label.shape[0]}, its image {size[0]} x {size[1]}"
     return cv2.calcHist([label], [0], None, [256], [0, 256]).reshape(256).astype(np.int64)

@@ -331,6 +331,15 @@ def test_damaged_label_maps(label_folder, tmp_path):
     assert found("mine", semantic=True, sample=3)["label-unreadable"] == ("error", 2)
 
 
+def test_damaged_images_of_label_maps(label_folder, tmp_path):
+    label_folder(SOUND, SOUND, SOUND)
+    (path,) = (tmp_path / "images").glob("1.*")
+    path.write_bytes(path.read_bytes()[:-20])
+    labelled = look_at("mine", semantic=True, masks=False)
+    (finding,) = labelled.findings.of("error")
+    assert (finding.kind, finding.count) == ("image-unreadable", 1) and str(path) in finding.examples[0]
+
+
 def test_sizes_of_label_maps(label_folder, tmp_path):
     label_folder(SOUND, SOUND)
     cv2.imwrite(str(tmp_path / "labels" / "1.png"), np.zeros((6, 5), np.uint8))
