@@ -68,7 +68,9 @@ class LabelledSet:
     num_annotations: int | None = None
 
 
-def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMPLE) -> LabelledSet:
+def look_at(
+    name: str, *, semantic: bool, masks: bool, sample: int | None = SAMPLE, classes: Sequence[str] | None = None
+) -> LabelledSet:
     """Check the labels of a registered dataset.
 
     Args:
@@ -77,13 +79,14 @@ def look_at(name: str, *, semantic: bool, masks: bool, sample: int | None = SAMP
             instances make label maps of background and foreground.
         masks: whether instances need masks.
         sample: number of image headers and label maps to read; None reads all.
+        classes: names of the values of label maps, if the set itself has none.
 
     Returns:
         The result. Errors in the labels are not raised, they are part of its findings.
     """
     adopt(name)
     metadata = MetadataCatalog.get(name)
-    result = LabelledSet(name)
+    result = LabelledSet(name, classes=classes)
     tally = Tally(_FILE_KINDS, name)
     foreground = semantic and metadata.get("evaluator_type") == "coco"
     masks = masks or foreground
@@ -186,7 +189,7 @@ def _look_at_cityscapes(result: LabelledSet, metadata: Metadata, kinds: Sequence
 
 def _look_at_semantic(result: LabelledSet, metadata: Metadata, sample: int | None, tally: Tally) -> None:
     """Check a set with label maps."""
-    result.classes = metadata.get("stuff_classes")
+    result.classes = metadata.get("stuff_classes") or result.classes
     if metadata.get("evaluator_type") == "cityscapes_sem_seg":
         _look_at_cityscapes(result, metadata, ("labelTrainIds.png", "polygons.json", "labelIds.png"), tally)
         if tally.findings():

@@ -35,6 +35,11 @@ _CLASSIFIERS = {
     "sem_seg_head.predictor.weight": 0,
 }
 
+_NO_NAMES = (
+    "nothing says what its classes are: write classes.txt, one name a line from pixel value 0 on, into the folder of "
+    "the label maps, or name a file by ,classes=FILE, or set MODEL.SEM_SEG_HEAD.NUM_CLASSES N"
+)
+
 
 @dataclass
 class _Verdict:
@@ -100,8 +105,9 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
     if semantic is None:
         return _Verdict()
     train_names = cfg.DATASETS.TRAIN if key and not eval_only else ()
+    numbers = _numbers(cfg) if semantic and "MODEL.SEM_SEG_HEAD.NUM_CLASSES" in fixed else None
     looked = {
-        name: look_at(name, semantic=semantic, masks=cfg.MODEL.MASK_ON)
+        name: look_at(name, semantic=semantic, masks=cfg.MODEL.MASK_ON, classes=numbers)
         for name in dict.fromkeys([*train_names, *_test_sets(cfg)])
     }
     for name, labelled in looked.items():
@@ -113,7 +119,9 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
     verdict = _Verdict(lines=[(logging.INFO if f.level == "repaired" else logging.WARNING, str(f)) for f in findings])
     for labelled in looked.values():
         if labelled.classes is None and not findings.of("error"):
-            _name_by_numbers(labelled, cfg, fixed, findings)
+            findings.add("error", "class-names", labelled.name, _NO_NAMES)
+    if cfg.TEST.SEM_SEG_MATCHING_FIT and not findings.of("error"):
+        _compare_with_fit(looked[cfg.TEST.SEM_SEG_MATCHING_FIT], [looked[n] for n in cfg.DATASETS.TEST], findings)
     if key and not findings.of("error"):
         known = _classes_of(weights) if eval_only else (None, None)
         _settle_classes(cfg, key, train, test, fixed, known, findings, verdict)
@@ -132,18 +140,12 @@ def _kind(cfg: CfgNode) -> tuple[bool | None, str]:
     return kinds.get(model_output(cfg), (None, ""))
 
 
-def _name_by_numbers(labelled: LabelledSet, cfg: CfgNode, fixed: Sequence[str], findings: Findings) -> None:
-    """Use numbers as class names of label maps without names if the user set NUM_CLASSES; otherwise add an error."""
-    if "MODEL.SEM_SEG_HEAD.NUM_CLASSES" in fixed:
-        labelled.classes = _numbers(cfg)
-        return
-    findings.add(
-        "error",
-        "class-names",
-        labelled.name,
-        "nothing says what its classes are: write classes.txt, one name a line from pixel value 0 on, into the folder "
-        "of the label maps, or name a file by ,classes=FILE, or set MODEL.SEM_SEG_HEAD.NUM_CLASSES N",
-    )
+def _compare_with_fit(fit: LabelledSet, test: Sequence[LabelledSet], findings: Findings) -> None:
+    """Check that clusters can be matched on one set for the scores of others: their classes must be equal."""
+    for other in test:
+        if list(other.classes) != list(fit.classes):
+            text = f"its classes ({_listed(fit.classes)}) are not those of {other.name!r}: {_listed(other.classes)}"
+            findings.add("error", "classes-differ", f"TEST.SEM_SEG_MATCHING_FIT {fit.name!r}", text)
 
 
 def _classes_of(weights: str | Path) -> tuple[list[str] | None, int | None]:

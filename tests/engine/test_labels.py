@@ -155,6 +155,9 @@ def test_label_maps_without_class_names(masks, tmp_path):
     cfg = config(FCN, masks, (), SEM_SEG, "3")
     settle_labels(cfg, fixed=[SEM_SEG])
     assert cfg.MODEL.CLASS_NAMES == ["0", "1", "2"]
+    copy = f"{masks},subset=3,seed=1"  # the first one has the names of three classes now
+    with pytest.raises(ValueError, match=r"values that are no class: 3; .*: \[2\] in 1,365 pixels; classes are 0 to 1"):
+        settle_labels(config(FCN, copy, (), SEM_SEG, "2"), fixed=[SEM_SEG])
 
 
 def test_class_names_of_label_maps(masks, tmp_path):
@@ -169,6 +172,16 @@ def test_clusters_are_not_touched(masks, tmp_path):
     cfg = config(UNSUP_SEG, masks, masks, SEM_SEG, "7")
     settle_labels(cfg, fixed=[SEM_SEG])
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 7 and cfg.MODEL.CLASS_NAMES == []
+
+
+def test_clusters_are_matched_on_a_set_with_the_same_classes(masks, tmp_path):
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    (tmp_path / "turned.txt").write_text("road\nsky\ncar\n")
+    fit = "TEST.SEM_SEG_MATCHING_FIT"
+    settle_labels(config(UNSUP_SEG, masks, masks, fit, f"{masks},subset=2,seed=1"))
+    other = f"{masks},classes={tmp_path}/turned.txt"
+    with pytest.raises(ValueError, match=rf"{fit} '{other}': its classes \(road, sky, car\) are not those of 'mask"):
+        settle_labels(config(UNSUP_SEG, masks, masks, fit, other))
 
 
 def test_pretraining_looks_at_no_labels(tmp_path):
