@@ -1,10 +1,8 @@
 """Turn a command line into a checked, frozen config."""
 
 import argparse
-import difflib
 import logging
 import os
-import re
 import resource
 import sys
 import tempfile
@@ -13,18 +11,18 @@ from operator import attrgetter
 from pathlib import Path
 
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from densesiam_d2.checkpoint.files import require_weight_file
 from densesiam_d2.checkpoint.resuming import own_checkpoints
-from densesiam_d2.config import add_densesiam_config, all_keys
+from densesiam_d2.config import all_keys
 from densesiam_d2.config_checks import check_config
 from densesiam_d2.data.datasets import check_datasets, other_scored_sets, probe_sets
 from densesiam_d2.data.path_datasets import register_path_datasets
+from densesiam_d2.engine.config_file import load_config
 from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.launch import under_torchrun
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
@@ -33,9 +31,6 @@ __all__ = ["argument_parser", "checked_config", "load_config", "load_trained_con
 
 
 RESUME_MODES = ("must", "auto", "never")
-
-# Keys that hold a tuple of names; a single name without a tuple is accepted too.
-_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.ACCEPT")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,104 +74,6 @@ def _positive(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} is not a number above 0")
     return int(word)
-
-
-def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
-    """Read a yaml and ``KEY VALUE`` pairs over the defaults; without a GPU, set MODEL.DEVICE to "cpu".
-
-    Args:
-        config_file: path of a yaml.
-        opts: alternating keys and values.
-
-    Raises:
-        ValueError: a key does not exist, or a value is of the wrong type; the message names it and the nearest key. Or
-            a yaml in the chain of ``_BASE_`` cannot be read safely, or is not a local file.
-        FileNotFoundError: there is no such yaml.
-    """
-    cfg = get_cfg()
-    add_densesiam_config(cfg)
-    if not config_file:
-        raise ValueError("--config-file is missing, such as --config-file configs/pretrain.yaml")
-    if not Path(config_file).is_file():
-        raise FileNotFoundError(f"--config-file {config_file}: no such file")
-    if len(opts) % 2:
-        raise ValueError(f"options must be KEY VALUE pairs, but there are {len(opts)} words: {' '.join(opts)}")
-    _check_bases(Path(config_file))
-    try:
-        cfg.merge_from_other_cfg(_with_tuples(CfgNode(CfgNode.load_yaml_with_base(config_file))))
-        if "SOLVER.MAX_ITER" in opts[::2]:
-            cfg.SOLVER.EPOCHS = 0.0  # the command line overrides the yaml
-        cfg.merge_from_list(_as_meant(cfg, opts))
-    except (KeyError, AssertionError, ValueError) as error:
-        raise ValueError(_explain(error, cfg, config_file)) from error
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    return cfg
-
-
-def _check_bases(path: Path, above: tuple[Path, ...] = ()) -> None:
-    """Check that a yaml and all its ``_BASE_`` files are local and plain; detectron2 would download remote ones.
-
-    Args:
-        path: an existing yaml.
-        above: resolved paths of the yamls that have it as their base.
-    """
-    try:
-        with path.open("rb") as file:
-            content = yaml.safe_load(file)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no keys and values, so it is no config")
-    above = (*above, path.resolve())
-    bases = content.get("_BASE_", [])
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str) or "://" in base:
-            raise ValueError(f"{path}: _BASE_ {base} is not a local file: copy it here and name its path")
-        base_path = path.parent / Path(base).expanduser()
-        if not base_path.is_file():
-            raise FileNotFoundError(f"{path}: _BASE_ {base}: no such file")
-        if base_path.resolve() in above:
-            raise ValueError(f"{path}: _BASE_ {base} stands on this file itself: name another one")
-        _check_bases(base_path, above)
-
-
-def _is_one_name(value: object) -> bool:
-    """Tell whether the value of a key in ``_NAMES`` is a single name, not a tuple in Python's notation."""
-    return isinstance(value, str) and value.lstrip()[:1] not in ("", "(", "[")
-
-
-def _with_tuples(cfg: CfgNode) -> CfgNode:
-    """Turn a single name in a yaml into a tuple of one name, for the keys of ``_NAMES``."""
-    for key in (name.partition(".")[2] for name in _NAMES):
-        if _is_one_name(cfg.get("DATASETS", {}).get(key)):
-            cfg.DATASETS[key] = (cfg.DATASETS[key],)
-    return cfg
-
-
-def _as_meant(cfg: CfgNode, opts: list[str]) -> list[str]:
-    """Return the options with "1" as "1.0" for float keys and a single name as a tuple; yacs would refuse both."""
-    known, words = set(all_keys(cfg)), list(opts)
-    for i in range(0, len(words), 2):
-        key, word = words[i], str(words[i + 1])
-        if key not in known:
-            continue
-        if isinstance(attrgetter(key)(cfg), float) and word.isdecimal():
-            words[i + 1] = f"{word}.0"
-        elif key in _NAMES and _is_one_name(words[i + 1]):
-            words[i + 1] = repr((word.strip("'\""),))
-    return words
-
-
-def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
-    text = str(error.args[0]) if error.args else str(error)
-    unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
-    if not unknown:
-        tuples = "; data sets are a tuple, such as DATASETS.TRAIN \"('folder:/data/mine',)\""
-        return f"{config_file} or the command line: {text}{tuples if 'DATASETS.' in text else ''}"
-    key = unknown.group(1)
-    near = difflib.get_close_matches(key, all_keys(cfg), n=1)
-    return f"no config key {key}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def load_trained_config(config_file: str, weights: str, opts: list[str] = ()) -> CfgNode:

@@ -1,0 +1,54 @@
+"""Yamls and command lines as people write them: values keep their meaning, and mistakes are one line."""
+
+from pathlib import Path
+
+import pytest
+
+from densesiam_d2.engine.config_file import load_config
+
+BASE = Path(__file__).parents[2] / "configs/quick/pretrain_instant_test.yaml"
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Write a yaml with lines on top of ``BASE``, and return its path."""
+
+    def make(lines):
+        (tmp_path / "own.yaml").write_text(f"_BASE_: {BASE}\n{lines}\n")
+        return str(tmp_path / "own.yaml")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("SOLVER: {MAX_ITER: 3}\nSEED: 1\nSOLVER: {BASE_LR: 0.5}", "the key SOLVER occurs twice, in lines 2 and 4"),
+        ("3: 4", "the key 3 is no name"),
+        ("SOLVER: {3: 4}", "the key 3 is no name"),
+        ("SOLVER:", "SOLVER is None, but it is a section: give its keys"),
+        ("MODEL: {SSL: 3}", r"MODEL\.SSL is 3, but it is a section: give its keys"),
+    ],
+)
+def test_mistakes_in_a_yaml_are_one_line(own, lines, message):
+    with pytest.raises(ValueError, match=rf"own\.yaml.*: {message}") as raised:
+        load_config(own(lines))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_key_that_occurs_twice_in_a_base_is_named_too(own, tmp_path):
+    Path(own("SEED: 1\nSEED: 2")).rename(tmp_path / "base.yaml")
+    (tmp_path / "top.yaml").write_text("_BASE_: base.yaml\nSEED: 3\n")
+    with pytest.raises(ValueError, match=r"base\.yaml: the key SEED occurs twice, in lines 2 and 3"):
+        load_config(str(tmp_path / "top.yaml"))
+
+
+def test_whole_numbers_are_accepted_for_other_numbers(own):
+    solver = load_config(own("SOLVER: {BASE_LR: 1, MAX_ITER: 7, LARS: {EPS: 2}}"), ["SOLVER.EPOCHS", "-1"]).SOLVER
+    values = solver.BASE_LR, solver.LARS.EPS, solver.EPOCHS
+    assert values == (1, 2, -1) and all(type(value) is float for value in values) and solver.MAX_ITER == 7
+
+
+def test_an_equals_sign_is_part_of_the_unknown_key():
+    with pytest.raises(ValueError, match=r"no config key SOLVER\.BASE_LR=1; did you mean SOLVER\.BASE_LR\?$"):
+        load_config(str(BASE), ["SOLVER.BASE_LR=1", "x"])
