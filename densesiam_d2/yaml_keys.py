@@ -16,7 +16,11 @@ def load_yaml(source: str | bytes | IO) -> object:
     Raises:
         yaml.YAMLError: it is no yaml, or a key occurs twice in one mapping; the message names key and lines.
     """
-    return yaml.load(source, Loader=_Loader)
+    loader = _Loader(source)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):
