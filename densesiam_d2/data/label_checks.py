@@ -38,7 +38,7 @@ _FILE_KINDS = {
     ),
     "label-unreadable": ("error", "label maps that cannot be read: {n}"),
     "label-size": ("error", "label maps of another size than their image: {n}"),
-    "label-value": ("error", "label maps with values that are no class: {n}; correct them or the class names"),
+    "label-value": ("error", "label maps with values that are no class: {n}; correct them, the names or NUM_CLASSES"),
     "box-type": ("error", "annotations without a box or a class: {n}"),
     "category-unknown": ("error", "annotations of a class that does not exist: {n}"),
     "mask-missing": ("error", "annotations without a mask: {n}; set MODEL.MASK_ON False to train on boxes"),
