@@ -143,8 +143,8 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds an earlier run ({earlier[-1].name}): go on with it by --resume, "
             "or name another OUTPUT_DIR"
         )
-    if args.eval_only and not weights:
-        raise ValueError("--eval-only needs MODEL.WEIGHTS FILE; random weights are not scored")
+    if args.eval_only and not weights and "MODEL.WEIGHTS" not in args.opts:
+        raise ValueError("--eval-only needs MODEL.WEIGHTS FILE (MODEL.WEIGHTS '' if random weights are meant)")
     if weights and "://" not in weights and on_first_machine:
         require_weight_file(Path(weights.partition("?")[0]), "MODEL.WEIGHTS: file")
 
