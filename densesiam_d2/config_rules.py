@@ -6,9 +6,6 @@ import re
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.registry import Registry
 
-from densesiam_d2.data.label_checks import _FILE_KINDS
-from densesiam_d2.data.voc_sets import _KINDS as _VOC_KINDS
-from densesiam_d2.labels.coco_kinds import COCO_KINDS
 from densesiam_d2.modeling.backbone import torchvision_cnns
 from densesiam_d2.rules import (
     NOT_NEGATIVE,
@@ -35,10 +32,6 @@ RULES: dict[str, Rule] = {
     "DATALOADER.SAMPLER_TRAIN": one_of(
         *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
         *("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
-    ),
-    "DATASETS.ACCEPT": (
-        lambda v: set(v) <= {*COCO_KINDS, *_FILE_KINDS, *_VOC_KINDS, "dark-images"},
-        "a tuple of kinds of findings, as messages about labels name them in brackets",
     ),
     "INPUT.CROP.SIZE": (all_of(lambda v: v > 0, 2), "two numbers > 0"),
     "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
