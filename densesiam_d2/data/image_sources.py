@@ -22,7 +22,7 @@ class ImageSource:
             a video, whose frames are no files.
         total: number of images; None for a video whose file does not say how many frames it has.
         skipped: after reading, the count of other files by ending.
-        unreadable: after reading, the reason for each image that could not be read.
+        unreadable: after reading, the reason for each image that could not be read; for a video one line of its frames.
     """
 
     def __init__(self, path: Path, *, every: int | None = None, white_level: int):
@@ -108,13 +108,19 @@ class ImageSource:
                 yield Path(path).relative_to(self.root), image
 
     def _frames(self) -> Iterator[tuple[Path, np.ndarray]]:
-        number = 0
+        """Read to the first frame that fails: of later ones, which some codecs have, the numbers are not known."""
+        number = read = 0
         while self._video.grab():
             if number % self._every == 0:
-                read, image = self._video.retrieve()
-                if read:
+                decoded, image = self._video.retrieve()
+                if decoded:
+                    read += 1
                     yield Path(self._path.stem) / f"{number:06d}.jpg", cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
             number += 1
+        wanted = max(self.total or 0, -(-number // self._every))
+        if read < wanted:
+            lost = f"{wanted - read} of about {wanted} frames could not be read"
+            self.unreadable.append(f"{self._path}: {lost}; reading ended after frame {number - 1:06d}")
 
 
 def _open_video(path: Path) -> cv2.VideoCapture:

@@ -5,7 +5,8 @@
 
 The config is the yaml that the checkpoint was trained with; ``config.yaml`` of its OUTPUT_DIR also has the names of the
 classes. The input is a folder (links are followed, hidden files are left out), an image, a list (a ``.txt`` file with
-one image a line), or a video (``--every 10`` takes every tenth frame). Files that cannot be read are named at the end.
+one image a line), or a video (``--every 10`` takes every tenth frame). Files that cannot be read are named at the end,
+with the number of frames that a damaged video lacks.
 
 Models of boxes or instances write
 

@@ -1,3 +1,5 @@
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -59,6 +61,24 @@ def test_mistakes(tmp_path):
     ):
         with pytest.raises(error, match=message):
             list(ImageSource(path, every=every, white_level=65535))
+
+
+@pytest.mark.parametrize(("every", "lost"), [(None, "4 of about 7"), (2, "2 of about 4")])
+def test_frames_that_a_cut_video_lacks_are_counted(tmp_path, every, lost):
+    """Cut where the fourth of seven frames begins; the header still says seven."""
+    data = write_video(tmp_path / "clip.avi").read_bytes()
+    starts = [found.start() for found in re.finditer(rb"00dc", data) if found.start() > data.index(b"movi")]
+    (tmp_path / "cut.avi").write_bytes(data[: starts[3]])
+    source = ImageSource(tmp_path / "cut.avi", every=every, white_level=65535)
+    assert [str(name) for name, _ in source] == [f"cut/{i:06d}.jpg" for i in range(0, 3, every or 1)]
+    assert source.left_out()[1:] == [
+        f"{tmp_path}/cut.avi: {lost} frames could not be read; reading ended after frame 000002"
+    ]
+
+
+def test_a_whole_video_lacks_nothing(tmp_path):
+    source = ImageSource(write_video(tmp_path / "clip.avi"), every=2, white_level=65535)
+    assert len(list(source)) == 4 and source.left_out() == []
 
 
 def test_a_video_without_frames(tmp_path):
