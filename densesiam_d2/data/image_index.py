@@ -179,24 +179,39 @@ def tar_members(root: str | Path, skipped: Counter) -> Iterator[tuple[str, tuple
 
     Args:
         root: a folder with ``*.tar``. Compressed files are refused, because they cannot be read from the middle.
-        skipped: counts the members that are no images by suffix, and the hidden members.
+        skipped: counts the members that are no images by suffix, the hidden ones, and links, which have no bytes.
 
     Raises:
-        ValueError: a tar file is damaged or compressed.
+        ValueError: a tar file is damaged or compressed, or is several ones that were joined as they are.
     """
-    for path in sorted(Path(root).rglob("*.tar")):
+    for path in sorted(path for path in Path(root).rglob("*.tar") if path.is_file()):
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
                     tar.members = []  # otherwise tarfile keeps all members in memory
-                    if not member.isreg():
-                        continue
                     name = member.name.removeprefix("./")
                     suffix = Path(name).suffix.lower()
                     hidden = any(part.startswith(".") for part in name.split("/"))
-                    if suffix in IMAGE_SUFFIXES and not hidden and not member.sparse:
+                    if member.isreg() and suffix in IMAGE_SUFFIXES and not hidden and not member.sparse:
                         yield f"{path.relative_to(root).as_posix()}/{name}", (member.offset_data, member.size)
-                    else:
-                        skipped["hidden" if hidden else suffix or "without ending"] += 1
+                    elif not member.isdir():
+                        link = member.issym() or member.islnk()
+                        skipped["hidden" if hidden else "links" if link else suffix or "without ending"] += 1
+                _check_end(tar)
         except tarfile.TarError as error:
             raise ValueError(f"{path} cannot be read as an uncompressed tar file: {error}") from error
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Check that only zeros follow the last member, because tarfile takes a damaged header for the end.
+
+    Raises:
+        tarfile.ReadError: there is more.
+    """
+    tar.fileobj.seek(tar.offset)
+    while block := tar.fileobj.read(1 << 20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(
+                f"more data after the end of the archive at byte {tar.offset:,}: the header there is damaged, or tar "
+                "files were joined by cat; write it again, or keep them as files of their own"
+            )

@@ -8,10 +8,11 @@ list, even for millions of images. After adding images, write the index again.
 
 For a folder of uncompressed tar files (such as webdataset's shards), the index names the images inside. They are read
 from the tar files, which is faster on storage that is slow with many small files. Write tar files of some thousand
-images by ``tar --sort=name -cf shard-0000.tar folder``.
+images by ``tar --sort=name -cf shard-0000.tar folder``. Links in a tar file are left out and counted.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections import Counter
@@ -48,7 +49,7 @@ def _index(folder: Path, output: Path) -> str:
         raise FileNotFoundError(f"the folder {folder} does not exist")
     if output.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--output {output} lies in {folder}")
-    tars = next(folder.rglob("*.tar"), None) is not None
+    tars = any(path.is_file() for path in folder.rglob("*.tar"))
     if tars:
         if next(walk_images(folder, Counter()), None) is not None:
             raise ValueError(f"{folder} holds both images and tar files: put them into separate folders")
@@ -56,11 +57,21 @@ def _index(folder: Path, output: Path) -> str:
     else:
         length = len(str(folder)) + 1
         images = (name[length:] for name in walk_images(folder, skipped))
-    count = write_index(output, folder, tqdm(images, unit=" images", disable=None), tar=tars)
-    others = ", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common()) or "nothing"
-    first = ImageFiles.open(output)[0]["file_name"]
+    first = next(images, None)
+    if first is None:
+        raise ValueError(
+            f"{folder} holds no images and no tar file (*.tar) with images; other files there: {_listed(skipped)}; "
+            "unpack them if they hold images"
+        )
+    images = tqdm(itertools.chain([first], images), unit=" images", disable=None)
+    count = write_index(output, folder, images, tar=tars)
+    first = ImageFiles.open(output)[0]["file_name"].encode(errors="backslashreplace").decode()
     seconds = time.monotonic() - start
-    return f"{count:,} images in {output} ({seconds:.1f} s); first {first}; skipped: {others}"
+    return f"{count:,} images in {output} ({seconds:.1f} s); first {first}; skipped: {_listed(skipped)}"
+
+
+def _listed(skipped: Counter) -> str:
+    return ", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common()) or "nothing"
 
 
 if __name__ == "__main__":

@@ -113,6 +113,56 @@ def test_a_tar_file_that_has_changed_is_named(shards):
         read_image(files[2]["file_name"], files[2]["file_part"])
 
 
+def damaged(path):
+    """Spoil the checksum in the header of the second member."""
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        data[tar.getmembers()[1].offset + 148] ^= 1
+    return data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [lambda one, two: one.read_bytes() + two.read_bytes(), lambda one, two: damaged(one)],
+    ids=["joined by cat", "damaged header"],
+)
+def test_images_after_a_wrong_end_are_not_lost(content, tmp_path, capsys):
+    (tmp_path / "tars").mkdir()
+    for name in ("1.tar", "2.tar"):
+        write_tar(tmp_path / name, {"a.png": as_png(10), "b.png": as_png(20)})
+    (tmp_path / "tars" / "all.tar").write_bytes(content(tmp_path / "1.tar", tmp_path / "2.tar"))
+    assert main([str(tmp_path / "tars")]) == 2
+    assert "all.tar cannot be read as an uncompressed tar file: more data after the end" in capsys.readouterr().err
+
+
+def test_links_in_tar_files_are_counted(tmp_path, capsys):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.png").write_bytes(as_png(10))
+    (tmp_path / "x" / "b.png").hardlink_to(tmp_path / "x" / "a.png")
+    (tmp_path / "x" / "c.png").symlink_to("a.png")
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
+        tar.add(tmp_path / "x", ".")
+    assert main([str(tmp_path / "tars")]) == 0
+    printed = capsys.readouterr().out
+    assert "1 images" in printed and printed.endswith("skipped: 2 links\n")
+
+
+def test_a_folder_that_is_called_like_a_tar_file(photos, capsys):
+    (photos / "x.tar").mkdir()
+    (photos / "a.png").rename(photos / "x.tar" / "a.png")
+    assert main([str(photos)]) == 0
+    assert "4 images" in capsys.readouterr().out
+    assert f"{photos}/x.tar/a.png" in names(ImageFiles.open(photos.with_name("photos.index")))
+
+
+def test_names_that_are_not_utf8_can_be_printed(tmp_path, capfdbinary):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / os.fsdecode(b"caf\xe9.png")).write_bytes(as_png(10))
+    assert main([str(tmp_path / "photos")]) == 0
+    assert rb"photos/caf\udce9.png" in capfdbinary.readouterr().out
+
+
 def test_mistakes_in_one_line(photos, tmp_path, capsys):
     def error(*words):
         assert main(list(map(str, words))) == 2
@@ -122,6 +172,8 @@ def test_mistakes_in_one_line(photos, tmp_path, capsys):
     assert "lies in" in error(photos, "--output", photos / "x.index")
     (tmp_path / "empty").mkdir()
     assert "no images" in error(tmp_path / "empty")
+    (tmp_path / "empty" / "x.tar.gz").write_bytes(b"")
+    assert "other files there: 1 .gz; unpack them" in error(tmp_path / "empty")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")
     assert "is no index" in error(photos, "--output", tmp_path / "other")
