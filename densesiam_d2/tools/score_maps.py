@@ -3,11 +3,13 @@
     python -m densesiam_d2.tools.score_maps --maps O/labels --dataset camvid_test --output scores
 
 The map of an image is below ``--maps`` under the image's name. The classes of the maps are named by ``classes.txt``, in
-that folder or beside it, and matched with those of the data set by name. Ignored pixels (255) of a map count as wrong.
+that folder or beside it, and matched with those of the data set by name. Ignored pixels (255) of a map count as wrong;
+any other value that is no class is an error. The labels of the data set are checked as at the start of a run.
 Prints the scores of ``SemSegConfusionEvaluator``; with ``--output`` they are in ``sem_seg_evaluation.json`` there.
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -17,12 +19,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from densesiam_d2.data.image_io import read_label
+from densesiam_d2.data.label_checks import look_at
 from densesiam_d2.data.label_folders import read_classes
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from densesiam_d2.labels.cluster_names import IGNORE
 
 __all__ = ["class_table", "main", "score_maps"]
+
+logger = logging.getLogger(__name__)
 
 
 class _MapEvaluator(SemSegConfusionEvaluator):
@@ -74,9 +79,15 @@ def score_maps(maps: Path, dataset: str, output: Path | None = None) -> dict[str
 
     Raises:
         FileNotFoundError: an image has no map.
-        ValueError: the classes of the maps are not known or not those of the data set, or a map cannot be read.
+        LabelsError: the labels of the data set cannot be used.
+        ValueError: the classes of the maps are not known or not those of the data set, or a map cannot be read, has
+            another size than the labels, or holds a value that is no class.
     """
     metadata = MetadataCatalog.get(dataset)
+    findings = look_at(dataset, semantic=True, masks=False).findings
+    findings.raise_errors()
+    for finding in findings:
+        logger.warning("%s", finding)
     records = DatasetCatalog.get(dataset)  # some data sets set their classes only here
     evaluator = _MapEvaluator(dataset, distributed=False, output_dir=output)
     own = read_classes(maps)
@@ -88,8 +99,17 @@ def score_maps(maps: Path, dataset: str, output: Path | None = None) -> dict[str
         path = maps / name.with_suffix(".png")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: segment the folder {metadata.image_root}")
-        labels = torch.from_numpy(table[read_label(path)])
-        evaluator.process([record], [{"sem_seg_labels": labels, "num_classes": len(metadata.stuff_classes) + 1}])
+        labels = read_label(path)
+        strays = sorted(set(np.unique(labels).tolist()) - {*range(len(own)), IGNORE})
+        if strays:
+            raise ValueError(
+                f"{path} has the values {strays[:5]}; its classes are 0 to {len(own) - 1}, {IGNORE} is none"
+            )
+        output = {"sem_seg_labels": torch.from_numpy(table[labels]), "num_classes": len(metadata.stuff_classes) + 1}
+        try:
+            evaluator.process([record], [output])
+        except ValueError as error:
+            raise ValueError(f"the map {path} cannot be scored: {error}") from error
     return evaluator.evaluate()["sem_seg"]
 
 

@@ -188,14 +188,41 @@ def test_named_by_labels_and_scored(run, labelled, tmp_path, catalog, capsys):  
         name_clusters.main([*model, "--name-from", "nothing", "--output", str(tmp_path / "n.json")])
 
 
-def test_scores_by_hand(tmp_path, catalog, capsys):
-    """Truth sky sky car car; the map says sky, ignore, sky, car: sky 1/3, car 1/2, two of four pixels are right."""
+@pytest.fixture
+def four_pixels(tmp_path, catalog):
+    """Write truth and map of an image of four pixels; return the name of the data set."""
     for folder, values in (("photos", [[9, 9, 9, 9]]), ("truth", [[0, 0, 1, 1]]), ("maps", [[1, 255, 1, 0]])):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "a.png"), np.array(values, np.uint8))
     (tmp_path / "truth" / "classes.txt").write_text("sky\ncar\n")
     (tmp_path / "maps" / "classes.txt").write_text("car\nsky\n")  # another order
-    dataset = f"masks:{tmp_path / 'photos'},labels={tmp_path / 'truth'}"
+    return f"masks:{tmp_path / 'photos'},labels={tmp_path / 'truth'}"
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("maps/a.png", [[2, 255, 2, 1]], r"maps/a\.png has the values \[2\]; its classes are 0 to 1, 255 is none"),
+        ("maps/a.png", [[1, 255, 1]], r"the map .*maps/a\.png cannot be scored: .*labels are \(1, 4\)"),
+        ("truth/a.png", [[255] * 4], r"every pixel has the ignore label .*\[all-ignored\]"),
+        ("truth/a.png", [[0, 0, 1, 2]], r"truth/a\.png: \[2\] in 1 pixels.*\[label-value\]"),
+    ],
+)
+def test_values_that_cannot_be_scored(file, values, message, four_pixels, tmp_path):
+    cv2.imwrite(str(tmp_path / file), np.array(values, np.uint8))
+    with pytest.raises(SystemExit, match=message):
+        score_maps.main(["--maps", str(tmp_path / "maps"), "--dataset", four_pixels])
+
+
+def test_images_without_labels_are_counted(four_pixels, tmp_path, caplog):
+    cv2.imwrite(str(tmp_path / "photos" / "b.png"), np.zeros((1, 4), np.uint8))
+    score_maps.main(["--maps", str(tmp_path / "maps"), "--dataset", four_pixels])
+    assert "images without a label map, left out: 1" in caplog.text
+
+
+def test_scores_by_hand(four_pixels, tmp_path):
+    """Truth sky sky car car; the map says sky, ignore, sky, car: sky 1/3, car 1/2, two of four pixels are right."""
+    dataset = four_pixels
     register_path_datasets([dataset])
     scores = score_maps.score_maps(tmp_path / "maps", dataset)
     assert scores["IoU-sky"] == pytest.approx(100 / 3) and scores["IoU-car"] == pytest.approx(50)
