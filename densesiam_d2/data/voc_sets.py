@@ -24,6 +24,7 @@ _KINDS = {
     "xml-unreadable": ("error", "XML files that cannot be used: {n}"),
     "class-unknown": ("error", "objects of a class that the set does not have: {n}; own classes: datasets/README.md"),
     "all-difficult": ("error", "every object is difficult, and so does not count for a score"),
+    "box-clipped": ("warning", "boxes that reach over the border of their image by more than a pixel: {n}"),
     "box-empty": ("error", "objects whose box has no area, or is no box: {n}; correct them"),
 }
 
@@ -31,7 +32,8 @@ _KINDS = {
 def adopt_voc(name: str, accept: Sequence[str] = ()) -> None:
     """Make :func:`read_voc` the reader of a set that detectron2's ``register_pascal_voc`` registered.
 
-    detectron2's own reader gives the same records, but its errors do not name the file that cannot be read.
+    detectron2's own reader gives the same records, but its errors do not name the file that cannot be read. The set
+    also gets its evaluator_type, if it has none.
 
     Args:
         name: name of the dataset.
@@ -41,6 +43,8 @@ def adopt_voc(name: str, accept: Sequence[str] = ()) -> None:
     if getattr(loader, "__module__", None) == _DETECTRON2_VOC or getattr(loader, "func", None) is _load_voc:
         DatasetCatalog.remove(name)
         DatasetCatalog.register(name, functools.partial(_load_voc, name, accept))
+        metadata = MetadataCatalog.get(name)
+        metadata.evaluator_type = metadata.get("evaluator_type", "pascal_voc")
 
 
 def _load_voc(name: str, accept: Sequence[str]) -> list[dict]:
@@ -83,7 +87,7 @@ def read_voc(metadata: Metadata) -> tuple[list[dict], Findings]:
                 "image_id": image_id,
                 "height": content["height"],
                 "width": content["width"],
-                "annotations": [a for o in content["objects"] if (a := _annotation(o, xml, classes, tally))],
+                "annotations": [a for o in content["objects"] if (a := _annotation(o, content, xml, classes, tally))],
             }
         )
     if difficult == {True}:
@@ -106,7 +110,7 @@ def _image_ids(file: Path, tally: Tally) -> Sequence[str]:
     return ids
 
 
-def _annotation(entry: dict, xml: Path, classes: list[str], tally: Tally) -> dict | None:
+def _annotation(entry: dict, image: dict, xml: Path, classes: list[str], tally: Tally) -> dict | None:
     if entry["name"] not in classes:
         known = ", ".join(classes[:4])
         tally.note("class-unknown", f"{xml}: {entry['name']!r}; the {len(classes)} classes are {known}, ...")
@@ -115,5 +119,8 @@ def _annotation(entry: dict, xml: Path, classes: list[str], tally: Tally) -> dic
     if not (x1 >= x0 and y1 >= y0):  # also true if one of them is NaN
         tally.note("box-empty", f"{xml}: {entry['name']!r}, {entry['bbox']}")
         return None
+    width, height = image["width"], image["height"]
+    if min(x0, y0) < 0 or 0 < width < x1 - 1 or 0 < height < y1 - 1:  # a size of 0 is a finding of its own
+        tally.note("box-clipped", f"{xml}: {entry['name']!r}, {entry['bbox']} in {width} x {height} pixels")
     box = {"bbox": [x0 - 1.0, y0 - 1.0, x1, y1], "bbox_mode": BoxMode.XYXY_ABS}
     return {"category_id": classes.index(entry["name"]), **box}

@@ -8,6 +8,7 @@ from densesiam_d2.labels.masks import mask_bounds
 __all__ = ["judge_boxes"]
 
 MANY = 0.2  # share of boxes outside their image; corners read as sizes give about half
+ROUGH = 0.25  # least IoU of a box, clipped to its image, and that of its mask; a pixel and a square of 2 x 2 have it
 
 
 def judge_boxes(annotations: list[dict], written: np.ndarray, tally: Tally) -> None:
@@ -33,6 +34,8 @@ def judge_boxes(annotations: list[dict], written: np.ndarray, tally: Tally) -> N
     bounds = np.array([b or (np.nan,) * 4 for b in known_bounds])
     as_sizes = _overlap(np.stack([x, y, x + w, y + h], 1), bounds)
     as_corners = _overlap(written[:, :4], bounds)
+    kept = np.array([a["bbox"] for a in annotations], dtype=float)
+    as_kept = _overlap(np.hstack([kept[:, :2], kept[:, :2] + kept[:, 2:]]), bounds)
     known = ~np.isnan(as_sizes)
     by_mask = known & (as_corners > 0.8) & (as_sizes < 0.8)
     fits_as_corners = (w > x) & (h > y) & (w <= width + 1) & (h <= height + 1)
@@ -43,8 +46,10 @@ def judge_boxes(annotations: list[dict], written: np.ndarray, tally: Tally) -> N
         corners = leaves if fits_as_corners.all() and leaves.mean() >= MANY else np.zeros_like(known)
     for i in np.flatnonzero(corners):
         tally.note("boxes-xyxy", f"annotation {annotations[i].get('id')}: bbox {written[i, :4].tolist()}")
-    for i in np.flatnonzero(known & (as_sizes == 0) & ~corners):
-        tally.note("box-mask", f"annotation {annotations[i].get('id')}: bbox {annotations[i]['bbox']}")
+    for i in np.flatnonzero(known & (as_kept < ROUGH) & ~corners):
+        x0, y0, x1, y1 = known_bounds[i]
+        mask = f"that of the mask is {[x0, y0, x1 - x0, y1 - y0]}"
+        tally.note("box-mask", f"annotation {annotations[i].get('id')}: bbox {annotations[i]['bbox']}, {mask}")
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
 
 def _images(entries: list, tally: Tally) -> dict[Any, dict]:
     """Return the images by id, sorted."""
-    images = {}
+    images, named = {}, {}
     for entry in entries:
         identity = entry.get("id") if isinstance(entry, Mapping) else None
         if not isinstance(identity, int | str) or not isinstance(entry.get("file_name"), str):
@@ -97,6 +97,9 @@ def _images(entries: list, tally: Tally) -> dict[Any, dict]:
             continue
         if identity in images:
             tally.note("image-id-twice", f"{identity!r}: {images[identity]['file_name']}, {entry['file_name']}")
+        elif entry["file_name"] in named:
+            tally.note("image-name-twice", f"{entry['file_name']}: ids {named[entry['file_name']]!r}, {identity!r}")
+        named[entry["file_name"]] = identity
         sizes = [entry.get(key) for key in ("width", "height")]
         if not all(map(_is_size, sizes)):
             tally.note("image-size", f"{entry['file_name']}: width {sizes[0]!r}, height {sizes[1]!r}")

@@ -12,6 +12,10 @@ COCO_KINDS = {
         "images whose width or height is not a whole number above 0 (strings do not count): {n}; write both as numbers",
     ),
     "image-id-twice": ("error", "image ids that occur twice: {n}; give each image its own"),
+    "image-name-twice": (
+        "warning",
+        "images with the file_name of another one: {n}; each is read with its own annotations only: merge them",
+    ),
     "image-id-mixed": ("error", "some image ids are numbers, others are strings; use one type"),
     "image-id-type": (
         "error",
@@ -48,7 +52,11 @@ COCO_KINDS = {
     "box-empty": ("repaired", "boxes without width or height, annotation left out: {n}"),
     "box-outside": ("repaired", "boxes outside their image, annotation left out: {n}"),
     "box-clipped": ("repaired", "boxes that reach over the border of their image by more than a pixel, clipped: {n}"),
-    "box-mask": ("warning", "boxes that do not touch the mask of their own annotation: {n}"),
+    "box-mask": (
+        "warning",
+        "boxes that have less than a quarter in common with the mask of their own annotation: {n}; polygons may be of "
+        "another image size, or run lengths (RLE) counted along the rows instead of down the columns",
+    ),
     "mask-missing": (
         "error",
         "annotations without a mask (segmentation missing, null or empty): {n}; set MODEL.MASK_ON False to train on "

@@ -1,6 +1,7 @@
 """One look at labels in every layout: what is wrong is found, and what is right passes."""
 
 import json
+import re
 import shutil
 
 import cv2
@@ -138,7 +139,6 @@ def voc(tmp_path):
     root = tmp_path / "voc"
     write_voc_tree(real_data("coco128"), root, "trainval")
     register_pascal_voc("voc", str(root), "trainval", 2007)
-    MetadataCatalog.get("voc").evaluator_type = "pascal_voc"
     return root
 
 
@@ -211,6 +211,14 @@ def test_voc_records_are_those_of_detectron2(voc):
 def test_voc_has_no_masks(voc):
     labelled = look_at("voc", semantic=False, masks=True)
     assert found("voc")["mask-missing"] == ("error", labelled.num_annotations)
+
+
+@pytest.mark.parametrize("corner", ["<xmin>-5", "<ymin>-5", "<xmax>9000", "<ymax>9000"])
+def test_voc_boxes_beyond_their_image(corner, voc):
+    tag = corner[:6]
+    path = first_xml(voc)
+    path.write_text(re.sub(rf"{tag}\d+", corner, path.read_text(), count=1))
+    assert found("voc", masks=False)["box-clipped"] == ("warning", 1)
 
 
 def test_voc_image_missing(voc):

@@ -27,6 +27,13 @@ def encode(box) -> dict:
     return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 
+def along_rows(box) -> dict:
+    """Return run lengths that were wrongly counted row by row."""
+    x, y, w, h = box
+    runs = [y * WIDTH + x, *[w, WIDTH - w] * h]
+    return {"size": [HEIGHT, WIDTH], "counts": [*runs[:-1], HEIGHT * WIDTH - sum(runs[:-1])]}
+
+
 def test_a_sound_file_comes_back_as_it_is(tmp_path):
     content = coco()
     cleaned, found = look(content, tmp_path)
@@ -91,7 +98,7 @@ ODDITIES = {
     ),
     "polygon between pixels": (
         set_one("segmentation", [rectangle(60.1, 30.1, 0.2, 0.2)]),
-        {"mask-no-pixel": ("warning", 1)},
+        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1)},
     ),
     "image without name": (set_image("file_name", None), {"image-entry": ("error", 1)}),
     "size as string": (set_image("width", "96"), {"image-size": ("error", 1)}),
@@ -99,6 +106,7 @@ ODDITIES = {
     "size 0": (set_image("height", 0), {"image-size": ("error", 1)}),
     "image id twice": (set_image("id", 1), {"image-id-twice": ("error", 1), "image-unknown": ("repaired", 2)}),
     "image id as string": (lambda c: [i.update(id=str(i["id"])) for i in c["images"]], {"image-id-type": ("error", 6)}),
+    "file_name twice": (set_image("file_name", "p1.png"), {"image-name-twice": ("warning", 1)}),
     "image_id as string": (set_all("image_id", "1"), {"image-id-type": ("error", 6)}),
     "image_id unknown": (set_one("image_id", 99), {"image-unknown": ("repaired", 1)}),
     "category id as string": (
@@ -126,6 +134,16 @@ ODDITIES = {
     "bbox empty": (set_one("bbox", [50, 40, 0, 30]), {"box-empty": ("repaired", 1)}),
     "bbox outside": (set_one("bbox", [5000, 5000, 10, 10]), {"box-outside": ("repaired", 1)}),
     "bbox over the border": (set_one("bbox", [55, 20, 80, 90]), {"box-clipped": ("repaired", 1)}),
+    "bbox smaller than its mask": (set_one("bbox", [55, 20, 15, 20]), {"box-mask": ("warning", 1)}),  # IoU 3/14
+    "bbox of half its mask": (set_one("bbox", [55, 20, 35, 20]), {}),
+    "polygons of an image three times as large": (
+        lambda c: [a.update(segmentation=[[3 * v for v in a["segmentation"][0]]]) for a in c["annotations"]],
+        {"box-mask": ("warning", 6)},
+    ),
+    "RLE along rows": (
+        lambda c: c["annotations"][2].update(bbox=[10, 5, 20, 20], segmentation=along_rows((10, 5, 20, 20))),
+        {"box-mask": ("warning", 1)},  # down the columns the mask lies in columns 7 to 36, of all rows: IoU 400/1920
+    ),
     "bbox beside its mask": (set_one("bbox", [0, 0, 5, 5]), {"box-mask": ("warning", 1)}),
     "segmentation missing": (lambda c: c["annotations"][3].pop("segmentation"), {"mask-missing": ("error", 1)}),
     "segmentation null": (set_one("segmentation", None), {"mask-missing": ("error", 1)}),
