@@ -96,8 +96,7 @@ def coco_records(name: str, content: dict) -> list[dict]:
     return [
         {
             "file_name": os.path.join(metadata.image_root, image["file_name"]),  # noqa: PTH118
-            "height": image["height"],
-            "width": image["width"],
+            **{key: image[key] for key in ("height", "width") if image[key]},  # 0 stands for unknown, an error already
             "image_id": image["id"],
             "annotations": by_image[image["id"]],
         }

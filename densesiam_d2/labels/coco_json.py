@@ -76,12 +76,12 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
         tally.note("json", f"{error}; the file begins with {path.open('rb').read(40)!r}")
         content = {key: [] for key in ("images", "annotations", "categories")}
     if not isinstance(content, dict):
-        tally.note("json", f"a {type(content).__name__} of {len(content)} instead of a dict")
+        tally.note("json", f"no dict of images, annotations and categories, but {str(content)[:120]}")
         content = {key: [] for key in ("images", "annotations", "categories")}
+    keys = ", ".join(list(content)[:8])
     for key in ("images", "categories", "annotations"):
         if not isinstance(content.get(key), list):
             only_these = key == "annotations" and key not in content and "json" not in tally
-            keys = ", ".join(list(content)[:8])
             tally.note("no-annotations" if only_these else "json", f"there is no list {key!r}; the keys are {keys}")
             content[key] = []
     return content

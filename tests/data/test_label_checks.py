@@ -58,6 +58,13 @@ def test_images_that_are_not_there(coco_set, tmp_path):
     assert str(finding).endswith(f"images that do not exist: 1 ({tmp_path}/images/p2.png) [image-missing]")
 
 
+def test_an_unknown_size_is_one_finding(coco_set):
+    content = coco()
+    del content["images"][1]["width"]
+    (finding,) = look_at(coco_set(content), semantic=False, masks=True).findings
+    assert (finding.kind, finding.count) == ("image-size", 1)
+
+
 def test_backslashes(coco_set, tmp_path):
     content = coco()
     name = coco_set(content)

@@ -236,6 +236,19 @@ def test_no_coco_file(text, tmp_path):
         findings.raise_errors()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"image_id": 1, "score": 0.5}]', r"no dict of images, annotations and categories, but \[\{'image_id'"),
+        ('{"info": {}}', r"no list 'annotations'; the keys are info\)"),
+    ],
+)
+def test_another_format_is_told(text, message, tmp_path):
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_coco(tmp_path / "train.json")[1].raise_errors()
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.json do not exist"):
         read_coco(tmp_path / "no.json")
