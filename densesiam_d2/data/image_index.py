@@ -23,6 +23,7 @@ from .image_io import IMAGE_SUFFIXES
 __all__ = ["ImageFiles", "tar_members", "write_index"]
 
 KIND = {"kind": "densesiam_d2 image index", "version": 1}
+_FACTS = {"root": str, "images": int, "bytes": int, "tar": bool}
 
 
 class ImageFiles(Dataset):
@@ -62,6 +63,9 @@ class ImageFiles(Dataset):
             raise ValueError(f"{index / 'index.json'} is not json: {error}") from None
         if not isinstance(facts, dict) or {key: facts.get(key) for key in KIND} != KIND:
             raise ValueError(f"{index} is no index of images of version {KIND['version']}")
+        wrong = [key for key, kind in _FACTS.items() if not isinstance(facts.get(key), kind)]
+        if wrong:
+            raise ValueError(f"{index / 'index.json'} has no valid {', '.join(wrong)}: make the index anew")
         root = (index / facts["root"]).resolve()
         if not root.is_dir():
             raise FileNotFoundError(f"{index} is of images in {root}, which does not exist")

@@ -26,6 +26,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import tarfile
@@ -51,6 +52,7 @@ __all__ = ["main"]
 
 SHARD = 2000  # images in a tar file
 EXAMPLES = 10  # of unreadable images are printed
+FACTS = {"settings", "names", "before", "after", "unreadable", "files"}  # of a tar file
 
 
 @dataclass
@@ -90,8 +92,10 @@ def _run(args: argparse.Namespace) -> bool:
     """Write all files, and tell whether every image could be read."""
     folder = Path(args.folder.removeprefix(FOLDER_PREFIX)).expanduser().resolve()
     output = (args.output or folder.with_name(f"{folder.name}-{args.max_side}")).resolve()
-    if args.max_side < 1 or not 1 <= args.quality <= 100 or args.workers < 1 or args.timeout <= 0:
-        raise ValueError("--max-side, --workers and --timeout must be positive, and --quality 1 to 100")
+    if args.max_side < 1 or not 1 <= args.quality <= 100 or args.workers < 1 or not 0 < args.timeout < math.inf:
+        raise ValueError("--max-side, --workers and --timeout must be positive and finite, and --quality 1 to 100")
+    if not 1 <= args.white_level <= WHITE_LEVEL:
+        raise ValueError(f"--white-level {args.white_level} must lie between 1 and {WHITE_LEVEL}")
     if output.is_relative_to(folder):
         raise ValueError(f"--output {output} lies in {folder}: name a folder outside")
     skipped = Counter()
@@ -183,7 +187,13 @@ def _write_shard(tar: Path, folder: Path, results: Iterator[Shrunk], facts: dict
 
 def _facts(tar: Path, settings: dict, digest: str) -> dict:
     """Read the facts of a tar file, and check that it is of these images and settings."""
-    facts = json.loads(tar.with_suffix(".json").read_text())
+    path = tar.with_suffix(".json")
+    try:
+        facts = json.loads(path.read_text())
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or not facts.keys() >= FACTS:
+        raise ValueError(f"{path} does not hold the facts of {tar.name}: delete both, and they are written again")
     if facts["settings"] != settings:
         raise ValueError(f"{tar} was written with {facts['settings']}, not {settings}: name another --output")
     if facts["names"] != digest:

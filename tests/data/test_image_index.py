@@ -186,18 +186,22 @@ def test_mistakes_in_one_line(photos, tmp_path, capsys):
     assert "both images and tar files" in error(photos)
 
 
-@pytest.mark.parametrize("damage", ["short", "kind", "json", "root", "none"])
+@pytest.mark.parametrize("damage", ["short", "kind", "json", "facts", "root", "none"])
 def test_a_damaged_index_is_refused(damage, photos, tmp_path):
     main([str(photos)])
     index = tmp_path / "photos.index"
     facts = json.loads((index / "index.json").read_text())
     message = {"short": "bytes instead of", "kind": "is no index", "json": "not json", "root": "photos, which does not"}
+    message["facts"] = r"index\.json has no valid root, images: make the index anew"
     if damage == "short":
         (index / "ends.bin").write_bytes(b"1234567")
     elif damage == "kind":
         (index / "index.json").write_text(json.dumps(facts | {"version": 99}))
     elif damage == "json":
         (index / "index.json").write_text("{")
+    elif damage == "facts":
+        del facts["root"]
+        (index / "index.json").write_text(json.dumps(facts | {"images": "4"}))
     elif damage == "root":
         photos.rename(tmp_path / "elsewhere")
     else:

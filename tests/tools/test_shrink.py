@@ -130,6 +130,29 @@ def test_going_on_with_other_images_or_settings_is_refused(photos, tmp_path, cap
     assert "00000.tar is not of this folder" in error("--max-side", 40)
 
 
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"", b"\xff\xfe"])
+def test_damaged_facts_of_a_tar_file_are_named(content, photos, tmp_path, capsys):
+    words = (photos, "--output", tmp_path / "out", "--max-side", 40)
+    assert run(*words) == 0
+    (tmp_path / "out" / "00000.json").write_bytes(content)
+    assert run(*words) == 2
+    assert "out/00000.json does not hold the facts of 00000.tar: delete both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--white-level", 0), "--white-level 0 must lie between 1 and 65535"),
+        (("--white-level", 65536), "--white-level 65536 must lie"),
+        (("--timeout", "nan"), "--timeout must be positive and finite"),
+        (("--timeout", "inf"), "--timeout must be positive and finite"),
+    ],
+)
+def test_values_that_cannot_be_used(words, message, photos, capsys):
+    assert run(photos, "--max-side", 40, *words) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_bad_files_are_named_and_counted(photos, tmp_path, capsys, monkeypatch):
     buffer = io.BytesIO()
     Image.new("RGB", (30, 30)).save(buffer, "PNG")
