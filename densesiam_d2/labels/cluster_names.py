@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ import numpy as np
 from densesiam_d2.atomic import atomic_write
 
 __all__ = ["IGNORE", "IGNORE_NAME", "ClusterNames", "file_sha256", "majority_names"]
+
+logger = logging.getLogger(__name__)
 
 IGNORE = 255  # in class maps, the pixels of clusters called "ignore" or without a name
 IGNORE_NAME = "ignore"
@@ -60,7 +64,8 @@ class ClusterNames:
     def read(cls, path: str | Path, sha256: str, num_clusters: int) -> "ClusterNames":
         """Read the file, and check that its names are those of a checkpoint.
 
-        White space around names is removed, an empty name is none, and "Ignore" in any case is "ignore".
+        White space around names is removed, an empty name is none, and "Ignore" in any case is "ignore". A warning
+        names classes that differ by capitals only.
 
         Args:
             path: the file.
@@ -80,17 +85,27 @@ class ClusterNames:
             if not isinstance(names, list) or not all(name is None or isinstance(name, str) for name in names):
                 raise TypeError("'names' is no list of strings")
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no names.json of a gallery ({error!r}): save it from gallery.html") from None
+            reason = f"{type(error).__name__}: {error}"  # the repr of a UnicodeDecodeError has the whole file
+            raise ValueError(f"{path} is no names.json of a gallery ({reason}): save it from gallery.html") from None
         if its_sha256 != sha256:
             raise ValueError(
                 f"{path} names the clusters of another checkpoint (sha256 {str(its_sha256)[:12]}..., this one has "
                 f"{sha256[:12]}...): give the checkpoint that its gallery was made with, or name this one's clusters"
             )
-        if len(names) != num_clusters:
-            raise ValueError(f"{path} has {len(names)} names, but the config has {num_clusters} clusters")
+        its_number = content.get("num_clusters", len(names))
+        if len(names) != num_clusters or its_number != num_clusters:
+            raise ValueError(
+                f"{path} has {len(names)} names of {its_number} clusters, but the config has {num_clusters} clusters"
+            )
         found = cls(tuple(map(_clean, names)), sha256)
         if not found.classes:
             raise ValueError(f"{path} names no class: give at least one cluster a name other than {IGNORE_NAME!r}")
+        spellings = Counter(map(str.lower, found.classes))
+        alike = [name for name in found.classes if spellings[name.lower()] > 1]
+        if alike:
+            logger.warning(
+                "%s: classes that differ by capitals only: %s; write them alike to make them one", path, alike
+            )
         if len(found.classes) > IGNORE:
             raise ValueError(f"{path} names {len(found.classes)} classes; an 8-bit class map holds {IGNORE} at most")
         return found

@@ -40,11 +40,18 @@ def test_sha256_of_a_file(tmp_path):
     ("content", "message"),
     [
         ("{", r"names\.json is no names\.json of a gallery"),
-        ('{"names": ["a"]}', r"is no names\.json of a gallery \(KeyError\('checkpoint_sha256'\)\)"),
+        ('{"names": ["a"]}', r"is no names\.json of a gallery \(KeyError: 'checkpoint_sha256'\)"),
         (json.dumps({"checkpoint_sha256": SHA, "names": [1]}), r"'names' is no list of strings"),
         ("[]", r"is no names\.json of a gallery"),
         (json.dumps({"checkpoint_sha256": "cd" * 32, "names": ["a"]}), r"another checkpoint \(sha256 cdcdcd.* ababab"),
-        (json.dumps({"checkpoint_sha256": SHA, "names": ["a", "b"]}), "has 2 names, but the config has 1 clusters"),
+        (
+            json.dumps({"checkpoint_sha256": SHA, "names": ["a", "b"]}),
+            "has 2 names of 2 clusters, but the config has 1",
+        ),
+        (
+            json.dumps({"checkpoint_sha256": SHA, "names": ["a"], "num_clusters": 7}),
+            "1 names of 7 clusters, but the config",
+        ),
         (json.dumps({"checkpoint_sha256": SHA, "names": ["ignore"]}), "names no class"),
     ],
 )
@@ -53,6 +60,19 @@ def test_mistakes(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         ClusterNames.read(tmp_path / "names.json", SHA, 1)
     assert "\n" not in str(error.value)
+
+
+def test_another_encoding_is_told_in_a_line(tmp_path):
+    (tmp_path / "names.json").write_bytes(json.dumps({"names": ["road"] * 100}).encode("utf-16"))
+    with pytest.raises(ValueError, match=r"\(UnicodeDecodeError: 'utf-8' codec can't decode") as error:
+        ClusterNames.read(tmp_path / "names.json", SHA, 100)
+    assert len(str(error.value)) < 300
+
+
+def test_classes_that_differ_by_capitals_are_told(tmp_path, caplog):
+    names = ClusterNames.read(write(tmp_path / "names.json", ["Tree", "road", "tree"]), SHA, 3)
+    assert names.classes == ["Tree", "road", "tree"]
+    assert "names.json: classes that differ by capitals only: ['Tree', 'tree']" in caplog.text
 
 
 def test_a_missing_file_and_too_many_classes(tmp_path):
