@@ -21,6 +21,7 @@ __all__ = [
     "WHITE_LEVEL",
     "UnreadableImageError",
     "check_ordinary_image",
+    "has_more_pages",
     "highest_16_bit_value",
     "read_bytes",
     "read_image",
@@ -75,7 +76,7 @@ def read_image(
       detectron2 and torchvision do, so pretraining and transfer see the same pixels.
     - 16-bit grey and colour images are scaled to 8 bit; Pillow alone would clip 16-bit grey to white. Values above the
       white level become white.
-    - Only the first frame of an animation is read.
+    - Only the first frame of an animation, or page of a TIFF file, is read.
 
     Args:
         path: a local file.
@@ -111,6 +112,11 @@ def highest_16_bit_value(data: bytes) -> int | None:
     with _open(data) as image:
         pixels = _decode_16_bit(image, data)
         return None if pixels is None else int(pixels.max())
+
+
+def has_more_pages(image: Image.Image) -> bool:
+    """Tell whether an open image is a TIFF file of several pages, as microscopes and scanners write them."""
+    return image.format == "TIFF" and image.is_animated
 
 
 def read_label(path: str | Path) -> np.ndarray:

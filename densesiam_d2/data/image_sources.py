@@ -7,8 +7,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from densesiam_d2.data.image_io import IMAGE_SUFFIXES, read_image
+from densesiam_d2.data.image_io import IMAGE_SUFFIXES, has_more_pages, read_image
 from densesiam_d2.data.image_listing import load_image_list, walk_images
 
 __all__ = ["ImageSource"]
@@ -22,6 +23,7 @@ class ImageSource:
             a video, whose frames are no files.
         total: number of images; None for a video whose file does not say how many frames it has.
         skipped: after reading, the count of other files by ending.
+        paged: after reading, the TIFF files with several pages, of which the first was read.
         unreadable: after reading, the reason for each image that could not be read; for a video one line of its frames.
     """
 
@@ -42,7 +44,7 @@ class ImageSource:
         if not path.exists():
             raise FileNotFoundError(f"--input {path}: no such folder or file")
         self._path, self._every, self._white_level = path, every or 1, white_level
-        self.skipped, self.unreadable = Counter(), []
+        self.skipped, self.paged, self.unreadable = Counter(), [], []
         self._video = None
         if every is not None and every < 1:
             raise ValueError(f"--every {every} must be at least 1")
@@ -88,6 +90,10 @@ class ImageSource:
         lines = []
         if self.skipped:
             lines.append(f"skipped: {', '.join(f'{count} {kind}' for kind, count in self.skipped.most_common())}")
+        if self.paged:
+            lines.append(
+                f"TIFF files of which the first page alone was read: {len(self.paged)}, such as {self.paged[0]}"
+            )
         if self.unreadable:
             lines += [f"files that could not be read: {len(self.unreadable)}", *self.unreadable]
         return lines
@@ -105,6 +111,9 @@ class ImageSource:
             except ValueError as error:
                 self.unreadable.append(str(error))
             else:
+                if path.lower().endswith((".tif", ".tiff")):
+                    with Image.open(path) as file:
+                        self.paged += [path] * has_more_pages(file)
                 yield Path(path).relative_to(self.root), image
 
     def _frames(self) -> Iterator[tuple[Path, np.ndarray]]:

@@ -29,6 +29,7 @@ error; 2 for wrong usage.
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections import Counter, defaultdict
@@ -90,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(args: argparse.Namespace) -> bool:
     """Run all checks, write the files, and tell whether nothing is wrong."""
-    if args.workers < 1 or args.timeout <= 0:
-        raise ValueError(f"--workers {args.workers} and --timeout {args.timeout} must be positive")
+    if args.workers < 1 or not 0 < args.timeout < math.inf:
+        raise ValueError(f"--workers {args.workers} and --timeout {args.timeout} must be positive and finite")
     for path in filter(None, (args.report, args.list, args.write_manifest)):
         if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
             raise ValueError(f"{path} cannot be written: name a file in a folder that exists")
@@ -214,7 +215,8 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return {line["path"]: (line["bytes"], line["sha256"]) for line in lines}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--manifest {path} has not been written by --write-manifest: {error!r}") from error
+        reason = f"{type(error).__name__}: {error}"  # the repr of a UnicodeDecodeError has the whole file
+        raise ValueError(f"--manifest {path} has not been written by --write-manifest: {reason}") from error
 
 
 def _compare(manifest: dict[str, tuple[int, str]], found: dict[str, tuple[int, str] | None]) -> dict[str, list[str]]:

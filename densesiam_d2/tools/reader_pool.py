@@ -19,6 +19,7 @@ from PIL import Image
 from densesiam_d2.data.image_io import (
     DECODING_ERRORS,
     UnreadableImageError,
+    has_more_pages,
     highest_16_bit_value,
     read_bytes,
     read_image,
@@ -37,7 +38,7 @@ class CheckedImage:
     path: str
     error: str | None = None
     size: tuple[int, int] | None = None  # width, height
-    kind: str | None = None  # such as "JPEG RGB"
+    kind: str | None = None  # such as "JPEG RGB", "TIFF L of several pages"
     highest: int | None = None  # value, of a 16-bit image
     checksum: tuple[int, str] | None = None  # bytes, SHA-256
 
@@ -146,6 +147,6 @@ def _check_file(record: dict, with_checksum: bool) -> CheckedImage:
             result.checksum = len(data), hashlib.sha256(data).hexdigest()
         if result.error is None:
             with Image.open(io.BytesIO(data)) as image:
-                result.kind = f"{image.format} {image.mode}"
+                result.kind = f"{image.format} {image.mode}{' of several pages' * has_more_pages(image)}"
             result.highest = highest_16_bit_value(data)
     return result

@@ -3,6 +3,7 @@ import re
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from densesiam_d2.data.image_sources import ImageSource
 
@@ -42,6 +43,16 @@ def test_one_image(tmp_path):
     source = ImageSource(tmp_path / "a.png", white_level=65535)
     assert [(str(name), image.shape) for name, image in source] == [("a.png", (5, 6, 3))]
     assert source.root == tmp_path and source.total == 1
+
+
+def test_files_of_several_pages_are_counted(tmp_path):
+    pages = [Image.new("L", (6, 5), value) for value in (10, 20)]
+    pages[0].save(tmp_path / "one.tif")
+    pages[0].save(tmp_path / "two.tif", save_all=True, append_images=pages[1:])
+    source = ImageSource(tmp_path, white_level=65535)
+    assert [image[0, 0, 0] for _, image in source] == [10, 10]
+    (line,) = source.left_out()
+    assert line == f"TIFF files of which the first page alone was read: 1, such as {tmp_path}/two.tif"
 
 
 def test_mistakes(tmp_path):

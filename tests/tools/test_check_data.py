@@ -198,6 +198,15 @@ def test_names_that_a_list_cannot_hold(tmp_path, capsys):
     assert report["manifest"] == {"missing": [], "changed": [], "new": []}
 
 
+def test_files_of_several_pages_are_a_kind(tmp_path):
+    (tmp_path / "stacks").mkdir()
+    pages = [Image.new("L", (40, 40), value) for value in (10, 20)]
+    pages[0].save(tmp_path / "stacks" / "one.tif")
+    pages[0].save(tmp_path / "stacks" / "two.tif", save_all=True, append_images=pages[1:])
+    _, report = check_with_report(tmp_path, tmp_path / "stacks")
+    assert report["kinds"] == {"TIFF L": 1, "TIFF L of several pages": 1}
+
+
 def test_wrong_usage(photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "latin.txt").write_bytes(b"\xe9.png\n")
@@ -213,7 +222,12 @@ def test_wrong_usage(photos, tmp_path, capsys):
         ([photos, "--manifest", tmp_path / "nowhere.jsonl"], "nowhere.jsonl"),
         ([photos, "--manifest", tmp_path / "no_manifest.jsonl"], "no_manifest.jsonl has not been written by"),
         ([photos, photos / "town", "--write-manifest", tmp_path / "m.jsonl"], "give one source"),
+        (
+            [photos, "--manifest", tmp_path / "latin.txt"],
+            "latin.txt has not been written by --write-manifest: UnicodeDecodeError: 'utf-8'",
+        ),
         ([photos, "--timeout", "0"], "--timeout 0.0 must be positive"),
+        ([photos, "--timeout", "nan"], "--timeout nan must be positive"),
     ):
         assert check(*words) == 2
         error = capsys.readouterr().err
