@@ -11,6 +11,7 @@ from PIL import Image
 
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, has_more_pages, read_image
 from densesiam_d2.data.image_listing import load_image_list, walk_images
+from densesiam_d2.data.text_lines import printable
 
 __all__ = ["ImageSource"]
 
@@ -96,7 +97,7 @@ class ImageSource:
             )
         if self.unreadable:
             lines += [f"files that could not be read: {len(self.unreadable)}", *self.unreadable]
-        return lines
+        return list(map(printable, lines))
 
     def _why_nothing(self) -> str:
         if self._video:

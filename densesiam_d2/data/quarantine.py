@@ -9,7 +9,7 @@ from typing import TextIO
 
 from detectron2.utils import comm
 
-from .text_lines import read_json_lines
+from .text_lines import printable, read_json_lines
 
 __all__ = ["Quarantine", "read_quarantine"]
 
@@ -44,7 +44,7 @@ class Quarantine:
         Raises:
             RuntimeError: too many of the recent files were unreadable; the message lists some.
         """
-        self._recent.extend([None] * num_read + [f"{file}: {reason}" for file, reason in unreadable])
+        self._recent.extend([None] * num_read + [printable(f"{file}: {reason}") for file, reason in unreadable])
         for file, reason in unreadable:
             if file not in self._known:
                 self._known.add(file)
@@ -59,7 +59,7 @@ class Quarantine:
 
     def _write(self, file: str, reason: str) -> None:
         logger = logging.getLogger(__name__)
-        logger.warning("unreadable image no. %d, another one is taken: %s", len(self._known), reason)
+        logger.warning("unreadable image no. %d, another one is taken: %s", len(self._known), printable(reason))
         line = json.dumps({"file_name": file, "reason": reason, "rank": comm.get_rank()}) + "\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

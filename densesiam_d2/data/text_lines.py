@@ -1,10 +1,15 @@
-"""Read text files: those that users write, such as lists of images, and JSON lines that a run writes."""
+"""Read text files: those that users write, such as lists of images, and JSON lines that a run writes; print names."""
 
 import codecs
 import json
 from pathlib import Path
 
-__all__ = ["read_json_lines", "read_lines"]
+__all__ = ["printable", "read_json_lines", "read_lines"]
+
+
+def printable(text: str) -> str:
+    """Escape the bytes of file names that are not UTF-8, because terminals and log files refuse them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def read_lines(path: str | Path) -> list[str]:

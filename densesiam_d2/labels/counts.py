@@ -27,7 +27,9 @@ class CountsWriter:
         self._writing, self._classes = atomic_write(path), list(classes)
 
     def __enter__(self) -> "CountsWriter":
-        self._text = io.TextIOWrapper(self._writing.__enter__(), encoding="utf-8", newline="", write_through=True)
+        # Names of files that are not UTF-8 are written as the bytes that they are.
+        coding = {"encoding": "utf-8", "errors": "surrogateescape"}
+        self._text = io.TextIOWrapper(self._writing.__enter__(), **coding, newline="", write_through=True)
         self._table = csv.writer(self._text, lineterminator="\n")
         of_classes = [f"{name} {what}" for name in self._classes for what in ("count", "area")]
         self._table.writerow(["image", "width", "height", "count", "area", *of_classes])

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from densesiam_d2.data.image_index import ImageFiles, tar_members, write_index
 from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.data.path_datasets import FOLDER_PREFIX
+from densesiam_d2.data.text_lines import printable
 
 __all__ = ["main"]
 
@@ -65,7 +66,7 @@ def _index(folder: Path, output: Path) -> str:
         )
     images = tqdm(itertools.chain([first], images), unit=" images", disable=None)
     count = write_index(output, folder, images, tar=tars)
-    first = ImageFiles.open(output)[0]["file_name"].encode(errors="backslashreplace").decode()
+    first = printable(ImageFiles.open(output)[0]["file_name"])
     seconds = time.monotonic() - start
     return f"{count:,} images in {output} ({seconds:.1f} s); first {first}; skipped: {_listed(skipped)}"
 

@@ -156,8 +156,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"{path}: could not be written")
+    path.write_bytes(cv2.imencode(path.suffix, image)[1])  # cv2.imwrite crashes on names that are not UTF-8
 
 
 def _known_classes(cfg: CfgNode) -> tuple[list[str], np.ndarray] | None:

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.data.image_io import UnreadableImageError
 from densesiam_d2.data.loader import SeededSamples, build_two_view_train_loader
-from densesiam_d2.data.quarantine import Quarantine
+from densesiam_d2.data.quarantine import Quarantine, read_quarantine
 from tests.data.test_two_view_mapper import make_cfg
 from tests.faults.runs import options, train, write_images
 
@@ -143,6 +143,15 @@ def test_known_files_are_not_written_again(tmp_path, caplog):
     path.symlink_to("/dev/full")
     resumed.add(8, [("c.jpg", "bad c.jpg")])
     assert "cannot write" in caplog.text
+
+
+def test_names_that_are_not_utf8_can_be_logged(tmp_path, caplog):
+    path, name = tmp_path / "quarantine.jsonl", os.fsdecode(b"caf\xe9.jpg")
+    quarantine = Quarantine(path, max_share=0.1)
+    with pytest.raises(RuntimeError, match=r"caf\\udce9\.jpg: bad"):
+        quarantine.add(100, [(f"{i}{name}", f"bad {name}") for i in range(20)])
+    assert r"another one is taken: bad caf\udce9.jpg" in caplog.text
+    assert read_quarantine(path)[1]["file_name"] == f"1{name}"
 
 
 def test_a_training_goes_through_bad_files(images, tmp_path):

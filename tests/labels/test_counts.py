@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from densesiam_d2.labels.counts import CountsWriter
@@ -12,6 +14,12 @@ def test_one_row_for_each_image(tmp_path):
         "town/a.jpg,30,20,3,15.2,2,10,1,5.2",
         '"empty, with a comma.jpg",5,4,0,0,0,0,0,0',
     ]
+
+
+def test_a_name_that_is_not_utf8_keeps_its_bytes(tmp_path):
+    with CountsWriter(tmp_path / "counts.csv", ["cat"]) as counts:
+        counts.add(os.fsdecode(b"caf\xe9.png"), (4, 5), [0], [0])
+    assert (tmp_path / "counts.csv").read_bytes().splitlines()[1] == b"caf\xe9.png,5,4,0,0,0,0"
 
 
 def test_an_error_leaves_no_file(tmp_path):

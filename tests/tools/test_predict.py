@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import cv2
 import numpy as np
@@ -158,6 +159,19 @@ def test_uncertain_pixels_get_no_class(tmp_path):
     main([*words, "--input", str(tmp_path / "images"), "--output", str(tmp_path / "out"), "--threshold", "0.99"])
     assert (cv2.imread(str(tmp_path / "out" / "labels" / "a.png"), cv2.IMREAD_UNCHANGED) == 255).all()
     assert rows_of(tmp_path / "out" / "counts.csv")[0]["area"] == "0"
+
+
+@pytest.mark.parametrize("model", [SEMANTIC, INSTANCES], ids=["semantic", "instances"])
+def test_names_that_are_not_utf8(tmp_path, capfdbinary, model):
+    words = model_files(tmp_path, model)
+    write_images(tmp_path / "images", ("a.png",))
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / os.fsdecode(b"caf\xe9.png"))
+    (tmp_path / "images" / os.fsdecode(b"torn\xe9.png")).write_bytes(b"torn")
+    out = tmp_path / "out"
+    main([*words, "--input", str(tmp_path / "images"), "--output", str(out)])
+    assert (out / "counts.csv").read_bytes().splitlines()[1].startswith(b"caf\xe9.png,80,60,")
+    assert cv2.imdecode(np.fromfile(out / "overlays" / os.fsdecode(b"caf\xe9.jpg"), np.uint8), 1) is not None
+    assert rb"torn\udce9.png: no image" in capfdbinary.readouterr().out
 
 
 @pytest.mark.parametrize(
