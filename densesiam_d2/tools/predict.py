@@ -94,7 +94,7 @@ def draw_instances(image: np.ndarray, instances: Instances, classes: list[str]) 
         names = [""] if len(classes) == 1 else [f"{name} " for name in classes]
         labels = [f"{names[i]}{score:.0%}" for i, score in zip(ids, instances.scores.tolist(), strict=True)]
     shapes = {"boxes": instances.pred_boxes}
-    if instances.has("pred_masks"):
+    if instances.has("pred_masks") and image.shape[1] != 2:  # the visualizer takes two columns for polygons
         shapes = {"masks": list(instances.pred_masks.numpy())}
     canvas = Visualizer(image, Metadata(), scale=max(1.0, 640 / max(image.shape[:2])))
     return canvas.overlay_instances(**shapes, labels=labels, assigned_colors=list(colors / 255)).get_image()

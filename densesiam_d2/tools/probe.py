@@ -42,6 +42,7 @@ import os
 import shlex
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -187,12 +188,13 @@ def _check(args: argparse.Namespace) -> None:
     """Check numbers and files before anything is read."""
     if any(k < 1 for k in args.knn) or args.knn_cells < max(args.knn, default=0):
         raise ValueError(f"--knn {args.knn} must be positive, and not above --knn-cells {args.knn_cells}")
+    for name in ("knn", "weights"):
+        twice = [value for value, number in Counter(vars(args)[name]).items() if number > 1]
+        if twice:
+            raise ValueError(f"--{name} names {twice[0]} twice")
     for name in ("epochs", "seeds"):
         if vars(args)[name] < 1:
             raise ValueError(f"--{name} {vars(args)[name]} must be positive")
-    twice = sorted({w for w in args.weights if args.weights.count(w) > 1})
-    if twice:
-        raise ValueError(f"--weights names {twice[0]} twice")
     if args.output and (args.output.is_dir() or not os.access(args.output.absolute().parent, os.W_OK)):
         raise ValueError(f"--output {args.output} cannot be written: name a file in a folder that exists")
 

@@ -114,6 +114,14 @@ def test_masks_are_drawn_where_they_are():
     assert not colored[:8].any() and not colored[:, :8].any()
 
 
+def test_an_image_of_two_columns_is_drawn():
+    instances = two_objects()
+    narrow = Instances((4, 2), scores=instances.scores, pred_classes=instances.pred_classes)
+    narrow.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, 2.0, 2.0, 4.0]]))
+    narrow.pred_masks = torch.ones(2, 4, 2, dtype=torch.bool)
+    assert draw_instances(np.zeros((4, 2, 3), np.uint8), narrow, ["cat", "dog"]).any()
+
+
 def test_a_real_model_with_one_unreadable_file(tmp_path, capsys):
     words = model_files(tmp_path, INSTANCES)
     write_images(tmp_path / "images")

@@ -148,6 +148,7 @@ def test_wrong_usage_is_one_line(run, capsys, tmp_path):
     assert "names random twice" in error_of(run, capsys, weights=["random", "random"])
     assert "features res7: the backbone" in error_of(run, capsys, "--features", "res7")
     assert "--knn [0] must be positive" in error_of(run, capsys, "--knn", "0")
+    assert "--knn names 1 twice" in error_of(run, capsys, "--knn", "1", "10", "1")
     assert "not above --knn-cells 20" in error_of(run, capsys, "--knn-cells", "20")
     assert "size 0 must be positive" in error_of(run, capsys, "--size", "0")
     assert "--labels 10: it must be 2 or more, and less than the 10" in error_of(run, capsys, "--labels", "10")
