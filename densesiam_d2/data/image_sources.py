@@ -78,11 +78,13 @@ class ImageSource:
             raise FileNotFoundError(f"--input {self._path}: {self._why_nothing()}")
 
     def refuse_output(self, output: Path) -> None:
-        """Check that results are not written among the images.
+        """Check that results are written to a folder, and not among the images.
 
         Raises:
-            ValueError: the folder ``output`` lies in the folder of images.
+            ValueError: ``output`` is a file, or lies in the folder of images.
         """
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"--output {output} is a file: name a folder")
         if self._path.is_dir() and output.resolve().is_relative_to(self._path.resolve()):
             raise ValueError(f"--output {output} lies in --input {self._path}: the next run would read its results")
 

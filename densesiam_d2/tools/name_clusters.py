@@ -25,6 +25,7 @@ from densesiam_d2.evaluation.confusion import confusion_matrix
 from densesiam_d2.labels.cluster_names import ClusterNames, file_sha256, majority_names
 from densesiam_d2.labels.subset import subset_of
 from densesiam_d2.probe.truth import IGNORE, LabelledImages
+from densesiam_d2.tools.segment import known_classes
 
 __all__ = ["count_classes", "main"]
 
@@ -58,12 +59,21 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed} must be at least 0")
+    if args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a folder: name a file, such as names.json")
     cfg = load_trained_config(args.config_file, args.weights, args.opts)
+    classes = known_classes(cfg)
+    if classes:
+        raise ValueError(f"--weights {args.weights} is of a model with classes, not clusters: {', '.join(classes[0])}")
     register_path_datasets([args.name_from])
     if args.name_from not in DatasetCatalog:
         raise ValueError(f"--name-from {args.name_from} is not a data set; masks:IMAGES,labels=DIR names your own")
     segmentor = Segmentor(cfg)
     labelled = LabelledImages(args.name_from, white_level=segmentor.white_level)
+    if args.num is not None and not 1 <= args.num <= len(labelled):
+        raise ValueError(f"--num {args.num} must lie between 1 and the {len(labelled)} images with labels")
     indices = range(len(labelled)) if args.num is None else subset_of(len(labelled), args.num, args.seed)
     counts = count_classes(segmentor, labelled, tqdm(indices, unit=" images", disable=None))
     names = majority_names(counts, labelled.classes)

@@ -50,7 +50,7 @@ from densesiam_d2.reporting.gallery_page import write_gallery
 from densesiam_d2.reporting.label_colors import overlay, palette
 from densesiam_d2.reporting.text import put_text
 
-__all__ = ["draw_legend", "main", "output_stem", "segment_images", "write_image"]
+__all__ = ["draw_legend", "known_classes", "main", "output_stem", "segment_images", "write_image"]
 
 
 def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -159,7 +159,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
     path.write_bytes(cv2.imencode(path.suffix, image)[1])  # cv2.imwrite crashes on names that are not UTF-8
 
 
-def _known_classes(cfg: CfgNode) -> tuple[list[str], np.ndarray] | None:
+def known_classes(cfg: CfgNode) -> tuple[list[str], np.ndarray] | None:
     """Return name and RGB colour of each class of a supervised model; None if they are not known, as for clusters."""
     num, metadata = num_label_ids(cfg), Metadata()
     if cfg.TEST.SEM_SEG_MATCHING != "none":
@@ -175,9 +175,13 @@ def _known_classes(cfg: CfgNode) -> tuple[list[str], np.ndarray] | None:
 
 def _matched(path: str, num: int) -> tuple[str | None, ...]:
     """Return the class of each cluster, as matched by a Hungarian evaluation."""
-    matched = json.loads(Path(path).read_text()).get("cluster_to_class")
-    if matched is None or len(matched) != num:
-        raise ValueError(f"--matching {path}: no 'cluster_to_class' of {num} clusters in it")
+    try:
+        matched = json.loads(Path(path).read_text())["cluster_to_class"]
+        right = isinstance(matched, list) and all(name is None or isinstance(name, str) for name in matched)
+    except (ValueError, KeyError, TypeError):
+        right = False
+    if not right or len(matched) != num:
+        raise ValueError(f"--matching {path}: no list 'cluster_to_class' of {num} names (null for none) in it")
     return tuple(matched)
 
 
@@ -223,9 +227,12 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"--threshold {args.threshold} must be at least 0 and below 1")
     if args.min_area < 1:
         raise ValueError(f"--min-area {args.min_area} must be at least 1")
-    num, classes, table = num_label_ids(cfg), _known_classes(cfg), None
-    if classes and args.names:
-        raise ValueError(f"--names {args.names} is for clusters, but this model has classes: {', '.join(classes[0])}")
+    num, classes, table = num_label_ids(cfg), known_classes(cfg), None
+    given = [f"--{key} {path}" for key, path in (("names", args.names), ("matching", args.matching)) if path]
+    if classes and given:
+        raise ValueError(f"{given[0]} is for clusters, but this model has classes: {', '.join(classes[0])}")
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} both name the clusters: give one of them")
     segmentor = Segmentor(cfg, certainty=True)
     source = ImageSource(args.input, every=args.every, white_level=segmentor.white_level)
     source.refuse_output(args.output)

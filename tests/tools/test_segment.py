@@ -142,11 +142,26 @@ def test_matching_names_the_clusters(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    ["", "\x80", "[]", "null", "3", "{}", '{"cluster_to_class": {"0": "sky", "1": "a", "2": "b", "3": "c", "4": "d"}}']
+    + [json.dumps({"cluster_to_class": names}) for names in ([0, 1, 2, 3, 4], ["sky"])],
+)
+def test_a_matching_that_is_none(run, tmp_path, content):
+    (tmp_path / "evaluation.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(
+        SystemExit, match=r"^error: --matching .*evaluation\.json: no list 'cluster_to_class' of 5 names"
+    ):
+        run("--matching", tmp_path / "evaluation.json")
+
+
+@pytest.mark.parametrize(
     ("kwargs", "opts", "message"),
     [
         ({"weights": "none.pth"}, (), r"error: weight file .*none\.pth does not exist"),
         ({"source": "nowhere"}, (), r"error: --input .*nowhere: no such folder"),
         ({"output": "images/out"}, (), r"error: --output .* lies in --input"),
+        ({"output": "seg.yaml"}, (), r"error: --output .*seg\.yaml is a file: name a folder"),
+        ({}, ("--matching", "m.json", "--names", "n.json"), r"--names n\.json and --matching m\.json both name"),
         (
             {},
             ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "6"),

@@ -153,6 +153,11 @@ def test_a_supervised_model_has_names(run, names, tmp_path):  # noqa: F811
     assert [category["name"] for category in content["categories"]] == ["sky", "car", "road", "tree", "sign"]
     with pytest.raises(SystemExit, match=r"--names .* is for clusters, but this model has classes: sky, car"):
         run("--names", names, *known)
+    with pytest.raises(SystemExit, match=r"--matching m\.json is for clusters, but this model has classes: sky, car"):
+        run("--matching", "m.json", *known)
+    model = ["--config-file", str(tmp_path / "seg.yaml"), "--weights", str(tmp_path / "model.pth")]
+    with pytest.raises(SystemExit, match=r"model\.pth is of a model with classes, not clusters: sky, car"):
+        name_clusters.main([*model, "--name-from", "nothing", "--output", str(tmp_path / "n.json"), *known])
 
 
 @pytest.fixture
@@ -182,10 +187,15 @@ def test_named_by_labels_and_scored(run, labelled, tmp_path, catalog, capsys):  
     scores = json.loads((tmp_path / "s" / "sem_seg_evaluation.json").read_text())["sem_seg"]
     assert scores["mIoU"] == scores["pACC"] == 100
 
-    with pytest.raises(SystemExit, match=r"subset=9: there are 2 annotated images"):
-        name_clusters.main([*model, "--name-from", labelled, "--num", "9", "--output", str(tmp_path / "n.json")])
-    with pytest.raises(SystemExit, match=r"--name-from nothing is not a data set"):
-        name_clusters.main([*model, "--name-from", "nothing", "--output", str(tmp_path / "n.json")])
+    for words, message in (
+        (["--name-from", labelled, "--num", "9"], "--num 9 must lie between 1 and the 2 images with labels"),
+        (["--name-from", labelled, "--num", "0"], "--num 0 must lie between 1 and the 2 images with labels"),
+        (["--name-from", labelled, "--seed", "-1"], "--seed -1 must be at least 0"),
+        (["--name-from", labelled, "--output", str(tmp_path)], "--output .* is a folder: name a file"),
+        (["--name-from", "nothing"], "--name-from nothing is not a data set"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            name_clusters.main([*model, "--output", str(tmp_path / "n.json"), *words])
 
 
 @pytest.fixture
