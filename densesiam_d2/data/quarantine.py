@@ -78,9 +78,10 @@ class Quarantine:
         return file.read(1) not in ("", "\n")
 
 
-def read_quarantine(path: Path) -> list[dict]:
+def read_quarantine(path: Path, problems: list[str] | None = None) -> list[dict]:
     """Return the entries of ``quarantine.jsonl``, with "file_name", "reason" and "rank"; [] if there is no such file.
 
-    An unfinished line, as a killed or a writing run leaves it, is left out.
+    An unfinished line, as a killed or a writing run leaves it, is left out; ``problems`` is that of
+    :func:`read_json_lines`.
     """
-    return [entry for entry in read_json_lines(path) if "file_name" in entry]
+    return [entry for entry in read_json_lines(path, problems) if "file_name" in entry]

@@ -31,17 +31,24 @@ def read_lines(path: str | Path) -> list[str]:
     raise ValueError(f"{path}, line {line}: not UTF-8, which lists must be: save the file as UTF-8")
 
 
-def read_json_lines(path: Path) -> list[dict]:
+def read_json_lines(path: Path, problems: list[str] | None = None) -> list[dict]:
     """Return the objects of a file that has one in each line; [] if there is no such file.
 
     Lines that are no object are left out: a killed run may leave an unfinished one, and so may a run that is writing.
+
+    Args:
+        path: the file.
+        problems: gets one text for each line that is no object, except for the last one if it is unfinished.
     """
-    objects = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    objects, text = [], path.read_text(errors="replace") if path.is_file() else ""
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
-        except ValueError:
-            continue
+        except (ValueError, RecursionError):
+            value = None
         if isinstance(value, dict):
             objects.append(value)
+        elif problems is not None and not (number == len(lines) and line.startswith("{") and not text.endswith("\n")):
+            problems.append(f"line {number} is no JSON object")
     return objects

@@ -17,7 +17,7 @@ __all__ = ["Curve", "Panel", "draw_panel", "draw_scores", "read_metrics"]
 Curve = tuple[np.ndarray, np.ndarray]  # iterations and values
 
 
-def read_metrics(output: Path) -> dict[str, Curve]:
+def read_metrics(output: Path, problems: list[str] | None = None) -> dict[str, Curve]:
     """Return the curve of each number in a run's ``metrics.json``; {} if there is no such file.
 
     The file may be incomplete, because the run is still writing. Of an iteration that occurs twice, as after a resume,
@@ -25,12 +25,19 @@ def read_metrics(output: Path) -> dict[str, Curve]:
 
     Args:
         output: OUTPUT_DIR of the run.
+        problems: gets one text for each line that is no object, and for each value that is no number.
     """
     points: dict[str, dict[int, float]] = {}
-    for values in read_json_lines(output / "metrics.json"):
+    for values in read_json_lines(output / "metrics.json", problems):
         iteration = values.pop("iteration", None)
-        for name, value in values.items() if iteration is not None else ():
-            points.setdefault(name, {})[iteration + 1] = np.nan if value is None else value
+        for name, value in values.items():
+            try:
+                point = int(iteration) + 1, np.nan if value is None else float(value)
+            except (TypeError, ValueError, OverflowError):
+                if problems is not None:
+                    problems.append(f"iteration {str(iteration)[:20]} has {name} {str(value)[:20]}")
+            else:
+                points.setdefault(name, {})[point[0]] = point[1]
     return {name: tuple(np.array(sorted(p.items()), dtype=float).T) for name, p in points.items()}
 
 

@@ -46,7 +46,9 @@ class RunFiles:
     @functools.cached_property
     def metrics(self) -> dict[str, Curve]:
         """Name -> curve, see :func:`read_metrics`."""
-        metrics = read_metrics(self.folder)
+        strange = []
+        metrics = read_metrics(self.folder, strange)
+        self._note(self.folder / "metrics.json", strange)
         if self.cfg is None or not self.cfg.SOLVER.MAX_ITER:
             return metrics
         # The evaluation at the end is logged with one iteration more than there were.
@@ -63,12 +65,15 @@ class RunFiles:
     def results(self) -> dict:
         """The scores in ``results.json``: data set -> task -> score -> value; {} without a readable file."""
         path = self.folder / "results.json"
-        return (self._try(lambda: json.loads(path.read_text())) if path.is_file() else None) or {}
+        return (self._try(lambda: _read_results(path)) if path.is_file() else None) or {}
 
     @functools.cached_property
     def set_aside(self) -> list[dict]:
         """Entries of ``quarantine.jsonl``: "file_name" and "reason"."""
-        return read_quarantine(self.folder / "quarantine.jsonl")
+        path, strange = self.folder / "quarantine.jsonl", []
+        entries = read_quarantine(path, strange)
+        self._note(path, strange)
+        return entries
 
     @functools.cached_property
     def weights(self) -> list[tuple[Path, float, str]]:
@@ -135,12 +140,30 @@ class RunFiles:
         words += [word for key, value in pairs if key != "OUTPUT_DIR" for word in (key, str(value))]
         return shlex.join([*words, "OUTPUT_DIR", f"{self.folder}_again"])
 
+    def _note(self, path: Path, strange: list[str]) -> None:
+        if strange:
+            self.problems.append(f"{path}, {len(strange)} lines or values in it; the first: {strange[0]}")
+
     def _try(self, read):
         try:
             return read()
         except (ValueError, OSError) as error:
             self.problems.append(str(error))
             return None
+
+
+def _read_results(path: Path) -> dict:
+    """Read ``results.json``, and check that it has what the report goes through."""
+    results = json.loads(path.read_text())
+    scores = results.get("scores") if isinstance(results, dict) and "seeds" in results else results
+    if not isinstance(scores, dict) or not all(map(_is_of_a_set, scores.values())):
+        raise ValueError(f"{path} holds no scores of data sets, but {str(results)[:60]}")
+    return results
+
+
+def _is_of_a_set(tasks) -> bool:
+    kinds = {"protocol": dict, "absent_classes": list}
+    return isinstance(tasks, dict) and all(isinstance(tasks.get(key, kind()), kind) for key, kind in kinds.items())
 
 
 def _namespace(text: str) -> argparse.Namespace | None:

@@ -184,9 +184,10 @@ def _score(value: float | Mapping | None) -> float | str | None:
     """Return what stands in a cell: a number, or mean and deviation of several seeds."""
     if not isinstance(value, Mapping):
         return value
-    if value["mean"] is None:
+    mean, std = value.get("mean"), value.get("std")
+    if not isinstance(mean, int | float):
         return None
-    return f"{value['mean']:.1f}" + ("" if value["std"] is None else f" ± {value['std']:.1f}")
+    return f"{mean:.1f}" + (f" ± {std:.1f}" if isinstance(std, int | float) else "")
 
 
 def _collapse(run: RunFiles) -> Section | None:
@@ -268,7 +269,10 @@ def _config(run: RunFiles) -> Section | None:
     section = Section("Config")
     yaml = run.start.config_file if run.start else ""
     if yaml and Path(yaml).is_file():
-        _add_differences(section, yaml, run.cfg, load_config(yaml))
+        try:
+            _add_differences(section, yaml, run.cfg, load_config(yaml))
+        except ValueError as error:
+            section.warning(f"The yaml of the command, {yaml}, cannot be read any more: {error}")
     elif yaml:
         section.text(f"The yaml of the command, {yaml}, is not here; the defaults below are what remains to compare.")
     changes = config_differences(run.cfg)

@@ -44,10 +44,43 @@ def test_files_that_are_half_written(tmp_path):
     (tmp_path / "config.yaml").write_text("MODEL:\n  META_ARCHITECTURE: [DenseS")
     (tmp_path / "results.json").write_text('{"set": {"segm": {"AP": 1')
     (tmp_path / "quarantine.jsonl").write_text('{"file_name": "a.jpg", "reason": "torn"}\n{"file_na')
+    (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"iterat')
     run = RunFiles(tmp_path)
     assert run.cfg is None and run.results == {} and run.metrics == {} and run.iterations == 0
     assert [entry["file_name"] for entry in run.set_aside] == ["a.jpg"]
     assert len(run.problems) == 2 and not run.finished
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", '{"sem_seg": 3}', '{"set": {"protocol": 3}}', '{"seeds": [0, 1]}', "\x80"]
+)
+def test_results_that_are_no_scores_are_told(tmp_path, content):
+    (tmp_path / "results.json").write_bytes(content.encode("latin-1"))
+    run = RunFiles(tmp_path)
+    assert run.results == {} and len(run.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"\x80\xff\n\x80\n", "2 lines or values in it; the first: line 1 is no JSON object"),
+        ('{"iteration": 1}\n'.encode("utf-16"), "the first: line 1 is no"),
+        (b'[{"iteration": 1, "x": 2}]', "1 lines or values in it; the first: line 1 is no"),
+        (
+            b'{"iteration": 1, "x": 2}\n}{garbage\n{"iteration": 2, "x": 3}\n',
+            "1 lines or values in it; the first: line 2",
+        ),
+        (b'{"iteration": 1, "x": [1, 2]}', r"the first: iteration 1 has x [1, 2]"),
+        (b'{"iteration": "a", "x": 2}', "the first: iteration a has x 2"),
+        (b'{"iteration": 1, "x": 1' + b"0" * 400 + b"}", "the first: iteration 1 has x 10000000000000000000"),
+    ],
+)
+def test_numbers_that_cannot_be_read_are_told(tmp_path, content, problem):
+    (tmp_path / "metrics.json").write_bytes(content)
+    run = RunFiles(tmp_path)
+    assert list(run.metrics) == (["x"] if b"garbage" in content else [])
+    (told,) = run.problems
+    assert told.startswith(f"{tmp_path}/metrics.json, ") and problem in told
 
 
 def test_weights_by_date(tmp_path):

@@ -103,6 +103,23 @@ def test_seeds_and_half_written_files(tmp_path, capsys):
     assert "Could not be read" in text and "config.yaml" in text
 
 
+def test_odd_scores_and_numbers_leave_a_page(tmp_path, capsys):
+    scores = {"set": {"segm": {"AP": {"mean": "high"}, "AP50": {"mean": 20.0, "std": "small"}, "AP75": [1, 2]}}}
+    (tmp_path / "results.json").write_text(json.dumps(scores))
+    (tmp_path / "metrics.json").write_text(
+        '{"iteration": 1, "total_loss": [1]}\n[]\n{"iteration": 2, "total_loss": 3}\n'
+    )
+    text = report(tmp_path, capsys)
+    assert re.findall(r"<td>(.*?)</td>", section(text, "Scores")) == ["masks", "n/a", "20.0", "[1, 2]"]
+    assert "metrics.json, 2 lines or values in it; the first: line 2 is no JSON object" in text
+
+
+def test_a_yaml_that_has_become_wrong_is_told(pretraining, capsys):
+    (pretraining.parent / "base.yaml").write_text("SOLVER: {NO_KEY: 1}\n")
+    text = section(report(pretraining, capsys), "Config")
+    assert "base.yaml, cannot be read any more: no config key SOLVER.NO_KEY" in text and "keys differ" in text
+
+
 def test_no_run_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"report: .* holds no run"):
         main([str(tmp_path)])
