@@ -154,7 +154,10 @@ class RunFiles:
 
 def _read_results(path: Path) -> dict:
     """Read ``results.json``, and check that it has what the report goes through."""
-    results = json.loads(path.read_text())
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
     scores = results.get("scores") if isinstance(results, dict) and "seeds" in results else results
     if not isinstance(scores, dict) or not all(map(_is_of_a_set, scores.values())):
         raise ValueError(f"{path} holds no scores of data sets, but {str(results)[:60]}")
