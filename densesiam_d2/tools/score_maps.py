@@ -105,9 +105,9 @@ def score_maps(maps: Path, dataset: str, output: Path | None = None) -> dict[str
             raise ValueError(
                 f"{path} has the values {strays[:5]}; its classes are 0 to {len(own) - 1}, {IGNORE} is none"
             )
-        output = {"sem_seg_labels": torch.from_numpy(table[labels]), "num_classes": len(metadata.stuff_classes) + 1}
+        predicted = {"sem_seg_labels": torch.from_numpy(table[labels]), "num_classes": len(metadata.stuff_classes) + 1}
         try:
-            evaluator.process([record], [output])
+            evaluator.process([record], [predicted])
         except ValueError as error:
             raise ValueError(f"the map {path} cannot be scored: {error}") from error
     return evaluator.evaluate()["sem_seg"]
