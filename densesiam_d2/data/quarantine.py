@@ -9,6 +9,7 @@ from typing import TextIO
 
 from detectron2.utils import comm
 
+from .image_io import UnreadableImageError
 from .text_lines import printable, read_json_lines
 
 __all__ = ["Quarantine", "read_quarantine"]
@@ -42,7 +43,7 @@ class Quarantine:
             unreadable: (file, reason) of the files that were replaced.
 
         Raises:
-            RuntimeError: too many of the recent files were unreadable; the message lists some.
+            UnreadableImageError: too many of the recent files were unreadable; the message lists some.
         """
         self._recent.extend([None] * num_read + [printable(f"{file}: {reason}") for file, reason in unreadable])
         for file, reason in unreadable:
@@ -51,7 +52,7 @@ class Quarantine:
                 self._write(file, reason)
         bad = [entry for entry in self._recent if entry] if unreadable else []
         if len(self._recent) >= MIN_READS and len(bad) > self._max_share * len(self._recent):
-            raise RuntimeError(
+            raise UnreadableImageError(
                 f"{len(bad)} of the last {len(self._recent)} images cannot be read, more than the share "
                 f"RUN.MAX_UNREADABLE {self._max_share}: check the files in {self._path}. The last ones:\n  "
                 + "\n  ".join(bad[-5:])

@@ -74,7 +74,7 @@ def test_substitutes_are_the_same_whatever_the_number_of_workers(images, tmp_pat
 
 def test_too_many_bad_files_end_the_run(images, tmp_path):
     bad = spoil(images, range(0, 40, 4))
-    with pytest.raises(RuntimeError, match=r"of the last \d+ images cannot be read, more than the share") as raised:
+    with pytest.raises(UnreadableImageError, match=r"of the last \d+ images cannot be read, more than") as raised:
         batches(images, 30, output=tmp_path, max_share=0.1)
     assert any(file in str(raised.value) for file in bad)
     assert "RUN.MAX_UNREADABLE 0.1" in str(raised.value)
@@ -148,7 +148,7 @@ def test_known_files_are_not_written_again(tmp_path, caplog):
 def test_names_that_are_not_utf8_can_be_logged(tmp_path, caplog):
     path, name = tmp_path / "quarantine.jsonl", os.fsdecode(b"caf\xe9.jpg")
     quarantine = Quarantine(path, max_share=0.1)
-    with pytest.raises(RuntimeError, match=r"caf\\udce9\.jpg: bad"):
+    with pytest.raises(UnreadableImageError, match=r"caf\\udce9\.jpg: bad"):
         quarantine.add(100, [(f"{i}{name}", f"bad {name}") for i in range(20)])
     assert r"another one is taken: bad caf\udce9.jpg" in caplog.text
     assert read_quarantine(path)[1]["file_name"] == f"1{name}"
