@@ -1,7 +1,6 @@
 """``python -m benchmarks.methods_table RESULTS.json DOCUMENT.md``: write the methods' steps into a document.
 
-The table replaces what stands between the lines ``<!-- begin methods -->`` and ``<!-- end methods -->``, and the whole
-document if it has no such lines.
+The table replaces what stands between the lines ``<!-- begin methods -->`` and ``<!-- end methods -->``.
 """
 
 import json

@@ -1,5 +1,6 @@
 """Check the labels of a dataset before any model is built, and report what they contain and what is wrong with them."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from .label_folders import load_label_folder, pair_files
 from .label_map_checks import look_at_label_maps
 from .voc_sets import adopt_voc, read_voc
 
-__all__ = ["SAMPLE", "LabelledSet", "adopt", "look_at"]
+__all__ = ["SAMPLE", "LabelledSet", "adopt", "look_at", "require_labels"]
+
+logger = logging.getLogger(__name__)
 
 SAMPLE = 1000  # number of image headers and label maps that a run checks, evenly spaced
 
@@ -119,6 +122,19 @@ def look_at(
         else:
             tally.note("load", f"{type(error).__name__}: {' '.join(str(error).split())}")
     result.findings += tally.findings()
+    return result
+
+
+def require_labels(name: str, *, semantic: bool, masks: bool) -> LabelledSet:
+    """Check the labels of a registered dataset as :func:`look_at` does, and log the findings.
+
+    Raises:
+        LabelsError: the labels cannot be used.
+    """
+    result = look_at(name, semantic=semantic, masks=masks)
+    result.findings.raise_errors()
+    for finding in result.findings:
+        logger.warning("%s", finding)
     return result
 
 

@@ -1,6 +1,5 @@
 """Images with label maps, or with instances turned into label maps of foreground."""
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,13 +7,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size
 
 from densesiam_d2.data.image_io import read_image
-from densesiam_d2.data.label_checks import look_at
+from densesiam_d2.data.label_checks import require_labels
 from densesiam_d2.evaluation.sem_seg import read_labels
 from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, IGNORE, foreground_of
 
 __all__ = ["IGNORE", "LabelledImages", "labelled_pair"]
-
-logger = logging.getLogger(__name__)
 
 _SEMANTIC = ("sem_seg", "cityscapes_sem_seg", "scenes")
 
@@ -43,10 +40,7 @@ class LabelledImages(Sequence):
         metadata = MetadataCatalog.get(name)
         self.name = name
         self._semantic = metadata.get("evaluator_type") in _SEMANTIC
-        found = look_at(name, semantic=self._semantic, masks=True)
-        found.findings.raise_errors()
-        for finding in found.findings:
-            logger.warning("%s", finding)
+        found = require_labels(name, semantic=self._semantic, masks=True)
         if self._semantic and not found.classes:
             raise ValueError(f"{name!r} names no classes: add ,classes=FILE with one name a line")
         self.classes = list(found.classes) if self._semantic else FOREGROUND_CLASSES

@@ -17,7 +17,6 @@ Exit status: 0, or 2 for wrong usage or a run that cannot be judged.
 """
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from densesiam_d2.evaluation.json_scores import write_json
+from densesiam_d2.grid.placeholders import near
 from densesiam_d2.reporting.curves import Curve, read_metrics
 
 __all__ = ["compared_values", "judge_run", "main"]
@@ -137,10 +137,7 @@ def _judge(args: argparse.Namespace) -> None:
     for metric in args.metrics or ():
         name = metric.removeprefix("-")
         if name not in logged:
-            near = difflib.get_close_matches(name, logged, n=1)
-            raise ValueError(
-                f"--metrics {metric}: no run has logged it" + (f"; did you mean {near[0]}?" if near else "")
-            )
+            raise ValueError(f"--metrics {metric}: no run has logged it{near(name, sorted(logged))}")
     print(_table(found, metrics))
     if args.json:
         write_json(args.json, found)

@@ -9,7 +9,6 @@ Prints the scores of ``SemSegConfusionEvaluator``; with ``--output`` they are in
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -19,15 +18,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from densesiam_d2.data.image_io import read_label
-from densesiam_d2.data.label_checks import look_at
+from densesiam_d2.data.label_checks import require_labels
 from densesiam_d2.data.label_folders import read_classes
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from densesiam_d2.labels.cluster_names import IGNORE
 
 __all__ = ["class_table", "main", "score_maps"]
-
-logger = logging.getLogger(__name__)
 
 
 class _MapEvaluator(SemSegConfusionEvaluator):
@@ -84,10 +81,7 @@ def score_maps(maps: Path, dataset: str, output: Path | None = None) -> dict[str
             another size than the labels, or holds a value that is no class.
     """
     metadata = MetadataCatalog.get(dataset)
-    findings = look_at(dataset, semantic=True, masks=False).findings
-    findings.raise_errors()
-    for finding in findings:
-        logger.warning("%s", finding)
+    require_labels(dataset, semantic=True, masks=False)
     records = DatasetCatalog.get(dataset)  # some data sets set their classes only here
     evaluator = _MapEvaluator(dataset, distributed=False, output_dir=output)
     own = read_classes(maps)
@@ -100,7 +94,8 @@ def score_maps(maps: Path, dataset: str, output: Path | None = None) -> dict[str
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: segment the folder {metadata.image_root}")
         labels = read_label(path)
-        strays = sorted(set(np.unique(labels).tolist()) - {*range(len(own)), IGNORE})
+        found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+        strays = [value for value in found if value >= len(own) and value != IGNORE]
         if strays:
             raise ValueError(
                 f"{path} has the values {strays[:5]}; its classes are 0 to {len(own) - 1}, {IGNORE} is none"
