@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.harness import Options, bf16_instructions, cpu_name, table, write_rows
 
-# Name -> module; each has run(options) -> rows.
+# Name -> module; each has run(options), which yields lists of rows; a list is printed and kept as soon as it is there.
 BENCHMARKS = {
     "data": "two views of a JPEG file: lightly, albumentations, torchvision, the bare calls",
     "loader": "files to batches through worker processes, and what crosses their borders",
@@ -56,11 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{cpu_name()}; instructions for bf16: {', '.join(bf16_instructions()) or 'none'}", flush=True)
     for name in args.names or [name for name in BENCHMARKS if name not in ASKED_FOR]:
         print(f"== {name}: {BENCHMARKS[name]}", flush=True)
-        new = importlib.import_module(f"benchmarks.{name}").run(options)
-        print(table(new), flush=True)
-        rows += new
-        if args.output or not args.quick:
-            write_rows(new, args.output or results)
+        for new in importlib.import_module(f"benchmarks.{name}").run(options):
+            print(table(new), flush=True)
+            rows += new
+            if args.output or not args.quick:
+                write_rows(new, args.output or results)
     missed = [f"{row.name}: {row.peer}" for row in rows if row.passes() is False]
     if missed and not args.quick:
         print("goals missed:", *missed, sep="\n  ", file=sys.stderr)

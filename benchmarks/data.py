@@ -1,5 +1,7 @@
 """Two 224-pixel views of a JPEG file, in one process and one thread."""
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 import torch
@@ -44,11 +46,10 @@ def _decode_and_resize(name: str) -> None:
         AntialiasedResizeTransform(ch, cw, 224, 224, Image.BILINEAR).apply_image(image[y : y + ch, x : x + cw])
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> Iterator[list[Row]]:
     """Measure files of 90 and of 55 kB, and compare the views' statistics."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    rows = []
     for kilobytes in (90, 55):
         files = jpeg_files(options, options.size(100, 4), kilobytes=kilobytes)
         ours, colorless = mapper(), mapper("INPUT.SSL.COLOR_ON_DEVICE", True)
@@ -76,16 +77,17 @@ def run(options: Options) -> list[Row]:
             (plain, "ours / decoding", "colours on the device", "decode", None),
             (f"reading with checks, {kind}", "ours / decoding", "reading with checks", "decode", None),
         ]
-        rows += [
+        rows = [
             Row.of(name, against, ratios(times, a, b), goal=goal, higher_is_better=False)
             for name, against, a, b, goal in compared
         ]
         for peer in ("lightly", "albumentations", "torchvision"):
             rows.append(Row.of(views, f"{peer} / ours", ratios(times, peer, "ours")))
         rows.append(Row.of(views, "ours, images/s of one core", [len(files) / t for t in times["ours"]]))
+        yield rows
         if options.images:
             break
-    return rows + fidelity(options)
+    yield fidelity(options)
 
 
 def _statistics(image: np.ndarray) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """From logits to a confusion matrix, and from fine labels to coarse ones, beside bare kernels and the released code."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -21,16 +22,16 @@ __all__ = ["run"]
 NAME = "densesiam_d2_benchmark"
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> Iterator[list[Row]]:
     """Measure 27 classes (80 to 320 pixels) and 500 clusters (120 x 160 to 480 x 640), and the label mapping."""
     torch.set_num_threads(2)
-    with torch.no_grad():
-        rows = _process(options, "27 classes, 320 x 320", 27, (80, 80), (320, 320))
-        large = ((120, 160), (480, 640)) if not options.quick else ((30, 40), (120, 160))
-        rows += _process(options, f"500 clusters, {large[1][0]} x {large[1][1]}", 500, *large)
-    return [*rows, _label_map(options)]
+    yield _process(options, "27 classes, 320 x 320", 27, (80, 80), (320, 320))
+    large = ((120, 160), (480, 640)) if not options.quick else ((30, 40), (120, 160))
+    yield _process(options, f"500 clusters, {large[1][0]} x {large[1][1]}", 500, *large)
+    yield [_label_map(options)]
 
 
+@torch.no_grad()
 def _process(options: Options, name: str, clusters: int, small: tuple, size: tuple) -> list[Row]:
     draw = np.random.default_rng(0)
     count = options.size(8 if clusters < 100 else 2, 1)

@@ -10,7 +10,7 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ STEPS = {
 BF16 = torch.bfloat16
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> Iterator[list[Row]]:
     """Measure everything that this machine can.
 
     Raises:
@@ -49,9 +49,10 @@ def run(options: Options) -> list[Row]:
         raise SystemExit("gpu: torch sees no CUDA device; --quick tries the script on the CPU")
     torch.backends.cudnn.benchmark = True
     rows, *ceilings = _ceilings(options, device)
+    yield rows
     for name in list(STEPS)[1:2] if options.quick else STEPS:
-        rows += _steps(options, device, name, *ceilings)
-    return rows + _data_wait(options, device)
+        yield _steps(options, device, name, *ceilings)
+    yield _data_wait(options, device)
 
 
 def _seconds(step: Callable[[], object], device: str, options: Options, steps: int) -> list[float]:

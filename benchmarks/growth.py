@@ -4,6 +4,7 @@ Writes one plot for each to docs/growth_*.png. On the CPU, two threads. Steps ar
 ResNet-18.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,13 +29,11 @@ GPUS = [1, 8, 64]
 Series = dict[str, list[list[float]]]  # name -> for each count, the values of all rounds
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> Iterator[list[Row]]:
     """Measure all four, and draw them unless ``options.quick``."""
     torch.set_num_threads(2)
-    rows = []
     for draw in (_images, _clusters, _view_size, _processes):
-        rows += draw(options)
-    return rows
+        yield draw(options)
 
 
 def _images(options: Options) -> list[Row]:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -60,7 +60,7 @@ def _uint8_views(name: str) -> dict:
     return {"views": _uint8_views.views, "view_boxes": torch.zeros(2, 4), "file_name": name}
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> Iterator[list[Row]]:
     """Measure files to batches, then batches that cost nothing to make."""
     torch.set_num_threads(1)
     names = jpeg_files(options, options.size(100, 4))
@@ -90,7 +90,7 @@ def run(options: Options) -> list[Row]:
         )
     name, less = f"loader, {WORKERS} workers", {"higher_is_better": False}
     floor = "ours / a DataLoader of the bare views"
-    rows = [
+    yield [
         Row.of(name, floor, ratios(times, "ours", "bare"), goal=1.1, **less),
         Row.of(name, "lightly / ours", ratios(times, "lightly", "ours")),
         Row.of(name, "ours, images/s", [size / t for t in times["ours"]]),
@@ -109,8 +109,7 @@ def run(options: Options) -> list[Row]:
     variants = {name: lambda loader=loader: _seconds_per_batch(loader, batches) for name, loader in loaders.items()}
     times = measure(variants, options.repeats)
     name = "collating and handing over"
-    return [
-        *rows,
+    yield [
         Row.of(name, "ours / stacked uint8", ratios(times, "ours", "bare"), goal=1.25, **less),
         Row.of(name, "stacked float32 / ours", ratios(times, "float", "ours")),
     ]

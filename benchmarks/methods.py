@@ -10,7 +10,7 @@ On the CPU: CPU time, two threads. On a GPU: wall time, float32 and bf16.
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -30,18 +30,16 @@ R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 DEPTHS = {18: (R18, 16, 1.12), 50: ([], 8, 1.06)}  # keys, pairs, goal
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> Iterator[list[Row]]:
     """Measure all methods."""
     torch.set_num_threads(2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = []
     for method in METHODS[:4] if options.quick else METHODS:
         config = recipes()[method.__name__]
         depths = DEPTHS if method.output == "features" else [load_config(config).MODEL.RESNETS.DEPTH]
         for depth in list(depths)[:1] if options.quick else depths:
-            rows += _of_method(options, method.__name__, depth, method.output == "features", device)
+            yield _of_method(options, method.__name__, depth, method.output == "features", device)
             gc.collect()
-    return rows
 
 
 def recipes() -> dict[str, str]:

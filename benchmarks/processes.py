@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +22,7 @@ __all__ = ["run"]
 CONFIG = "configs/pretrain.yaml"
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> Iterator[list[Row]]:
     """Measure R18, 4 images for each process."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
@@ -29,7 +30,7 @@ def run(options: Options) -> list[Row]:
         launch(_main, 2, dist_url="auto", args=(options, str(result)))
         found = json.loads(result.read_text())
     less = {"higher_is_better": False}
-    return [
+    yield [
         Row.of("step of two processes", "DDP / without all-reduce", found["ddp"], goal=1.10, **less),
         Row.of("step of two processes", "synced BN / BN", found["synced"], **less),
         Row.of("synced batch norm", "largest error against the joint batch", [found["error"]], goal=1e-5, **less),

@@ -1,5 +1,7 @@
 """Views for unsupervised segmentation from 640 x 480 files, beside the released pipeline. One thread."""
 
+from collections.abc import Iterator
+
 import cv2
 import torch
 
@@ -19,7 +21,7 @@ def _recipe(color_first: bool):
     return mapper(*words, "INPUT.SSL.COLOR_FIRST", color_first)
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> Iterator[list[Row]]:
     """Measure both orders of crops and colours."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -38,4 +40,4 @@ def run(options: Options) -> list[Row]:
             Row.of(row, "released / ours", ratios(times, "released", name)),
             Row.of(row, "ours, images/s of one core", [len(files) / t for t in times[name]]),
         ]
-    return rows
+    yield rows

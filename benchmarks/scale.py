@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,13 @@ def of_count(options: Options, count: int) -> dict[str, list[float]]:
     return {key: [entry[key] for entry in found] for key in ("heap", "start_up", "resume", "record")}
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> Iterator[list[Row]]:
     """Measure the index, beside that of 1,000 images."""
     count, less = options.size(100_000_000, 10_000), {"higher_is_better": False}
     few, many = of_count(options, 1000), of_count(options, count)
     start_up = [a / b for a, b in zip(many["start_up"], few["start_up"], strict=True)]
     name = f"{count:,} images"
-    return [
+    yield [
         Row.of(name, "heap, bytes per image", [x / count for x in many["heap"]], goal=1, **less),
         Row.of(name, "seconds to the first batch's names", many["start_up"], **less),
         Row.of(name, "seconds to the first batch's names / those of 1,000 images", start_up, goal=2, **less),
