@@ -86,7 +86,7 @@ def _view_size(options: Options) -> list[Row]:
 
 def _processes(options: Options) -> list[Row]:
     """Measure two processes on the CPU, and calculate GPUs."""
-    shared, synced, _ = processes.run(options)
+    shared, synced, _ = next(processes.run(options))
     series = {"rate of a process, share of one alone": [[1.0], [1 / shared.median]]}
     series["the same with synced batch norm"] = [[1.0], [1 / shared.median / synced.median]]
     rows = _rows_and_plot(options, "processes", "processes on the CPU", [1, 2], series)
