@@ -90,9 +90,11 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # with COLOR_FIRST or PATCH_GRID, which need the changed colours in the worker.
     ssl.COLOR_ON_DEVICE = False
     # Interpolation when views are resized: "bilinear" or "bicubic". CROP_ANTIALIAS False turns antialiasing off for
-    # "crop" views (the released segmentation code, which crops on the GPU).
+    # "crop" views (BYOL, SimCLR, and the released segmentation code, which crops on the GPU).
     ssl.INTERPOLATION = "bilinear"
     ssl.CROP_ANTIALIAS = True
+    # What to do with a crop that is wider or higher than the image. False: draw again. True: cut it to fit (BYOL).
+    ssl.CROP_CLIP = False
     # Probability of a horizontal flip of a "crop" view. With SAME_FLIP the whole image is flipped before both views are
     # taken, "full" views too, so that no view is flipped relative to the other (ReSim).
     ssl.FLIP_PROB = 0.5

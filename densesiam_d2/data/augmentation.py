@@ -97,7 +97,8 @@ class RandomResizedCrop(T.Augmentation):
 
     detectron2's ``RandomExtent`` is no substitute, because it shrinks images without antialiasing.
 
-    Source: torchvision ``RandomResizedCrop`` for the draw.
+    Source: torchvision ``RandomResizedCrop`` for the draw; google-deepmind/deepmind-research, byol/utils/dataset.py for
+    ``clip``.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class RandomResizedCrop(T.Augmentation):
         scale_of: str = "area",
         interpolation: str = "bilinear",
         antialias: bool = True,
+        clip: bool = False,
     ):
         """Check and store the ranges.
 
@@ -116,17 +118,19 @@ class RandomResizedCrop(T.Augmentation):
             scale: range of the crop's size, drawn uniformly.
             aspect: range of its width / height, drawn log-uniformly.
             scale_of: "area": ``scale`` is a fraction of the image's area; "side": of its short side; "pixels": the side
-                of a square of the same area, in pixels of the image, at most the short side.
+                of a square of the same area, in pixels of the image, at most the short side. A range may go beyond 1;
+                what does not fit is treated as ``clip`` says.
             interpolation: "bilinear" or "bicubic".
             antialias: average over all pixels of the crop when shrinking.
+            clip: what to do with a crop that is wider or higher than the image. False: draw again, up to ten times, and
+                then take the largest central crop. True: cut it to the image's width or height (BYOL).
 
         Raises:
             ValueError: a range is not within its bounds or not ordered, or ``scale_of`` is unknown.
         """
         super().__init__()
-        highest = math.inf if scale_of == "pixels" else 1
-        if not 0 < scale[0] <= scale[1] <= highest:
-            raise ValueError(f"scale {tuple(scale)} is not a range within (0, {highest}]")
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale {tuple(scale)} is not a range of positive numbers")
         if not 0 < aspect[0] <= aspect[1]:
             raise ValueError(f"aspect {tuple(aspect)} is not a range of positive numbers")
         if scale_of not in ("area", "side", "pixels"):
@@ -149,6 +153,8 @@ class RandomResizedCrop(T.Augmentation):
                 area = (scale * short if self.scale_of == "side" else min(scale, short)) ** 2
             aspect = math.exp(first + aspect * (last - first))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if self.clip:
+                w, h = max(1, min(w, width)), max(1, min(h, height))
             if 0 < w <= width and 0 < h <= height:
                 return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
         # No drawn crop fits, because the image is too long: take the largest central crop of an allowed shape.

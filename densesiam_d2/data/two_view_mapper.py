@@ -309,6 +309,7 @@ def _build_crop(ssl) -> RandomResizedCrop:
         ssl.CROP_SCALE_OF,
         ssl.INTERPOLATION,
         ssl.CROP_ANTIALIAS,
+        ssl.CROP_CLIP,
     )
 
 

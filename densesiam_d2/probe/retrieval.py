@@ -9,7 +9,6 @@ Here a cell of a feature map takes the place of a patch. Other differences:
 
 - Pixels without a label count nowhere, and cells without a labelled pixel are not stored (there: they become class 0).
 - Predictions are scored as they are (there: after a Hungarian matching with the classes, although they have names).
-- Crops are drawn from 0.5 to 1 of the area (there: 0.5 to 2, of which those above 1 do not fit and are drawn again).
 - The search is exact, by faiss.
 """
 
@@ -155,7 +154,7 @@ def crops(side: int) -> list[T.Augmentation]:
     """Return the augmentations of the memory: slightly other colours, and a crop resized to a square."""
     return [
         ColorJitter((0.1, 0.1, 0.1, 0.1), prob=0.5, independent=True, random_order=False),
-        RandomResizedCrop(side, (0.5, 1.0)),
+        RandomResizedCrop(side, (0.5, 2.0)),  # above 1, the whole image or its largest central crop follows
     ]
 
 
