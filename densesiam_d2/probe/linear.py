@@ -10,6 +10,11 @@ Source: MkuuWaUjinga/leopart, experiments/linear_probing/linear_finetune.py, con
   released order (enlarge the features, then apply the head), because both are linear and the weights of a bilinear
   interpolation sum to 1. It takes D / K times less memory.
 - The whole test set is scored (the released training script scores 8 batches).
+- The features are those asked for. The published results have res5 alone, with its stride removed (2,048 channels of a
+  ResNet-50 at stride 16): ``--features res5 --size 448 MODEL.RESNETS.RES5_DILATION 2`` comes close, but detectron2 then
+  dilates the first of the stage's 3 x 3 convolutions too (there: the second and third only).
+- Labels are resized once, from their own size to 100 x 100 (there: to 448, then to 100); the head starts at zeros; an
+  epoch's last, smaller batch is used too.
 
 Features are not standardised, as released: those of very small scale, such as a random network's in evaluation mode,
 are hardly learned from.

@@ -13,8 +13,9 @@ The backbone is frozen. --probes names what is fitted on its features:
   with mostly ignored pixels are left out. Features are standardised on the training cells. Scores are counted at the
   size of the labels.
 - linear: a linear head, trained by SGD on random crops: 25 epochs (--epochs), learning rate 0.1, 60 images a step or,
-  for small sets, fewer. It is the probe of Leopart with its published results, which have --size 448; scores are
-  counted at 100 x 100 pixels. Each epoch computes all features again, so it takes about 25 times as long as ridge.
+  for small sets, fewer. It is the probe of Leopart, whose published results have res5 alone and 448 pixels (--features
+  res5 --size 448 MODEL.RESNETS.RES5_DILATION 2; probe/linear.py says what still differs); scores are counted at
+  100 x 100 pixels. Each epoch computes all features again, so it takes about 25 times as long as ridge.
 - retrieval: the label of a cell is that of its 30 nearest cells in a memory of --memory-cells training cells, weighted
   by their cosine. Nothing is trained. It is the in-context probe of Hummingbird, published with --size 512 and memories
   of 102,400 cells and more; scores are counted at that size, without matching. A fine stride has many cells to look
