@@ -90,6 +90,9 @@ class DenseSiam(SiameseMetaArch):
         # What GridSample samples: "output" (p and z, as in the paper's text) or "feature" (features of the encoder, as
         # in the released code).
         ds.GRID_POSITION = "output"
+        # Segmentation only: cut whole cells out of view 2's map, as the released code does with VIEWS ["crop", "full"],
+        # instead of the exact overlap.
+        ds.WHOLE_CELLS = False
 
         # PixSim: weight of the symmetrised similarity of p and stop-gradient z.
         ds.PIXEL = CfgNode()

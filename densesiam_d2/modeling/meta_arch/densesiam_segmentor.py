@@ -33,6 +33,7 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
         grid_size: int,
         sample_features: bool,
         region_heads: RegionSim,
+        whole_cells: bool = False,
         pixel_weight: float = 1.0,
         target_temperature: float = 1.0,
         region_weight: float = 0.1,
@@ -48,6 +49,7 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
             sample_features: True samples the decoder's features before the classifiers; False samples the classifiers'
                 outputs.
             region_heads: heads of RegionSim.
+            whole_cells: see :func:`densesiam_d2.modeling.consistency.encoded_views`.
             pixel_weight, region_weight: loss weights >= 0.
             target_temperature: see :func:`densesiam_d2.losses.soft_cross_entropy`.
             usage_weight, usage_exponent: weight and exponent of :func:`densesiam_d2.losses.usage_loss` on both views.
@@ -57,6 +59,7 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
         super().__init__(**kwargs)
         self.grid_size = grid_size
         self.sample_features = sample_features
+        self.whole_cells = whole_cells
         self.region = region_heads
         self.pixel_weight = pixel_weight
         self.target_temperature = target_temperature
@@ -96,6 +99,7 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
             "grid_size": keys.GRID_SIZE,
             "sample_features": keys.GRID_POSITION == "feature",
             "region_heads": RegionSim.of(cfg, cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM),
+            "whole_cells": keys.WHOLE_CELLS,
             "pixel_weight": keys.PIXEL.LOSS_WEIGHT,
             "target_temperature": keys.PIXEL.TARGET_TEMPERATURE,
             "region_weight": keys.REGION.LOSS_WEIGHT,
@@ -123,7 +127,8 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
             return self.inference(batched_inputs)
         x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
         f1, f2 = self.encode(x1), self.encode(x2)  # (N, C, h, w)
-        view1, view2, valid = encoded_views(f1, f2, boxes1, boxes2, self.grid_size)
+        sizes = {"grid_size": self.grid_size, "whole_cells": self.whole_cells}
+        view1, view2, valid = encoded_views(f1, f2, boxes1, boxes2, **sizes)
 
         head = self.sem_seg_head
         main_weight, aux_weight = head.similarity_weights()

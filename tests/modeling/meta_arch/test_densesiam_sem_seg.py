@@ -113,6 +113,21 @@ def test_features_are_sampled_once_and_the_losses_are_those_of_sampling_for_each
     assert_close_gradients(gradients(model, sum(losses.values())), gradients(model, sum(expected.values())))
 
 
+def test_whole_cells_change_what_view_2_is_sampled_at(monkeypatch):
+    """View 2 has 16 cells; view 1 shows its pixels 21 to 61 of 80: cells 4.2 to 12.2, or whole ones, 4 to 12."""
+    shifted = torch.tensor([[21.0, 21, 61, 61], [0, 0, 80, 80]]).repeat(2, 1, 1)
+    points = []
+    monkeypatch.setattr(consistency, "sample", lambda f, grid: points.append(grid) or sample(f, grid))
+    for whole_cells in (False, True):
+        model, batch = tiny_model(tiny_sem_seg_cfg(WHOLE_CELLS=whole_cells)), tiny_batch()
+        step(model, {**batch, "view_boxes": shifted})
+    # Four points at the centres of two cells each, in cells of view 2 (16 of them from -1 to 1).
+    exact, whole = ((points[i][0, 0, :, 0] + 1) * 8 for i in (1, 3))
+    assert torch.allclose(exact, torch.tensor([5.2, 7.2, 9.2, 11.2]))
+    assert torch.allclose(whole, torch.tensor([5.0, 7, 9, 11]))
+    assert torch.equal(points[0], points[2])  # view 1 stays
+
+
 def test_without_auxiliary_classifier_the_main_one_has_all_the_weight():
     model, batch = tiny_model(tiny_sem_seg_cfg(aux=0)), tiny_batch()
     losses = step(model, batch)
