@@ -166,6 +166,10 @@ def _add_sem_seg_keys(cfg: CfgNode) -> None:
     pl.NUM_PROJ_CONVS = 2
     # Multiply each pixel's pseudo-label loss by the frequency of its label (the released rebalancing).
     pl.REBALANCE = True
+    # Scale the targets such that all clusters get about the same share of the batch's points: those of the soft
+    # cross-entropy, and the pseudo labels. Three iterations of Sinkhorn and Knopp as in SwAV, at the temperature
+    # MODEL.DENSESIAM.PIXEL.TARGET_TEMPERATURE. Not in the paper. REBALANCE then does little but lower the loss.
+    pl.SINKHORN = False
     # Weight of the soft cross-entropy between views. It is divided between the main and the auxiliary classifier in the
     # ratio log(AUX_CLASSES) : log(NUM_CLASSES), as released ("auto").
     pl.SIMILARITY_WEIGHT = 1.0

@@ -169,7 +169,7 @@ def to_grid_sample(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 
 def overlap_grids(
-    boxes1: torch.Tensor, boxes2: torch.Tensor, size: int
+    boxes1: torch.Tensor, boxes2: torch.Tensor, size: int, *, cells: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the positions in both views of S x S points of their overlap.
 
@@ -179,6 +179,8 @@ def overlap_grids(
     Args:
         boxes1, boxes2: (N, 4) view boxes of the same images.
         size: S.
+        cells: the grid of view 2 covers whole cells, of which view 2 has ``cells`` x ``cells``, as in the released code
+            (:func:`_to_whole_cells`); None: it covers the overlap exactly.
 
     Returns:
         Two (N, S, S, 2) grids for :func:`sample`, and (N,) bool: whether the views overlap.
@@ -190,8 +192,37 @@ def overlap_grids(
     flip1 = (boxes1[:, 0] > boxes1[:, 2])[:, None]
     overlap = torch.where(flip1, overlap[:, [2, 1, 0, 3]], overlap)
     points1 = grid_points(torch.where(valid[:, None], overlap, boxes1), size)
-    points2 = grid_points(torch.where(valid[:, None], overlap, boxes2), size)
-    return to_grid_sample(points1, boxes1), to_grid_sample(points2, boxes2), valid
+    overlap = torch.where(valid[:, None], overlap, boxes2)
+    grid2 = to_grid_sample(grid_points(overlap, size), boxes2)
+    if cells is not None:
+        edges = to_grid_sample(overlap.view(-1, 2, 1, 2), boxes2)  # (N, 2, 1, 2)
+        grid2 = _to_whole_cells(grid2, edges, cells)
+    return to_grid_sample(points1, boxes1), grid2, valid
+
+
+def _to_whole_cells(grid: torch.Tensor, edges: torch.Tensor, cells: int) -> torch.Tensor:
+    """Move a grid to whole cells of a view's feature map, as if these cells were cut out and resized.
+
+    The number of cells in a row is the overlap's width in cells, rounded down. The first is where the cells that are
+    left over are divided between both sides in the ratio of the overlap, rounded to the nearest. The same is done for
+    columns. Points nearer to the edge than half a cell are moved to the centres of the outer cells, because a resize
+    does not see the cells beyond.
+
+    Args:
+        grid: (N, S, S, 2) for :func:`sample`.
+        edges: (N, 2, 1, 2) two opposite corners of the overlap, in the same coordinates.
+        cells: of a row and of a column of the feature map.
+
+    Source: ReplayRandomResizedCrop in densesiam/datasets/pipelines/index_transforms.py of ZwwWayne/DenseSiam.
+    """
+    low, high = edges.amin(dim=1, keepdim=True), edges.amax(dim=1, keepdim=True)  # (N, 1, 1, 2)
+    share = (high - low) / 2
+    number = (share * cells + 1e-3).floor().clamp(min=1)  # a float of a whole number may lie just below it
+    before = (low + 1) / 2 / (1 - share).clamp(min=1e-6)  # share of what is left over that lies before the overlap
+    first = ((cells - number) * before).round()
+    new_low, new_high = first / cells * 2 - 1, (first + number) / cells * 2 - 1
+    moved = new_low + (grid - low) / (high - low) * (new_high - new_low)
+    return torch.minimum(torch.maximum(moved, new_low + 1 / cells), new_high - 1 / cells)
 
 
 def warp_grid(boxes1: torch.Tensor, boxes2: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:

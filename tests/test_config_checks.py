@@ -253,6 +253,8 @@ def test_the_usage_of_clusters_needs_the_whole_batch():
     check_config(_cfg(*words))
     with pytest.raises(ValueError, match=r"USAGE\.LOSS_WEIGHT is 0\.5.*set SOLVER\.ACCUMULATE 1, not 2"):
         check_config(_cfg(*words, "MODEL.DENSESIAM.USAGE.LOSS_WEIGHT", 0.5))
+    with pytest.raises(ValueError, match=r"PSEUDO_LABEL\.SINKHORN is True.*set SOLVER\.ACCUMULATE 1, not 2"):
+        check_config(_cfg(*words, "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SINKHORN", True))
 
 
 def test_evaluation_needs_neither_training_data_nor_a_fitting_batch():

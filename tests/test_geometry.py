@@ -161,6 +161,51 @@ def test_views_without_overlap_are_marked_and_stay_finite():
     assert torch.isfinite(grid1).all() and torch.isfinite(grid2).all()
 
 
+def test_whole_cells_by_hand():
+    """View 2 is 80 pixels and 8 cells wide; view 1 shows its x 13 to 48, mirrored, and its y 0 to 80.
+
+    35 pixels are 3.5 cells: 3 are cut out, and 5 are left over. Of the 45 pixels around the overlap 13 lie before it:
+    5 * 13 / 45 = 1.4 cells, so that the 3 cells are 1 to 3. Three points fall on their centres, last first.
+    """
+    grid1, grid2, _ = overlap_grids(torch.tensor([[48.0, 0, 13, 80]]), torch.tensor([[0.0, 0, 80, 80]]), 3, cells=8)
+    assert torch.allclose(grid1, overlap_grids(*[torch.tensor([[0.0, 0, 1, 1]])] * 2, 3)[0])  # identity
+    values = torch.arange(8.0).expand(1, 1, 8, 8)
+    assert sample(values, grid2)[0, 0, 0].tolist() == pytest.approx([3, 2, 1], abs=1e-5)
+    # Rows: all 8 cells, whose thirds have their centres at cells 8 / 6 - 0.5, 4 - 0.5 and 40 / 6 - 0.5.
+    rows = sample(values.transpose(2, 3), grid2)[0, 0, :, 0]
+    assert rows.tolist() == pytest.approx([5 / 6, 3.5, 37 / 6], abs=1e-5)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_whole_cells_are_the_released_crop(flipped):
+    """The released code cuts cells out of the map of view 2, resizes them, and flips them if view 1 is flipped."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 3, 20, 20, generator=generator)
+    whole = torch.tensor([[0.0, 0, 640, 640]])
+    for scale, x, y in torch.rand(40, 3, generator=generator).tolist():
+        side = int((0.5 + scale / 2) * 640)
+        left, top = (640 - side) * x, (640 - side) * y
+        number = int(side / 640 * 20)
+        first = [round((20 - number) * start) for start in (y, x)]
+        cut = features[:, :, first[0] : first[0] + number, first[1] : first[1] + number]
+        expected = torch.nn.functional.interpolate(cut, (24, 24), mode="bilinear", align_corners=False)
+        edges = [left + side, left] if flipped else [left, left + side]
+        box = torch.tensor([[edges[0], top, edges[1], top + side]], dtype=torch.float32)
+        grid = overlap_grids(box, whole, 24, cells=20)[1]
+        assert torch.allclose(sample(features, grid), expected.flip(3) if flipped else expected, atol=1e-4)
+
+
+def test_whole_cells_of_small_full_and_absent_overlaps():
+    """At least one cell; all cells of identical views; finite where the views do not meet."""
+    boxes1 = torch.tensor([[0.0, 0, 5, 80], [0, 0, 80, 80], [200, 0, 280, 80]])
+    boxes2 = torch.tensor([[0.0, 0, 80, 80]]).expand(3, 4)
+    _, grid, valid = overlap_grids(boxes1, boxes2, 8, cells=8)
+    assert valid.tolist() == [True, True, False] and grid.isfinite().all()
+    columns = sample(torch.arange(8.0).expand(3, 1, 8, 8), grid)[:, 0, 0]
+    assert columns[0].tolist() == pytest.approx([0] * 8, abs=1e-5)
+    assert columns[1].tolist() == pytest.approx(list(range(8)), abs=1e-5)
+
+
 def test_warp_grid_by_hand():
     """View 1 covers x 0 to 8, view 2 x 4 to 12, mirrored: its left edge shows x = 12.
 

@@ -1,5 +1,6 @@
 """Losses: pure functions of tensors."""
 
+from densesiam_d2.losses.assignment import balanced_logits
 from densesiam_d2.losses.clusters import cluster_cross_entropy
 from densesiam_d2.losses.contrastive import info_nce
 from densesiam_d2.losses.mutual_information import displaced_counts, mutual_information_loss
@@ -11,6 +12,7 @@ from densesiam_d2.losses.usage import usage_loss
 
 __all__ = [
     "active_slots",
+    "balanced_logits",
     "cluster_cross_entropy",
     "displaced_counts",
     "info_nce",

@@ -28,7 +28,13 @@ class EncodedView(NamedTuple):
 
 
 def encoded_views(
-    f1: torch.Tensor, f2: torch.Tensor, boxes1: torch.Tensor, boxes2: torch.Tensor, grid_size: int
+    f1: torch.Tensor,
+    f2: torch.Tensor,
+    boxes1: torch.Tensor,
+    boxes2: torch.Tensor,
+    grid_size: int,
+    *,
+    whole_cells: bool = False,
 ) -> tuple[EncodedView, EncodedView, torch.Tensor]:
     """Sample the feature maps of two views at their common points (GridSample).
 
@@ -36,11 +42,13 @@ def encoded_views(
         f1, f2: (N, C, h, w).
         boxes1, boxes2: (N, 4) view boxes.
         grid_size: S.
+        whole_cells: take whole cells of view 2 instead of the exact overlap, see :func:`overlap_grids`.
 
     Returns:
         Both views, and (N,) bool: whether the two views of each image overlap.
     """
-    grid1, grid2, valid = overlap_grids(boxes1, boxes2, grid_size)
+    cells = f2.shape[-1] if whole_cells else None
+    grid1, grid2, valid = overlap_grids(boxes1, boxes2, grid_size, cells=cells)
     return EncodedView(f1, grid1, sample(f1, grid1)), EncodedView(f2, grid2, sample(f2, grid2)), valid
 
 

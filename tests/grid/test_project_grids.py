@@ -52,18 +52,51 @@ def test_rates_are_scaled_with_the_batch_and_warm_ups_are_a_tenth(monkeypatch):
     assert len(cells) == 10
 
 
+def label_free_configs(name):
+    """Yield the axes and the config, without weights and folder, of each training of a grid of segmentation."""
+    for cell in cells_of(ROOT / "configs" / "grids" / f"{name}.yaml"):
+        if cell.stage == "train":
+            args = training_args(cell)
+            yield cell.axes, load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", "", "OUTPUT_DIR", ""])
+
+
 def test_other_starts_change_the_weights_only(monkeypatch):
     monkeypatch.chdir(ROOT)
-
-    def configs(name):
-        for cell in cells_of(ROOT / "configs" / "grids" / f"{name}.yaml"):
-            if cell.stage == "train":
-                args = training_args(cell)
-                cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", "", "OUTPUT_DIR", ""])
-                yield (cell.axes["dataset"], cell.axes["system"]), cfg
-
-    from_imagenet = dict(configs("unsup_segmentation"))
-    others = list(configs("unsup_segmentation_starts"))
+    from_imagenet = {(a["dataset"], a["system"]): cfg for a, cfg in label_free_configs("unsup_segmentation")}
+    others = list(label_free_configs("unsup_segmentation_starts"))
     assert len(others) == 3 * 2 * 7  # data sets, starts, systems
-    for key, cfg in others:
-        assert cfg == from_imagenet[key], key
+    for axes, cfg in others:
+        assert cfg == from_imagenet[axes["dataset"], axes["system"]], axes
+
+
+def values_of(cfg, prefix=""):
+    """Return the values of a config by the full names of their keys."""
+    values = {}
+    for key, value in cfg.items():
+        values |= values_of(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
+def test_a_variation_changes_one_thing_of_its_base(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    bases = {(a["dataset"], a["system"]): values_of(cfg) for a, cfg in label_free_configs("unsup_segmentation")}
+    pseudo_label = "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL"
+    expected = {
+        "rate_third": {"SOLVER.BASE_LR"},
+        "rate_3": {"SOLVER.BASE_LR"},
+        "frozen_norm": {"MODEL.TORCHVISION.NORM"},
+        "temperature": {"MODEL.DENSESIAM.PIXEL.TARGET_TEMPERATURE"},
+        "sinkhorn": {f"{pseudo_label}.SINKHORN", f"{pseudo_label}.REBALANCE"},
+        "region_start": {"MODEL.DENSESIAM.REGION.START"},
+        "no_region": {"MODEL.DENSESIAM.REGION.LOSS_WEIGHT"},
+        "kmeans_start": {f"{pseudo_label}.{key}" for key in ("START", "NORMALIZE", "LOGIT_NORM", "NUM_PROJ_CONVS")},
+        "long": {"SOLVER.MAX_ITER"},
+    }
+    variations = list(label_free_configs("densesiam_segmentation_variations"))
+    assert len(variations) == 2 * 12  # data sets, variations
+    for axes, cfg in variations:
+        system, what = axes["variation"].split("_", 1)
+        base = bases[axes["dataset"], {"kmeans": "densesiam_kmeans"}.get(system, system)]
+        changed = {key for key, value in values_of(cfg).items() if value != base[key]}
+        # Without pseudo labels in the loss, the base "kmeans" has no frequency weights to take away.
+        assert changed == expected[what] - ({f"{pseudo_label}.REBALANCE"} if system == "kmeans" else set()), axes

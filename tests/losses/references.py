@@ -68,6 +68,18 @@ def pseudo_label_loss(logits, rebalance=True):
     return sum(terms) / len(terms)
 
 
+def balanced(logits, iterations=3):
+    """The assignment (N, K, H, W) of Sinkhorn and Knopp: clusters to the sum 1, then points, and so on."""
+    K, q = logits.shape[1], logits.detach().exp()
+    for _ in range(iterations):
+        for k in range(K):
+            total = sum(q[n, k, i, j].item() for n, i, j in pixels(q))
+            q[:, k] = q[:, k] / total
+        for n, i, j in pixels(q):
+            q[n, :, i, j] = q[n, :, i, j] / sum(q[n, k, i, j].item() for k in range(K))
+    return q
+
+
 def pool_regions(features, logits):
     """Sum over pixels of softmax(logits)_m times the feature vector: (N, M, C)."""
     N, M, H, W = logits.shape

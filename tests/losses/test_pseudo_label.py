@@ -24,6 +24,8 @@ def test_rebalanced_by_hand():
     logits = _image(LN3, LN3, LN3, -LN3)
     assert pseudo_label_loss(logits, rebalance=True).item() == pytest.approx(0.625 * math.log(4 / 3))
     assert pseudo_label_loss(logits, rebalance=False).item() == pytest.approx(math.log(4 / 3))
+    # Against the other labels: the other probability, 1/4, is where the label is.
+    assert pseudo_label_loss(logits, -logits, rebalance=False).item() == pytest.approx(math.log(4))
 
 
 def test_frequencies_are_of_the_batch_not_of_the_image():

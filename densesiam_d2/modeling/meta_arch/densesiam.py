@@ -40,6 +40,9 @@ class DenseSiam(SiameseMetaArch):
         "MODEL.DENSESIAM.REGION.START": SHARE_BELOW_1,
         "MODEL.DENSESIAM.REGION.PROJ_DIMS": WIDTHS,
         "MODEL.DENSESIAM.REGION.PRED_DIM": POSITIVE,
+        "MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT": NOT_NEGATIVE,
+        "MODEL.DENSESIAM.IMAGE.PROJ_DIMS": WIDTHS,
+        "MODEL.DENSESIAM.IMAGE.PRED_DIM": POSITIVE,
     }
 
     @configurable
@@ -50,8 +53,10 @@ class DenseSiam(SiameseMetaArch):
         sample_features: bool,
         dense_heads: ProjectorPredictor,
         region_heads: RegionSim,
+        image_heads: ProjectorPredictor | None = None,
         pixel_weight: float = 1.0,
         region_weight: float = 0.1,
+        image_weight: float = 0.0,
         region_start: float = 0.0,
         **kwargs,
     ):
@@ -62,7 +67,8 @@ class DenseSiam(SiameseMetaArch):
             sample_features: True samples the encoder's features before the heads; False samples the heads' outputs.
             dense_heads: heads of PixSim.
             region_heads: heads of RegionSim.
-            pixel_weight, region_weight: loss weights >= 0.
+            image_heads: heads of the image-level loss, for inputs (N, C, 1, 1); None: this loss is left out.
+            pixel_weight, region_weight, image_weight: loss weights >= 0.
             region_start: share of training after which the region loss has its weight; before that the weight is 0.
             kwargs: arguments of :class:`SiameseMetaArch`.
         """
@@ -71,8 +77,12 @@ class DenseSiam(SiameseMetaArch):
         self.sample_features = sample_features
         self.dense = dense_heads
         self.region = region_heads
+        self.image = image_heads
+        if image_heads is not None:
+            self.fixed_lr_modules = (*self.fixed_lr_modules, "image.predictor")
         self.pixel_weight = pixel_weight
         self.region_weight = region_weight
+        self.image_weight = image_weight
         self.region_start = region_start
 
     @staticmethod
@@ -90,6 +100,9 @@ class DenseSiam(SiameseMetaArch):
         # What GridSample samples: "output" (p and z, as in the paper's text) or "feature" (features of the encoder, as
         # in the released code).
         ds.GRID_POSITION = "output"
+        # Segmentation only: cut whole cells out of view 2's map, as the released code does with VIEWS ["crop", "full"],
+        # instead of the exact overlap.
+        ds.WHOLE_CELLS = False
 
         # PixSim: weight of the symmetrised similarity of p and stop-gradient z.
         ds.PIXEL = CfgNode()
@@ -113,6 +126,13 @@ class DenseSiam(SiameseMetaArch):
         ds.REGION.PROJ_DIMS = [512, 512, 256]
         ds.REGION.PRED_DIM = 128
 
+        # Pretraining only: weight of the loss of whole images (SimSiam); with 0 there are no heads for it. The released
+        # code has it, turned off, with these widths of the projector and this hidden width of the predictor.
+        ds.IMAGE = CfgNode()
+        ds.IMAGE.LOSS_WEIGHT = 0.0
+        ds.IMAGE.PROJ_DIMS = [512, 512, 512]
+        ds.IMAGE.PRED_DIM = 512
+
         # Segmentation only: weight of the divergence of the clusters' shares from a prior in which the r-th largest
         # cluster has a share in proportion to r ** -EXPONENT (0: all equal). Not in the paper.
         ds.USAGE = CfgNode()
@@ -124,16 +144,21 @@ class DenseSiam(SiameseMetaArch):
         ret = super().from_config(cfg)
         keys = cfg.MODEL.DENSESIAM
         in_dim = ret["backbone"].output_shape()[cfg.MODEL.SSL.IN_FEATURE].channels
+        norm = partial(get_norm, cfg.MODEL.SSL.NORM)
+        dense_heads = ProjectorPredictor(in_dim, keys.PROJ_DIMS, keys.PRED_DIM, norm)
+        region_heads, image_heads = RegionSim.of(cfg, in_dim), None
+        if keys.IMAGE.LOSS_WEIGHT:  # built last, so that the other heads start as they do without it
+            image_heads = ProjectorPredictor(in_dim, keys.IMAGE.PROJ_DIMS, keys.IMAGE.PRED_DIM, norm)
         return {
             **ret,
             "grid_size": keys.GRID_SIZE,
             "sample_features": keys.GRID_POSITION == "feature",
-            "dense_heads": ProjectorPredictor(
-                in_dim, keys.PROJ_DIMS, keys.PRED_DIM, partial(get_norm, cfg.MODEL.SSL.NORM)
-            ),
-            "region_heads": RegionSim.of(cfg, in_dim),
+            "dense_heads": dense_heads,
+            "region_heads": region_heads,
+            "image_heads": image_heads,
             "pixel_weight": keys.PIXEL.LOSS_WEIGHT,
             "region_weight": keys.REGION.LOSS_WEIGHT,
+            "image_weight": keys.IMAGE.LOSS_WEIGHT,
             "region_start": keys.REGION.START,
         }
 
@@ -145,7 +170,8 @@ class DenseSiam(SiameseMetaArch):
                 (N, 2, 4)) or a list of what ``TwoViewDatasetMapper`` returns; otherwise a list of dicts with "image".
 
         Returns:
-            In training, "loss_pixel" and "loss_region", weighted; otherwise "features" (C, h, w) per image.
+            In training, "loss_pixel" and "loss_region", and with heads for it "loss_image", weighted; otherwise
+            "features" (C, h, w) per image.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -160,7 +186,12 @@ class DenseSiam(SiameseMetaArch):
 
         if self.metrics_due():
             self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
-        return {
+        losses = {
             "loss_pixel": loss_pixel * self.pixel_weight,
             "loss_region": loss_region * self.weight_from(self.region_start, self.region_weight),
         }
+        if self.image is not None:
+            zi1, zi2 = (self.image.projector(f.mean(dim=(2, 3), keepdim=True)) for f in (f1, f2))  # (N, D, 1, 1)
+            pi1, pi2 = self.image.predictor(zi1), self.image.predictor(zi2)
+            losses["loss_image"] = (negative_cosine(pi1, zi2) + negative_cosine(pi2, zi1)) / 2 * self.image_weight
+        return losses

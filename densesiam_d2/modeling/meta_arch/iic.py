@@ -113,8 +113,21 @@ class IIC(LabelFreeSegmentor):
 
         if self.metrics_due():
             self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
-        self.log_cluster_metrics(z1)
+            self.log_cluster_metrics(*self.common_logits(p1, p2, mask))
         return {name: with_idle(loss, other.parameters())}
+
+    @torch.no_grad()
+    def common_logits(self, p1: torch.Tensor, p2: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """Return the logarithms (P, K, 1) of both views' probabilities at P pixels that both show, one per cell.
+
+        Args:
+            p1, p2: (N, K, S, S) probabilities in the frame of view 1.
+            mask: (N, S, S) bool, the pixels that both views show.
+        """
+        step = self.sem_seg_head.common_stride
+        shown = mask[:, ::step, ::step]
+        points = [p[:, :, ::step, ::step].movedim(1, -1)[shown] for p in (p1, p2)]  # (P, K)
+        return [p.clamp(min=torch.finfo(p.dtype).tiny).log()[..., None] for p in points]
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Segment whole images, as :meth:`LabelFreeSegmentor.inference`; the logits are logarithms of probabilities."""

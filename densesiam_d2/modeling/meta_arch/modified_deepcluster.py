@@ -4,7 +4,9 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
+from torch.func import functional_call
 
+from densesiam_d2.geometry import overlap_grids, sample
 from densesiam_d2.losses import cluster_cross_entropy
 from densesiam_d2.modeling.meta_arch.clustering_segmentor import ClusteringSegmentor
 from densesiam_d2.modeling.meta_arch.segmentor import segmentation
@@ -17,7 +19,8 @@ __all__ = ["ModifiedDeepCluster"]
 class ModifiedDeepCluster(ClusteringSegmentor):
     """Cluster the cells of one view, then train the network and a new linear classifier to predict the clusters.
 
-    The view is the first one; the second is not used. In evaluation the clusters are those of the classifier.
+    The view is the first one; the second is used only to log how far the clusters of both views agree. In evaluation
+    the clusters are those of the classifier.
 
     Source: janghyuncho/PiCIE, train_mdc.py. There the classifier has an Adam optimizer of its own; here it is in the
     same optimizer, whose state of the classifier starts from zero in every epoch. This is the same.
@@ -78,15 +81,24 @@ class ModifiedDeepCluster(ClusteringSegmentor):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        features = (f,) = self.cluster_features(batched_inputs)
-        y = self.labels_of(batched_inputs, features)[:, 0, 0]  # (N, h, w)
+        x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
+        f = self.encode(x1)  # (N, C, h, w)
+        y = self.labels_of(batched_inputs, [f])[:, 0, 0]  # (N, h, w)
         z = self.classifier(f)
         loss = cluster_cross_entropy(z, y, self.sem_seg_head.clusterings[0].frequency[0])
         if self.metrics_due():
             winners = torch.bincount(y.flatten(), minlength=self.sem_seg_head.num_classes) > 0
             self.log_metrics(f, winners=winners.sum())
-        self.log_cluster_metrics(z)
+            grid1, grid2, valid = overlap_grids(boxes1, boxes2, z.shape[-1])
+            z2 = self.classify_without_trace(x2)
+            self.log_cluster_metrics(sample(z.detach(), grid1), sample(z2, grid2), valid)
         return {"loss_cluster": loss}
+
+    @torch.no_grad()
+    def classify_without_trace(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (N, K, h, w) of a view (N, 3, H, W); the statistics of batch norm stay as they were."""
+        copies = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}
+        return self.classifier(self.encode(x, lambda x: functional_call(self.backbone, copies, (x,))))
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Segment whole images by the classifier; arguments and result as in ``LabelFreeSegmentor``."""

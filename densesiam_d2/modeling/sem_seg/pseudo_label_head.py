@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densesiam_d2.layers import ClusterMerging, conv_mlp, with_idle
-from densesiam_d2.losses import pseudo_label_loss
+from densesiam_d2.losses import balanced_logits, pseudo_label_loss
 from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder, check_finest_stride, features_of
 from densesiam_d2.modeling.sem_seg.loss import masked_cross_entropy
 
@@ -88,6 +88,7 @@ class PseudoLabelSemSegHead(nn.Module):
         aux_classes: int = 0,
         merge_from: int = 0,
         rebalance: bool = True,
+        sinkhorn: bool = False,
         similarity_weight: float = 1.0,
         loss_weight: float = 1.0,
         ignore_value: int = 255,
@@ -107,6 +108,7 @@ class PseudoLabelSemSegHead(nn.Module):
             aux_classes: clusters of the auxiliary classifier; 0 = none.
             merge_from: M, clusters of the main classifier, which the result merges; 0 = K, and nothing is merged.
             rebalance: see :func:`densesiam_d2.losses.pseudo_label_loss`.
+            sinkhorn: whether targets use all clusters alike, see :func:`densesiam_d2.losses.balanced_logits`.
             similarity_weight: total weight that :meth:`similarity_weights` divides between the classifiers.
             loss_weight: weight of ``loss_sem_seg``.
             ignore_value: label of the pixels that the loss leaves out, when there are labels.
@@ -121,6 +123,7 @@ class PseudoLabelSemSegHead(nn.Module):
         self.num_clusters = merge_from or num_classes
         self.common_stride = common_stride
         self.rebalance = rebalance
+        self.sinkhorn = sinkhorn
         self.similarity_weight = similarity_weight
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
@@ -159,6 +162,7 @@ class PseudoLabelSemSegHead(nn.Module):
             "aux_classes": head.PSEUDO_LABEL.AUX_CLASSES,
             "merge_from": head.PSEUDO_LABEL.MERGE_FROM,
             "rebalance": head.PSEUDO_LABEL.REBALANCE,
+            "sinkhorn": head.PSEUDO_LABEL.SINKHORN,
             "similarity_weight": head.PSEUDO_LABEL.SIMILARITY_WEIGHT,
             "loss_weight": head.LOSS_WEIGHT,
             "ignore_value": head.IGNORE_VALUE,
@@ -196,7 +200,7 @@ class PseudoLabelSemSegHead(nn.Module):
     def losses(self, z: torch.Tensor, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Return ``loss_sem_seg`` of logits z (N, K, h, w), with targets (N, H, W) or with pseudo labels."""
         if targets is None:
-            loss = pseudo_label_loss(z, rebalance=self.rebalance)
+            loss = pseudo_label_loss(z, balanced_logits(z) if self.sinkhorn else None, rebalance=self.rebalance)
         else:
             loss = masked_cross_entropy(self._upsample(z.float()), targets, self.ignore_value)
         # The predictor and the auxiliary classifier are not used here, but DDP waits for their gradients.

@@ -90,6 +90,19 @@ def test_what_learns_gets_a_gradient_and_a_teacher_none(method):
     assert taught == {id(p) for p in learning.values()}
 
 
+@pytest.mark.parametrize("method", [m for m in METHODS if m.output == "semantic"], ids=lambda m: m.__name__)
+def test_a_segmentor_logs_how_its_clusters_are_used_and_how_far_the_views_agree(method):
+    batch = tiny_batch(4)
+    batch["view_boxes"][:, 1] = batch["view_boxes"][:, 0]
+    batch["views"][:, 1] = batch["views"][:, 0]  # both views are the same, and so are their clusters
+    with EventStorage(0) as storage:
+        model_of(method)(batch)
+        logged = {name: value for name, (value, _) in storage.latest().items()}
+    expected = {"used_clusters", "largest_cluster", "usage_entropy", "assignment_entropy", "pixel_entropy"}
+    assert not {f"ssl/{name}" for name in expected} - logged.keys()
+    assert logged["ssl/view_agreement"] == pytest.approx(1, abs=0.02)
+
+
 @methods
 def test_fixed_learning_rates_are_those_of_real_modules(method):
     model = model_of(method)

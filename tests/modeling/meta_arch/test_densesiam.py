@@ -6,9 +6,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
+from densesiam_d2.checkpoint import backbone_state
 from densesiam_d2.geometry import overlap_grids
 from densesiam_d2.losses import negative_cosine
 from densesiam_d2.modeling.consistency import encoded_views, project_points
+from densesiam_d2.solver import build_optimizer
 from tests.losses import references
 from tests.modeling.meta_arch.tiny import (
     WIDTH,
@@ -135,6 +137,56 @@ def test_region_loss_and_its_gradient_equal_the_slow_reference(loss_name, stop_g
     expected = 0.3 * 0.5 * (one_way(predictions[0], targets[1]) + one_way(predictions[1], targets[0]))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     assert_close_gradients(gradients(model, loss), gradients(model, expected))
+
+
+def image_cfg(weight):
+    return tiny_cfg(IMAGE__LOSS_WEIGHT=weight, IMAGE__PROJ_DIMS=[16, 16, 8], IMAGE__PRED_DIM=8)
+
+
+def test_image_loss_and_its_gradient_equal_the_slow_reference():
+    """Also for images whose views do not overlap."""
+    model, batch = tiny_model(image_cfg(0.5)), tiny_batch(4)
+    batch["view_boxes"][1, 1] += 1000
+    loss = step(model, batch)["loss_image"]
+    z = []
+    for view in batch["views"].unbind(dim=1):
+        z.append(model.image.projector(F.adaptive_avg_pool2d(encoded(model, view), 1)))
+    p = [model.image.predictor(t) for t in z]
+    expected = 0.5 * references.symmetric(references.negative_cosine, p[0], z[1], p[1], z[0])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert_close_gradients(gradients(model, loss), gradients(model, expected))
+
+
+def test_image_loss_of_weight_0_has_no_heads_and_changes_nothing_else():
+    without, with_image = tiny_model(image_cfg(0.0)), tiny_model(image_cfg(1.0))
+    state, other = without.state_dict(), with_image.state_dict()
+    own = [name for name in other if name.startswith("image.")]
+    assert own and other.keys() - state.keys() == set(own)
+    assert all(torch.equal(value, other[name]) for name, value in state.items())
+    losses, others = step(without, tiny_batch()), step(with_image, tiny_batch())
+    assert losses.keys() == {"loss_pixel", "loss_region"} and others.keys() - losses.keys() == {"loss_image"}
+    assert all(torch.equal(loss, others[name]) for name, loss in losses.items())
+
+
+def test_image_heads_have_the_released_widths_and_a_fixed_rate():
+    """Two layers of 512 with norm and ReLU, a third without ReLU whose norm does not learn; 512 - 512 - 512."""
+    cfg = tiny_cfg(IMAGE__LOSS_WEIGHT=1.0)
+    model = tiny_model(cfg)
+    shapes = [tuple(p.shape[:2]) for name, p in model.image.named_parameters() if p.dim() == 4]
+    assert shapes == [(512, WIDTH), (512, 512), (512, 512), (512, 512), (512, 512)]
+    learned = [name for name, p in model.image.named_parameters() if p.requires_grad and p.dim() == 1]
+    assert learned == [
+        *[f"projector.{i}.{kind}" for i in (1, 4) for kind in ("weight", "bias")],
+        *["predictor.1.weight", "predictor.1.bias", "predictor.3.bias"],
+    ]
+    fixed = {id(p) for g in build_optimizer(cfg, model).param_groups if g.get("fix_lr") for p in g["params"]}
+    assert {id(p) for p in model.image.predictor.parameters()} <= fixed
+
+
+def test_the_exported_backbone_does_not_depend_on_the_image_loss():
+    exported = [backbone_state(tiny_model(image_cfg(weight))) for weight in (0.0, 1.0)]
+    assert exported[0].keys() == exported[1].keys()
+    assert not [name for name in exported[1] if "image" in name]
 
 
 @pytest.mark.parametrize("position", ["output", "feature"])

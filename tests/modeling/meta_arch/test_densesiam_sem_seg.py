@@ -28,8 +28,8 @@ def step(model, batch, iteration=1):
         return model(batch)
 
 
-def explicit_losses(model, batch, region_weight):
-    """The released losses of the model's own tensors, computed by the slow references."""
+def explicit_logits(model, batch):
+    """Return z and p of both views for the main and for the auxiliary classifier, and both views' sampled features."""
     head, features = model.sem_seg_head, []
     boxes1, boxes2 = batch["view_boxes"].unbind(dim=1)
     grids = overlap_grids(boxes1, boxes2, model.grid_size)[:2]
@@ -41,6 +41,12 @@ def explicit_losses(model, batch, region_weight):
     for classifier in (head.classifier, head.aux_classifier):
         z1, z2 = (classifier.projector(f) for f in features)
         logits.append({"z1": z1, "z2": z2, "p1": classifier.predictor(z1), "p2": classifier.predictor(z2)})
+    return logits, features
+
+
+def explicit_losses(model, batch, region_weight):
+    """The released losses of the model's own tensors, computed by the slow references."""
+    logits, features = explicit_logits(model, batch)
     projector, predictor = (
         lambda rows, module=module: module(rows[:, :, None, None]).flatten(1)
         for module in (model.region.projector, model.region.predictor)
@@ -56,6 +62,30 @@ def test_losses_and_gradient_equal_the_released_ones():
     for name, loss in losses.items():
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
     assert_close_gradients(gradients(model, sum(losses.values())), gradients(model, sum(expected.values())))
+
+
+def test_balanced_targets_equal_the_slow_reference():
+    """Targets and pseudo labels are those of Sinkhorn and Knopp, at the temperature of the targets."""
+    cfg = tiny_sem_seg_cfg(PIXEL__TARGET_TEMPERATURE=0.5)
+    cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SINKHORN, cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.REBALANCE = True, False
+    model, batch = tiny_model(cfg), tiny_batch()
+    losses = step(model, batch)
+    main, aux = explicit_logits(model, batch)[0]
+    expected = []
+    for h, weight in zip((main, aux), model.sem_seg_head.similarity_weights(), strict=True):
+        h["t1"], h["t2"] = (references.balanced(h[z] / 0.5).log() for z in ("z1", "z2"))
+        similarity = references.symmetric(references.soft_cross_entropy, h["p1"], h["t2"], h["p2"], h["t1"])
+        expected.append(weight * similarity)
+    terms, others = [], 0
+    for z, t in ((main["z1"], main["t1"]), (main["z2"], main["t2"])):
+        labels = t.argmax(dim=1)
+        others += (labels != z.argmax(dim=1)).sum().item()
+        terms += [-z.log_softmax(dim=1)[n, labels[n, i, j], i, j] for n, i, j in references.pixels(z)]
+    assert others > 0  # else the pseudo labels could be the logits' own
+    expected.append(sum(terms) / len(terms))
+    actual = [losses[name] for name in ("loss_pixel", "loss_pixel_aux", "loss_sem_seg")]
+    assert [loss.item() for loss in actual] == pytest.approx([loss.item() for loss in expected], rel=1e-4)
+    assert_close_gradients(gradients(model, sum(actual)), gradients(model, sum(expected)))
 
 
 def test_every_parameter_gets_a_gradient():
@@ -111,6 +141,21 @@ def test_features_are_sampled_once_and_the_losses_are_those_of_sampling_for_each
         {name: loss.item() for name, loss in expected.items()}, rel=1e-6
     )
     assert_close_gradients(gradients(model, sum(losses.values())), gradients(model, sum(expected.values())))
+
+
+def test_whole_cells_change_what_view_2_is_sampled_at(monkeypatch):
+    """View 2 has 16 cells; view 1 shows its pixels 21 to 61 of 80: cells 4.2 to 12.2, or whole ones, 4 to 12."""
+    shifted = torch.tensor([[21.0, 21, 61, 61], [0, 0, 80, 80]]).repeat(2, 1, 1)
+    points = []
+    monkeypatch.setattr(consistency, "sample", lambda f, grid: points.append(grid) or sample(f, grid))
+    for whole_cells in (False, True):
+        model, batch = tiny_model(tiny_sem_seg_cfg(WHOLE_CELLS=whole_cells)), tiny_batch()
+        step(model, {**batch, "view_boxes": shifted})
+    # Four points at the centres of two cells each, in cells of view 2 (16 of them from -1 to 1).
+    exact, whole = ((points[i][0, 0, :, 0] + 1) * 8 for i in (1, 3))
+    assert torch.allclose(exact, torch.tensor([5.2, 7.2, 9.2, 11.2]))
+    assert torch.allclose(whole, torch.tensor([5.0, 7, 9, 11]))
+    assert torch.equal(points[0], points[2])  # view 1 stays
 
 
 def test_without_auxiliary_classifier_the_main_one_has_all_the_weight():

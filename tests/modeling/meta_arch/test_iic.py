@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from torch import nn
 from torch.nn import functional as F
 
 from densesiam_d2.config_checks import check_config
@@ -66,6 +67,24 @@ def test_only_what_both_views_show_counts():
     assert losses_of(model, batch)["loss_clusters"].item() == before
     batch["views"][:, 0, :, :, 24:] = 0
     assert losses_of(model, batch)["loss_clusters"].item() != before
+
+
+def test_agreement_is_that_of_the_pixels_that_both_views_show():
+    """View 2 shows the right half of view 1, as its left half; where they meet, both agree in the upper half only."""
+    model = tiny_model(method_cfg(IIC))
+    z1, z2 = torch.zeros(2, 4, 16, 16), torch.zeros(2, 4, 16, 16)
+    z1[:, 0, :, :8] = z1[:, 1, :, 8:] = 20
+    z2[:, 1, :8, :8] = z2[:, 2, 8:, :8] = z2[:, 3, :, 8:] = 20
+    model.sem_seg_head.clustering, maps = nn.Identity(), iter([z1, z2])
+    model.encode = lambda x: next(maps).requires_grad_()
+    batch = tiny_batch(2)
+    batch["view_boxes"] = torch.tensor([[0.0, 0, 64, 64], [32, 0, 96, 64]]).expand(2, 2, 4).clone()
+    with EventStorage(0) as storage:
+        model(batch)
+        logged = {name: value for name, (value, _) in storage.latest().items()}
+    # The common points of both views: 3 of 4 have cluster 1, the others cluster 2.
+    assert logged["ssl/view_agreement"] == 1 / 2
+    assert logged["ssl/used_clusters"] == 2 and logged["ssl/largest_cluster"] == 3 / 4
 
 
 @pytest.mark.parametrize("overclustering", [True, False])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from densesiam_d2.modeling.meta_arch import ModifiedDeepCluster, PiCIE
 from tests.modeling.meta_arch.tiny import method_cfg, tiny_batch, tiny_model
@@ -74,6 +75,34 @@ def test_modified_deepcluster():
         logits = model.classifier(model.cluster_features(batch)[0])
     frequency = model.sem_seg_head.clusterings[0].frequency[0]
     assert math.isclose(loss, weighted_mean(logits, labels[:, 0, 0], frequency), rel_tol=1e-4)
+
+
+def test_agreement_of_modified_deepcluster_is_that_of_the_common_points():
+    """View 2 shows the right half of view 1, as its left half; there view 1 has cluster 1, view 2 has it above only."""
+    model, batch = tiny_model(method_cfg(ModifiedDeepCluster)), tiny_batch(2)
+    z1, z2 = torch.zeros(2, 4, 16, 16), torch.zeros(2, 4, 16, 16)
+    z1[:, 0, :, :8] = z1[:, 1, :, 8:] = 20
+    z2[:, 1, :8] = z2[:, 2, 8:] = 20
+    model.classifier, maps = nn.Identity(), iter([z1, z2])
+    model.encode = lambda x, backbone=None: next(maps)
+    batch["view_boxes"] = torch.tensor([[0.0, 0, 64, 64], [32, 0, 96, 64]]).expand(2, 2, 4).clone()
+    model.labels = lambda positions: torch.zeros(2, 1, 1, 16, 16, dtype=torch.int64)
+    with EventStorage(0) as storage:
+        model({**batch, "position": torch.arange(2)})
+        assert storage.latest()["ssl/view_agreement"] == (1 / 2, 0)
+        assert storage.latest()["ssl/largest_cluster"] == (3 / 4, 0)
+
+
+def test_the_agreement_leaves_no_trace_in_the_statistics_of_modified_deepcluster():
+    """At iteration 0 the second view is classified for the log, at iteration 1 it is not."""
+    states = []
+    for iteration in (0, 1):
+        model = tiny_model(method_cfg(ModifiedDeepCluster))
+        with EventStorage(iteration) as storage:
+            model(tiny_batch(2))
+            assert ("ssl/view_agreement" in storage.latest()) == (iteration == 0)
+        states.append(model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_a_new_epoch_starts_classifier_and_its_adam_anew():
