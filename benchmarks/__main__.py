@@ -25,7 +25,7 @@ BENCHMARKS = {
     "evaluation": "evaluating segmentations: the bare kernels, the released evaluator",
     "scale": "100 million images: heap, start-up, sampler",
     "processes": "two processes on the CPU",
-    "growth": "time and memory against images, clusters, view size and processes, with plots in docs/",
+    "growth": "time and memory against images, clusters, classes, view size and processes, with plots in docs/",
     "gpu": "everything that needs a GPU",
 }
 ASKED_FOR = ("growth", "gpu")  # run only by name
