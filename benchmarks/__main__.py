@@ -21,11 +21,12 @@ BENCHMARKS = {
     "loader": "files to batches through worker processes, and what crosses their borders",
     "released_data": "the released unsupervised segmentation's pipeline",
     "methods": "a training step of every method: its own backbone, lightly's",
+    "memory": "a step of pretraining with less memory: stages computed again, a batch in parts",
     "seg_step": "a step of unsupervised segmentation: the released one",
     "evaluation": "evaluating segmentations: the bare kernels, the released evaluator",
     "scale": "100 million images: heap, start-up, sampler",
     "processes": "two processes on the CPU",
-    "growth": "time and memory against images, clusters, view size and processes, with plots in docs/",
+    "growth": "time and memory against images, clusters, classes, view size and processes, with plots in docs/",
     "gpu": "everything that needs a GPU",
 }
 ASKED_FOR = ("growth", "gpu")  # run only by name

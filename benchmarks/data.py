@@ -1,6 +1,9 @@
 """Two 224-pixel views of a JPEG file, in one process and one thread."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,9 +17,11 @@ from benchmarks.peers.augmentation import albumentations_views, lightly_views, t
 from benchmarks.peers.bare import bare_views
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.augmentation import AntialiasedResizeTransform
+from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
 from densesiam_d2.layers import apply_color_steps
+from densesiam_d2.tools import shrink
 
 __all__ = ["fidelity", "mapper", "run"]
 
@@ -51,43 +56,63 @@ def run(options: Options) -> Iterator[list[Row]]:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     for kilobytes in (90, 55):
-        files = jpeg_files(options, options.size(100, 4), kilobytes=kilobytes)
-        ours, colorless = mapper(), mapper("INPUT.SSL.COLOR_ON_DEVICE", True)
-        variants = {
-            "ours": lambda name, ours=ours: ours({"file_name": name}),
-            "colours on the device": lambda name, ours=colorless: ours({"file_name": name}),
-            "lightly": lightly_views(),
-            "albumentations": albumentations_views(),
-            "torchvision": torchvision_views(),
-            "bare": bare_views,
-            "decode": _decode,
-            "decode and two resizes": _decode_and_resize,
-            "reading with checks": read_image,
-        }
-        times = measure(
-            {k: lambda f=f, files=files: [f(name) for name in files] for k, f in variants.items()}, options.repeats
-        )
-        kind = "given files" if options.images else f"{kilobytes} kB"
-        views, plain = f"two views, {kind}", f"two views without colours (COLOR_ON_DEVICE), {kind}"
-        compared = [  # name, against, numerator, denominator, goal
-            (views, "ours / the same calls in one bare function", "ours", "bare", 1.03),
-            (views, "ours / decoding", "ours", "decode", None),
-            (views, "ours / decoding and two resizes", "ours", "decode and two resizes", None),
-            (plain, "ours / ours with colours", "colours on the device", "ours", None),
-            (plain, "ours / decoding", "colours on the device", "decode", None),
-            (f"reading with checks, {kind}", "ours / decoding", "reading with checks", "decode", None),
-        ]
-        rows = [
-            Row.of(name, against, ratios(times, a, b), goal=goal, higher_is_better=False)
-            for name, against, a, b, goal in compared
-        ]
-        for peer in ("lightly", "albumentations", "torchvision"):
-            rows.append(Row.of(views, f"{peer} / ours", ratios(times, peer, "ours")))
-        rows.append(Row.of(views, "ours, images/s of one core", [len(files) / t for t in times["ours"]]))
-        yield rows
+        with tempfile.TemporaryDirectory() as folder:
+            yield _views(options, kilobytes, Path(folder))
         if options.images:
             break
     yield fidelity(options)
+
+
+def _views(options: Options, kilobytes: int, folder: Path) -> list[Row]:
+    """Measure files of some size; ``folder`` takes their shrunken copies."""
+    files = jpeg_files(options, options.size(100, 4), kilobytes=kilobytes)
+    small = _shrunken(files, folder)
+    ours, colorless = mapper(), mapper("INPUT.SSL.COLOR_ON_DEVICE", True)
+    variants = {
+        "ours": lambda name: ours({"file_name": name}),
+        "colours on the device": lambda name: colorless({"file_name": name}),
+        "shrunken": lambda name: ours(small[name]),
+        "shrunken, colours on the device": lambda name: colorless(small[name]),
+        "lightly": lightly_views(),
+        "albumentations": albumentations_views(),
+        "torchvision": torchvision_views(),
+        "bare": bare_views,
+        "decode": _decode,
+        "decode and two resizes": _decode_and_resize,
+        "reading with checks": read_image,
+    }
+    times = measure({k: lambda f=f: [f(name) for name in files] for k, f in variants.items()}, options.repeats)
+    kind = "given files" if options.images else f"{kilobytes} kB"
+    views, plain = f"two views, {kind}", f"two views without colours (COLOR_ON_DEVICE), {kind}"
+    copies = f"two views from copies of 400 pixels (tools.shrink), {kind}"
+    compared = [  # name, against, numerator, denominator, goal
+        (views, "ours / the same calls in one bare function", "ours", "bare", 1.03),
+        (views, "ours / decoding", "ours", "decode", None),
+        (views, "ours / decoding and two resizes", "ours", "decode and two resizes", None),
+        (plain, "ours / ours with colours", "colours on the device", "ours", None),
+        (plain, "ours / decoding", "colours on the device", "decode", None),
+        (copies, "ours / ours from the files", "shrunken", "ours", None),
+        (copies, "with COLOR_ON_DEVICE / ours from the files", "shrunken, colours on the device", "ours", None),
+        (f"reading with checks, {kind}", "ours / decoding", "reading with checks", "decode", None),
+    ]
+    rows = [
+        Row.of(name, against, ratios(times, a, b), goal=goal, higher_is_better=False)
+        for name, against, a, b, goal in compared
+    ]
+    for peer in ("lightly", "albumentations", "torchvision"):
+        rows.append(Row.of(views, f"{peer} / ours", ratios(times, peer, "ours")))
+    rows.append(Row.of(views, "ours, images/s of one core", [len(files) / t for t in times["ours"]]))
+    return rows
+
+
+def _shrunken(files: list[str], folder: Path) -> dict[str, dict]:
+    """Return the record of each file's copy of at most 400 pixels, in a tar file."""
+    originals = folder / "originals"
+    originals.mkdir()
+    for i, name in enumerate(files):
+        shutil.copy(name, originals / f"{i:05}.jpg")
+    shrink.main([str(originals), "--max-side", "400"])
+    return dict(zip(files, ImageFiles.open(folder / "originals-400.index"), strict=True))
 
 
 def _statistics(image: np.ndarray) -> tuple[float, ...]:

@@ -1,10 +1,10 @@
-"""Time and memory against the numbers of images and clusters, the size of views and the number of processes.
+"""Time and memory against the numbers of images, clusters and classes, the size of views and the number of processes.
 
 Writes one plot for each to docs/growth_*.png. On the CPU, two threads. Steps are those of DenseSiam's pretraining with
 ResNet-18.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,9 +30,9 @@ Series = dict[str, list[list[float]]]  # name -> for each count, the values of a
 
 
 def run(options: Options) -> Iterator[list[Row]]:
-    """Measure all four, and draw them unless ``options.quick``."""
+    """Measure all five, and draw them unless ``options.quick``."""
     torch.set_num_threads(2)
-    for draw in (_images, _clusters, _view_size, _processes):
+    for draw in (_images, _clusters, _classes, _view_size, _processes):
         yield draw(options)
 
 
@@ -50,18 +50,33 @@ def _images(options: Options) -> list[Row]:
 
 
 def _clusters(options: Options) -> list[Row]:
-    """Measure the evaluation of one image of 480 x 640 pixels from logits of 120 x 160 cells, and the matching."""
+    return _evaluation(options, "clusters", "clusters", lambda count: 27)
+
+
+def _classes(options: Options) -> list[Row]:
+    return _evaluation(options, "classes", "classes and clusters", lambda count: count)
+
+
+def _evaluation(options: Options, name: str, axis: str, classes: Callable[[int], int]) -> list[Row]:
+    """Measure the evaluation of one image of 480 x 640 pixels from logits of 120 x 160 cells, and the matching.
+
+    Args:
+        options: what the command line asks for.
+        name, axis: of the plot.
+        classes: returns the number of classes for a number of clusters.
+    """
     counts, (h, w) = options.size([27, 128, 512, 2048], [27, 128]), options.size((120, 160), (30, 40))
     size, draw = (4 * h, 4 * w), np.random.default_rng(0)
-    target = draw.integers(0, 27, (size[0] // 20, size[1] // 20)).repeat(20, 0).repeat(20, 1).astype(np.uint8)
     series = {"milliseconds per image": [], "milliseconds to match": [], "peak MiB per image": []}
     for count in counts:
-        z = torch.randn(count, h, w, generator=torch.Generator().manual_seed(0))
+        z, known = torch.randn(count, h, w, generator=torch.Generator().manual_seed(0)), classes(count)
+        target = draw.integers(0, known, (size[0] // 20, size[1] // 20)).repeat(20, 0).repeat(20, 1)
+        target = target.astype(np.uint8 if known <= 256 else np.int32)
 
-        def image(z=z, count=count) -> np.ndarray:
+        def image(z=z, target=target, known=known, count=count) -> np.ndarray:
             with torch.no_grad():
                 labels = resized_labels(z, size, size, size).numpy()
-            return confusion_matrix(target, labels, 27, count, 255, name="drawn")
+            return confusion_matrix(target, labels, known, count, -1, name="drawn")
 
         matrix = image()
         match = partial(match_clusters, matrix, "hungarian")
@@ -69,7 +84,7 @@ def _clusters(options: Options) -> list[Row]:
         series["milliseconds per image"].append([1000 * t for t in times["image"]])
         series["milliseconds to match"].append([1000 * t for t in times["match"]])
         series["peak MiB per image"].append([peak_mib(image)])
-    return _rows_and_plot(options, "clusters", "clusters", counts, series)
+    return _rows_and_plot(options, name, axis, counts, series)
 
 
 def _view_size(options: Options) -> list[Row]:
@@ -86,9 +101,10 @@ def _view_size(options: Options) -> list[Row]:
 
 def _processes(options: Options) -> list[Row]:
     """Measure two processes on the CPU, and calculate GPUs."""
-    shared, synced, _ = next(processes.run(options))
+    shared, synced, _, one, two = next(processes.run(options))
     series = {"rate of a process, share of one alone": [[1.0], [1 / shared.median]]}
     series["the same with synced batch norm"] = [[1.0], [1 / shared.median / synced.median]]
+    series["MiB of a process in training"] = [[one.median], [two.median]]
     rows = _rows_and_plot(options, "processes", "processes on the CPU", [1, 2], series)
     paper = {"rate of a GPU, share of one alone": [[expected_efficiency(count)] for count in GPUS]}
     if not options.quick:

@@ -1,6 +1,7 @@
-"""``python -m benchmarks.methods_table RESULTS.json DOCUMENT.md``: write the methods' steps into a document.
+"""``python -m benchmarks.methods_table RESULTS.json``: write the methods' steps into docs/.
 
-The table replaces what stands between the lines ``<!-- begin methods -->`` and ``<!-- end methods -->``.
+Tables replace what stands between the lines ``<!-- begin methods -->`` and ``<!-- end methods -->`` of performance.md
+and between ``<!-- begin steps -->`` and ``<!-- end steps -->`` of methods.md.
 """
 
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 from densesiam_d2.grid import insert_table
 from densesiam_d2.modeling.meta_arch import METHODS
 
-__all__ = ["markdown"]
+__all__ = ["beside_simsiam", "markdown"]
 
 OUTPUTS = {method.__name__: method.output for method in METHODS}
 HEADER = (
@@ -53,6 +54,30 @@ def _line(name: str, rows: dict[str, dict]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def beside_simsiam(records: list[dict]) -> str:
+    """Return a table of the pretraining methods' steps with ResNet-18 beside SimSiam's, the quickest first.
+
+    Args:
+        records: of ``python -m benchmarks methods``; methods without records are named below the table.
+    """
+    medians = {(record["name"], record["peer"]): record["median"] for record in records}
+
+    def of(method: str, unit: str) -> float | None:
+        return medians.get((f"{method} step R18", f"ours, {unit} per pair"))
+
+    pretraining = [method for method, output in OUTPUTS.items() if output == "features"]
+    measured = sorted((m for m in pretraining if of(m, "seconds")), key=lambda m: of(m, "seconds"))
+    lines = ["| method | s per pair | times SimSiam's | MiB per pair | times SimSiam's |\n|---|---:|---:|---:|---:|\n"]
+    for method in measured:
+        cells = [f"{of(method, 'seconds'):.2f}", f"{of(method, 'seconds') / of('SimSiam', 'seconds'):.2f}"]
+        cells += [f"{of(method, 'peak MiB'):.0f}", f"{of(method, 'peak MiB') / of('SimSiam', 'peak MiB'):.2f}"]
+        lines.append(f"| {method} | {' | '.join(cells)} |\n")
+    missing = sorted(set(pretraining) - set(measured))
+    return "".join(lines) + (f"\nNot measured: {', '.join(missing)}.\n" if missing else "")
+
+
 if __name__ == "__main__":
-    results, document = map(Path, sys.argv[1:])
-    document.write_text(insert_table(document.read_text(), "methods", markdown(json.loads(results.read_text()))))
+    results = json.loads(Path(sys.argv[1]).read_text())
+    for page, name, write in (("performance", "methods", markdown), ("methods", "steps", beside_simsiam)):
+        document = Path("docs") / f"{page}.md"
+        document.write_text(insert_table(document.read_text(), name, write(results)))

@@ -1,4 +1,4 @@
-"""Two processes on the CPU: the cost of sharing a step, and synced batch norm against the joint batch."""
+"""Two processes on the CPU: the cost of sharing a step, its memory, and synced batch norm against the joint batch."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from detectron2.engine import launch
 from detectron2.layers import get_norm
 from detectron2.utils import comm
 
-from benchmarks.harness import Options, Row
+from benchmarks.harness import Options, Row, peak_mib
 from benchmarks.models import build, random_batch, train_step
 from densesiam_d2.engine.trainer import distribute
 
@@ -34,16 +34,17 @@ def run(options: Options) -> Iterator[list[Row]]:
         Row.of("step of two processes", "DDP / without all-reduce", found["ddp"], goal=1.10, **less),
         Row.of("step of two processes", "synced BN / BN", found["synced"], **less),
         Row.of("synced batch norm", "largest error against the joint batch", [found["error"]], goal=1e-5, **less),
+        Row.of("memory of a process in training", "MiB, one process", [found["mib"][0]], **less),
+        Row.of("memory of a process in training", "MiB, each of two", [found["mib"][1]], **less),
     ]
 
 
 def _main(options: Options, result: str) -> None:
     torch.set_num_threads(1)
-    side = options.size(224, 64)
+    batch = random_batch(options.size(4, 2), options.size(224, 64))
     words = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
     plain_words = [*words, "MODEL.RESNETS.NORM", "BN", "MODEL.SSL.NORM", "BN"]
     models = {"plain": build(CONFIG, *plain_words), "synced": build(CONFIG, *words)}
-    batch = random_batch(options.size(4, 2), side)
     steps = {}
     for name, (model, optimizer) in models.items():
         model.metrics_due = lambda: False
@@ -66,14 +67,25 @@ def _main(options: Options, result: str) -> None:
             if turn:
                 times[name].append(time.perf_counter() - begin)
     error = _error_of_synced_norm()
+    mib = [peak_mib(lambda shared=shared: _train(plain_words, batch, shared)) for shared in (False, True)]
     if comm.is_main_process():
         found = {
             "ddp": [a / b for a, b in zip(times["plain"], times["no_sync"], strict=True)],
             "synced": [a / b for a, b in zip(times["synced"], times["plain"], strict=True)],
             "error": error,
+            "mib": mib,
             "seconds": {name: median(values) for name, values in times.items()},
         }
         Path(result).write_text(json.dumps(found))
+
+
+def _train(words: list, batch: dict, shared: bool) -> None:
+    """Build a model and take two steps, the second with all that the first one keeps."""
+    model, optimizer = build(CONFIG, *words)
+    model.metrics_due = lambda: False
+    step = train_step(distribute(model) if shared else model, optimizer, batch)
+    for _ in range(2):
+        step()
 
 
 def _error_of_synced_norm() -> float:

@@ -1,7 +1,7 @@
-"""The table of the methods' steps for docs/performance.md."""
+"""The tables of the methods' steps for docs/performance.md and docs/methods.md."""
 
 from benchmarks.harness import Row
-from benchmarks.methods_table import markdown
+from benchmarks.methods_table import beside_simsiam, markdown
 
 
 def row(name, peer, *values):
@@ -26,3 +26,17 @@ def test_a_line_for_each_step_in_the_order_of_depths_and_segmentation_last():
     assert lines[0] == (
         "| SimSiam, R18 | 0.25 |  | 0.50 | 0.90 (0.90 to 0.90) | 1.12 (1.00 to 1.25) | 1.01 |  | 68 |  |"
     )
+
+
+def test_steps_beside_simsiam_the_quickest_first_and_what_is_missing():
+    records = [
+        row("SimSiam step R18", "ours, seconds per pair", 0.5, 0.5, 9.0),
+        row("SimSiam step R18", "ours, peak MiB per pair", 80.0),
+        row("BYOL step R18", "ours, seconds per pair", 0.125),
+        row("BYOL step R18", "ours, peak MiB per pair", 100.0),
+        row("BYOL step R50", "ours, seconds per pair", 7.0),
+        row("PiCIE step R18", "ours, seconds per pair", 0.25),
+    ]
+    table = beside_simsiam(records)
+    assert table.splitlines()[2:4] == ["| BYOL | 0.12 | 0.25 | 100 | 1.25 |", "| SimSiam | 0.50 | 1.00 | 80 | 1.00 |"]
+    assert table.endswith("Not measured: DenseCL, DenseSiam, DetCo, MoCo, PixPro, ReSim, SimCLR, SlotCon.\n")

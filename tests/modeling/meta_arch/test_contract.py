@@ -170,8 +170,33 @@ def state_after(method, progress, batches, bad=(), accumulate=1):
         torch.manual_seed(0)  # for methods that shuffle; in a training each iteration has its own seed
         with EventStorage(trainer.iter):
             trainer.run_step()
+    return all_tensors(model, optimizer)
+
+
+def all_tensors(model, optimizer):
+    """Return the weights and buffers of a model, and the momenta."""
     momenta = {f"momentum {i}": s["momentum_buffer"] for i, s in optimizer.state_dict()["state"].items()}
     return {**model.state_dict(), **momenta}
+
+
+@methods
+def test_accumulate_1_without_checkpoint_stages_is_a_plain_step(method, monkeypatch):
+    """Bit for bit the state of steps written out here, of a model on which checkpoint_stages was never called."""
+    assert method_cfg(method).SOLVER.ACCUMULATE == 1 and method_cfg(method).MODEL.SSL.CHECKPOINT_STAGES == []
+    batches = [tiny_batch(4, seed=seed) for seed in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr("densesiam_d2.modeling.meta_arch.siamese.checkpoint_stages", lambda *args: None)
+        model = model_of(method)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    for iteration, batch in enumerate(batches):
+        torch.manual_seed(0)
+        losses = step(model, batch, iteration)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    expected, actual = all_tensors(model, optimizer), state_after(method, 0.5, batches)
+    assert actual.keys() == expected.keys()
+    assert not [name for name in expected if not torch.equal(actual[name], expected[name])]
 
 
 @methods
