@@ -54,12 +54,12 @@ from densesiam_d2.reporting.curves import draw_scores
 from densesiam_d2.reporting.grid_page import points, runs_section
 from densesiam_d2.reporting.page import Section, write_report
 from densesiam_d2.reporting.stages import ROOT
+from densesiam_d2.tools.command_line import tool
 from densesiam_d2.tools.grid_command import (
     RUN_KEYS,
     add_grid_arguments,
     check_grid_arguments,
     check_opts,
-    exit_status,
     run_grid,
 )
 
@@ -68,12 +68,13 @@ __all__ = ["main", "write_compare_page"]
 RESERVED = {*RUN_KEYS, "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR"} - {"MODEL.WEIGHTS"}
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(words)
     command = shlex.join(["python", "-m", "densesiam_d2.tools.compare", *words])
-    return exit_status("compare", lambda: _run(args, command))
+    return _run(args, command)
 
 
 def _parser() -> argparse.ArgumentParser:

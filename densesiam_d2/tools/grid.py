@@ -23,30 +23,24 @@ import functools
 import sys
 from pathlib import Path
 
-from densesiam_d2.engine.signals import PREEMPTED
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.grid import Cell, Grid, State, Table, insert_table, run_cells, state_of
+from densesiam_d2.tools.command_line import naming, tool
 
 __all__ = ["main"]
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = _parser().parse_args(argv)
-    try:
-        grid = Grid.load(args.grid, args.set)
-        unknown = [name for name in args.only if name not in [stage.name for stage in grid.stages]]
-        if unknown:
-            names = ", ".join(stage.name for stage in grid.stages)
-            raise ValueError(f"--only {unknown[0]}: no such stage in {args.grid}, which has {names}")
-        cells = grid.cells(args.output)
-        return args.do(args, cells)
-    except (ValueError, OSError) as error:
-        print(f"grid: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("grid: stopped; the same command goes on", file=sys.stderr)
-        return PREEMPTED
+    grid = Grid.load(args.grid, args.set)
+    unknown = [name for name in args.only if name not in [stage.name for stage in grid.stages]]
+    if unknown:
+        names = ", ".join(stage.name for stage in grid.stages)
+        raise ValueError(f"--only {unknown[0]}: no such stage in {args.grid}, which has {names}")
+    cells = grid.cells(args.output)
+    return args.do(args, cells)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,11 +93,9 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
     print(table.markdown(), end="")
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with naming(f"--markdown {args.markdown}"):
             text = args.markdown.read_text() if args.markdown.exists() else ""
             text = insert_table(text, args.grid.stem, table.markdown())
-        except ValueError as error:
-            raise ValueError(f"--markdown {args.markdown}: {error}") from error
         args.markdown.write_text(text)
     if args.json:
         write_json(args.json, table.to_json())

@@ -3,14 +3,12 @@
 import argparse
 import functools
 import math
-import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from densesiam_d2.engine.signals import PREEMPTED
 from densesiam_d2.grid import Cell, State, run_cells, state_of
 
-__all__ = ["RUN_KEYS", "add_grid_arguments", "check_grid_arguments", "check_opts", "exit_status", "run_grid"]
+__all__ = ["RUN_KEYS", "add_grid_arguments", "check_grid_arguments", "check_opts", "run_grid"]
 
 # Keys of a training that the tools set themselves.
 RUN_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.WEIGHTS", "SEED", "OUTPUT_DIR")
@@ -73,15 +71,3 @@ def run_grid(cells: Sequence[Cell], args: argparse.Namespace, write_page: Callab
     if not_done:
         print(f"not done ({len(not_done)}):", *(f"  {name}: {why}" for name, why in not_done.items()), sep="\n")
     return int(bool(not_done))
-
-
-def exit_status(tool: str, run: Callable[[], int]) -> int:
-    """Return what ``run`` returns; 2 with one line for wrong usage, data or weights; 75 when stopped by a signal."""
-    try:
-        return run()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{tool}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{tool}: stopped; the same command goes on", file=sys.stderr)
-        return PREEMPTED

@@ -39,17 +39,19 @@ from densesiam_d2.reporting.curves import draw_scores
 from densesiam_d2.reporting.grid_page import DIFFERENCE_NOTE, difference, points, runs_section
 from densesiam_d2.reporting.page import Section, write_report
 from densesiam_d2.reporting.stages import ROOT
-from densesiam_d2.tools.grid_command import RUN_KEYS, add_grid_arguments, check_grid_arguments, exit_status, run_grid
+from densesiam_d2.tools.command_line import tool
+from densesiam_d2.tools.grid_command import RUN_KEYS, add_grid_arguments, check_grid_arguments, run_grid
 
 __all__ = ["main", "write_low_shot_page"]
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(words)
     command = shlex.join(["python", "-m", "densesiam_d2.tools.low_shot", *words])
-    return exit_status("low_shot", lambda: _run(args, command))
+    return _run(args, command)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -130,7 +130,7 @@ def test_an_interrupted_training_goes_on(tmp_path):
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=100)[0]
-    assert process.returncode == 75 and said.endswith("grid: stopped; the same command goes on\n"), said
+    assert process.returncode == 75 and said.endswith("grid: stopped; run the same command again\n"), said
     record = json.loads((folder / "cell.json").read_text())
     assert record["state"] == "stopped" and list(folder.glob("model_*.pth")) and not (folder / "backbone.pkl").exists()
 
