@@ -15,10 +15,12 @@ RUN_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.WEIGHTS", "SEED", "OUTPUT_
 RUN_KEYS += ("SOLVER.MAX_ITER", "SOLVER.EPOCHS", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_EPOCHS")
 
 
-def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --seeds, --output, --num-gpus, --jobs, --length, --dry-run, and keys and values at the end."""
+def add_grid_arguments(parser: argparse.ArgumentParser, *, output: str) -> None:
+    """Add --seeds, --output with a default, --num-gpus, --jobs, --length, --dry-run, and keys and values at the end."""
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for runs, page and JSON")
+    parser.add_argument(
+        "--output", type=Path, default=output, metavar="FOLDER", help="for runs, page and JSON (default %(default)s)"
+    )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="of each training (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default %(default)s)")
     parser.add_argument(
