@@ -53,8 +53,8 @@ def run(tmp_path):
         path.parent.mkdir(exist_ok=True, parents=True)
         cv2.imwrite(str(path), cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), size[::-1]))
 
-    def command(*more, weights="model.pth", output="out", source="images", status=0):
-        paths = {"--config-file": "seg.yaml", "--weights": weights, "--input": source, "--output": output}
+    def command(*more, weights="model.pth", output="out", source="images", config="seg.yaml", status=0):
+        paths = {"--config-file": config, "--weights": weights, "--input": source, "--output": output}
         words = [word for key, name in paths.items() for word in (key, str(tmp_path / name))]
         assert main([*words, *map(str, more)]) == status
 

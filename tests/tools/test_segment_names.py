@@ -20,6 +20,8 @@ from densesiam_d2.labels.cluster_names import file_sha256
 from densesiam_d2.reporting.label_colors import palette
 from densesiam_d2.tools import check_data, name_clusters, score_maps
 from tests.data.test_image_sources import write_video
+from tests.engine.test_train_net import CPU, FCN
+from tests.engine.test_train_net import run as train
 from tests.tools.test_segment import run  # noqa: F401  a fixture
 
 NAMES = ["road", "tree", "ignore", "road", None]
@@ -98,6 +100,22 @@ def test_clusters_become_classes(run, names, tmp_path, capsys, catalog):  # noqa
     for name, labels in classes.items():
         assert (drawn[name] == labels)[drawn[name] != 255].all()
         assert (drawn[name] == labels).mean() > 0.9  # all but small regions
+
+
+def test_the_maps_of_named_clusters_train_an_fcn(run, names, tmp_path, catalog):  # noqa: F811
+    (tmp_path / "images" / "a.png").unlink()
+    run("--names", names)
+    maps_set = f"masks:{tmp_path / 'images'},labels={tmp_path / 'out' / 'labels'}"
+    folder = tmp_path / "fcn"
+    train(FCN, *CPU, "MODEL.WEIGHTS", "", "DATASETS.TRAIN", maps_set, "DATASETS.TEST", "()", "OUTPUT_DIR", folder)
+    logged = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert logged[-1]["iteration"] == 1 and np.isfinite(logged[-1]["total_loss"])
+    run(weights="fcn/model_final.pth", config="fcn/config.yaml", output="segmented")
+    assert (tmp_path / "segmented" / "classes.txt").read_text() == "road\ntree\n"
+    words = ["--maps", str(tmp_path / "segmented" / "labels"), "--dataset", maps_set, "--output", str(tmp_path / "s")]
+    assert score_maps.main(words) == 0
+    scores = json.loads((tmp_path / "s" / "sem_seg_evaluation.json").read_text())["sem_seg"]
+    assert {"mIoU", "IoU-road", "IoU-tree"} <= set(scores)
 
 
 def test_names_of_another_checkpoint_are_refused(run, names, tmp_path, capsys):  # noqa: F811
