@@ -11,10 +11,26 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.config_rules import RULES
 from densesiam_d2.data.path_datasets import UNLABELLED_PREFIXES
+from densesiam_d2.evaluation.matching import MATCHINGS
 from densesiam_d2.modeling import BASELINES, METHODS, model_output, trains_on_views
 from densesiam_d2.rules import Rule
 
 __all__ = ["check_config"]
+
+_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_SEM_SEG = (
+    *("mIoU", "mIoU_present", "pACC", "mACC", "used_clusters", "largest_cluster"),
+    *(f"{name}_{matching}" for name in ("mIoU", "pACC", "unmatched_classes") for matching in MATCHINGS),
+    *(f"mIoU_{group}_{reading}" for group in ("th", "st") for reading in ("full", "block", "released")),
+)
+# What is before the last slash of a score -> its names, besides those with a class, such as AP-car.
+_SCORES = {
+    "bbox": _AP,
+    "segm": _AP,
+    "sem_seg": _SEM_SEG,
+    "monitor": _SEM_SEG,
+    "probe": ("mIoU", "pACC", "start_mIoU", "start_pACC"),
+}
 
 
 def check_config(cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False) -> None:
@@ -59,6 +75,19 @@ def _misspelt(cfg: CfgNode) -> list[str]:
     return [f"there is no key {key}; did you mean {names[0]}?" for key, names in near.items() if names]
 
 
+def _misspelt_score(metric: str) -> list[str]:
+    """Find a TEST.BEST_METRIC that is nearly the name of a score; other names may be numbers that training logs."""
+    name = "/".join(metric.removeprefix("-").split("/")[-2:])  # a data set may stand before it
+    task, _, score = name.partition("/")
+    tasks = difflib.get_close_matches(task, _SCORES, n=1)
+    if not tasks or "-" in score:
+        return []
+    near = difflib.get_close_matches(name, [f"{tasks[0]}/{known}" for known in _SCORES[tasks[0]]], n=1, cutoff=0.8)
+    if near in ([], [name]):
+        return []
+    return [f"TEST.BEST_METRIC is {metric!r}; there is no such score; did you mean {near[0]}?"]
+
+
 def _holds(check: Callable[[Any], bool], value: Any) -> bool:
     try:
         return check(value)
@@ -75,6 +104,13 @@ def _combinations(cfg: CfgNode) -> list[str]:
     test, resnets, ssl = cfg.TEST, cfg.MODEL.RESNETS, cfg.INPUT.SSL
     if ssl.CROP_SCALE_OF != "pixels" and _holds(lambda v: max(v, default=0) > 1, ssl.CROP_SCALE):
         problems.append(f"INPUT.SSL.CROP_SCALE is {ssl.CROP_SCALE!r}; fractions of the {ssl.CROP_SCALE_OF} are <= 1")
+    sizes, maps = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.RPN.IN_FEATURES
+    wrong_number = _holds(lambda v: 1 < len(v) != len(maps) and all(isinstance(x, list | tuple) for x in v), sizes)
+    if wrong_number and model_output(cfg) == "instances":
+        problems.append(
+            f"MODEL.ANCHOR_GENERATOR.SIZES is {sizes}; give one list for all, or one for each of the {len(maps)} "
+            "MODEL.RPN.IN_FEATURES"
+        )
     width = 64 if resnets.DEPTH < 50 else 256
     if "resnet" in cfg.MODEL.BACKBONE.NAME and width != resnets.RES2_OUT_CHANNELS:
         problems.append(
@@ -130,6 +166,7 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems.append(f"TEST.BEST_METRIC is {test.BEST_METRIC!r}; set TEST.PROBE.TRAIN and TEST.PROBE.TEST, too")
     if test.BEST_METRIC.startswith(("monitor/", "-monitor/")) and not test.MONITOR.DATASET:
         problems.append(f"TEST.BEST_METRIC is {test.BEST_METRIC!r}; set TEST.MONITOR.DATASET, too")
+    problems += _misspelt_score(test.BEST_METRIC)
     if test.PATIENCE and not test.BEST_METRIC:
         problems.append(f"TEST.PATIENCE is {test.PATIENCE}; name the value to wait for by TEST.BEST_METRIC")
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:

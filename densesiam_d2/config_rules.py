@@ -25,6 +25,12 @@ def _registered_in(registry: Registry) -> Rule:
     return lambda v: v in registry, f"the name of a {registry._name.lower().removesuffix('s')}"
 
 
+def _anchors(sizes: list) -> bool:
+    """Tell whether sizes are numbers > 0, or such numbers for each feature map."""
+    of_maps = sizes if sizes and isinstance(sizes[0], list | tuple) else [sizes]
+    return all_of(all_of(lambda v: v > 0))(of_maps)
+
+
 _NORM = one_of("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
 
 RULES: dict[str, Rule] = {
@@ -68,6 +74,7 @@ RULES: dict[str, Rule] = {
     "INPUT.SSL.SOLARIZE_PROB": PROBABILITY_PAIR,
     "INPUT.SSL.PATCH_GRID": NOT_NEGATIVE,
     "INPUT.SSL.PATCH_SIZE": POSITIVE,
+    "MODEL.ANCHOR_GENERATOR.SIZES": (_anchors, "a list of numbers > 0 for each feature map, such as [[32], [64]]"),
     "MODEL.BACKBONE.NAME": _registered_in(BACKBONE_REGISTRY),
     "MODEL.DEVICE": (lambda v: re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", v), "cpu or cuda"),
     "MODEL.META_ARCHITECTURE": _registered_in(META_ARCH_REGISTRY),

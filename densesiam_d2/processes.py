@@ -1,10 +1,12 @@
-"""A function for all processes that this package starts."""
+"""What all processes of this package share."""
 
 import ctypes
 import signal
 import sys
 
-__all__ = ["end_with_parent"]
+__all__ = ["PREEMPTED", "end_with_parent"]
+
+PREEMPTED = 75  # EX_TEMPFAIL, the exit code of what was stopped: the scheduler should start it again
 
 
 def end_with_parent() -> None:

@@ -1,10 +1,13 @@
 """Values that cannot work: one ValueError, naming key and value, and listing all of them."""
 
+import numpy as np
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
 
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.config_checks import check_config
+from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 
 
 def _cfg(*opts):
@@ -89,6 +92,16 @@ BAD = [
     ("SOLVER.REFERENCE_WORLD_SIZE", -1, ">= 0"),
     ("SOLVER.WEIGHT_DECAY", -0.1, ">= 0"),
     ("TEST.BEST_METRIC", "mIoU", "sem_seg/mIoU"),
+    ("TEST.BEST_METRIC", "segm/APP", "did you mean segm/AP?"),
+    ("TEST.BEST_METRIC", "sem_seg/mIuO", "did you mean sem_seg/mIoU?"),
+    ("TEST.BEST_METRIC", "-semseg/pACC", "did you mean sem_seg/pACC?"),
+    ("TEST.BEST_METRIC", "masks:/a/b,labels=/c/box/AP", "did you mean bbox/AP?"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", [], "numbers > 0 for each feature map"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", [[]], "numbers > 0 for each feature map"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", ["a"], "numbers > 0 for each feature map"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", [[32], 64], "numbers > 0 for each feature map"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", [[0, 32]], "numbers > 0 for each feature map"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]], "give one list for all, or one for each of the 1 MODEL"),
     ("INPUT.FORMAT", "RBG", "RGB, BGR"),
     ("INPUT.SSL.CROP_SCALE", ["a", "b"], "low <= high"),
     ("INPUT.SSL.JITTER", [2.0, 0.4, 0.4, 0.1], "[0, 1]"),
@@ -203,11 +216,27 @@ def test_bad_combination_is_named(opts, text):
         ["MODEL.DENSESIAM.REGION.LOSS_WEIGHT", 0.0],
         ["MODEL.DEVICE", "cuda:1", "SEED", 2**32 - 1, "INPUT.SSL.VIEW_SIZE", 32, "INPUT.MIN_SIZE_TRAIN", (0,)],
         ["TEST.BEST_METRIC", "-total_loss"],
+        ["TEST.BEST_METRIC", "ssl/used_clusters"],  # near sem_seg/used_clusters
+        ["TEST.BEST_METRIC", "a_test/segm/AP50"],
+        ["TEST.BEST_METRIC", "segm/AP-a"],
+        ["TEST.BEST_METRIC", "roi_head/num_fg_samples"],
+        ["MODEL.ANCHOR_GENERATOR.SIZES", [32, 64]],
         ["INPUT.SSL.VIEWS", ["crop", "same"], "INPUT.SSL.CROP_SCALE_OF", "pixels", "INPUT.SSL.CROP_SCALE", [388, 388]],
     ],
 )
 def test_neighbours_of_bad_values_pass(opts):
     check_config(_cfg(*opts))
+
+
+def test_every_score_of_the_evaluators_may_be_the_best_metric(catalog):
+    MetadataCatalog.get("scored").set(stuff_classes=["a", "b"], ignore_label=255, thing_ids=[0], stuff_ids=[1])
+    evaluator = ClusterSemSegEvaluator("scored")
+    evaluator.protocol = {}
+    names, _ = evaluator._score(np.array([[3, 1], [0, 2]]))
+    assert {"mIoU", "mIoU_th_released", "pACC_majority", "IoU-a"} <= set(names)
+    instances = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP-a"]  # of detectron2's COCOEvaluator
+    for score in [f"sem_seg/{name}" for name in names] + [f"bbox/{name}" for name in instances]:
+        check_config(_cfg("TEST.BEST_METRIC", score))
 
 
 def test_several_problems_are_listed_at_once():

@@ -7,9 +7,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-__all__ = ["PREEMPTED", "handle_stop_signals"]
+from densesiam_d2.processes import PREEMPTED
 
-PREEMPTED = 75  # EX_TEMPFAIL: the scheduler should start the run again
+__all__ = ["PREEMPTED", "handle_stop_signals"]
 
 _NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 _depth = 0  # number of active handle_stop_signals

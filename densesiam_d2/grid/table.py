@@ -12,6 +12,7 @@ __all__ = ["Entry", "Table", "insert_table"]
 
 CHANGED = "changed"  # done, but with another command
 NULL = "null"  # done, but the score is not a number
+_LISTED = 20  # cells of a stage that never started are named up to this number
 
 
 @dataclasses.dataclass
@@ -115,9 +116,16 @@ class Table:
             lines += [f"Code: {'; '.join(self.codes)}.", f"Hardware: {'; '.join(self.machines)}."]
         if self.missing:
             lines += ["", f"Not done ({len(self.missing)}):", ""]
-            never = Counter(name.split("/")[0] for name, reason in self.missing.items() if reason == State.MISSING)
-            lines += [f"- {name}: {reason}" for name, reason in self.missing.items() if reason != State.MISSING]
-            lines += [f"- {stage}: {count} never started" for stage, count in never.items()]
+            never: dict[str, list[str]] = {}
+            for name, reason in self.missing.items():
+                if reason == State.MISSING:
+                    stage, _, rest = name.partition("/")
+                    never.setdefault(stage, []).append(rest or name)
+                else:
+                    lines.append(f"- {name}: {reason}")
+            for stage, names in never.items():
+                listed = f": {', '.join(names)}" if len(names) <= _LISTED else ""
+                lines.append(f"- {stage}: {len(names)} never started{listed}")
         return "\n".join(lines) + "\n"
 
     def _time(self, stage: str) -> str:

@@ -57,6 +57,7 @@ from densesiam_d2.data.text_lines import read_lines
 from densesiam_d2.data.white_level import DARK, dark_text, white_level_for
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.labels.findings import Finding
+from densesiam_d2.tools.command_line import tool
 from densesiam_d2.tools.reader_pool import CheckedImage, check_images
 
 __all__ = ["main"]
@@ -65,6 +66,7 @@ SMALL = 32  # pixels; images with a shorter side are reported
 EXAMPLES = 10  # of each finding are printed; the report has all
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,11 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for one image (default %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        return 0 if _check(args) else 1
-    except (ValueError, OSError) as error:
-        print(f"check_data: {error}", file=sys.stderr)
-        return 2
+    return 0 if _check(args) else 1
 
 
 def _check(args: argparse.Namespace) -> bool:

@@ -10,9 +10,9 @@ r"""Compare pretraining methods on your own images at equal cost.
 For each seed, each method is pretrained on the same images and exports its backbone; tools.probe scores its frozen
 features on labelled sets; with --transfer, a detector or FCN is trained from it with labels and evaluated.
 
-- ``--budget pairs=N``: every method sees N pairs of views. ``--budget minutes=M``: every method trains for M minutes on
-  this machine; short trainings measure its seconds per step first. Several values with commas between them, such as
-  pairs=2000,10000, give a curve; each is a training of its own with its own schedule.
+- ``--budget pairs=N``: every method sees N pairs of views (100,000 by default). ``--budget minutes=M``: every method
+  trains for M minutes on this machine; short trainings measure its seconds per step first. Several values with commas
+  between them, such as pairs=2000,10000, give a curve; each is a training of its own with its own schedule.
 - ``--batch B`` gives all methods B pairs in an iteration, and scales their learning rates in proportion.
 - ``--labels N`` draws N labelled images by seed for the transfer; its length follows them, as in tools.low_shot.
 - ``--starts``: weights that are not pretrained here, scored in the same way: scratch, FILE or NAME=FILE. They are
@@ -54,12 +54,12 @@ from densesiam_d2.reporting.curves import draw_scores
 from densesiam_d2.reporting.grid_page import points, runs_section
 from densesiam_d2.reporting.page import Section, write_report
 from densesiam_d2.reporting.stages import ROOT
+from densesiam_d2.tools.command_line import naming, tool
 from densesiam_d2.tools.grid_command import (
     RUN_KEYS,
     add_grid_arguments,
     check_grid_arguments,
     check_opts,
-    exit_status,
     run_grid,
 )
 
@@ -68,19 +68,22 @@ __all__ = ["main", "write_compare_page"]
 RESERVED = {*RUN_KEYS, "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR"} - {"MODEL.WEIGHTS"}
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(words)
     command = shlex.join(["python", "-m", "densesiam_d2.tools.compare", *words])
-    return exit_status("compare", lambda: _run(args, command))
+    return _run(args, command)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", required=True, metavar="YAML", help="pretrainings: YAML or NAME=YAML")
     parser.add_argument("--data", nargs="+", required=True, metavar="SET", help="images to pretrain on")
-    parser.add_argument("--budget", required=True, metavar="B", help="pairs=N or minutes=M")
+    parser.add_argument(
+        "--budget", default="pairs=100000", metavar="B", help="pairs=N or minutes=M (default %(default)s)"
+    )
     parser.add_argument("--batch", type=int, metavar="N", help="pairs in an iteration (default: that of each yaml)")
     parser.add_argument("--probe", nargs=2, required=True, metavar=("TRAIN", "TEST"), help="labelled sets of the probe")
     parser.add_argument(
@@ -88,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--labels", default=ALL, metavar="N", help="labelled images of the transfer (default all)")
     parser.add_argument("--starts", nargs="+", default=[], metavar="START", help="scratch, FILE or NAME=FILE")
-    add_grid_arguments(parser)
+    add_grid_arguments(parser, output="output/compare")
     return parser
 
 
@@ -130,7 +133,8 @@ def _methods(args: argparse.Namespace) -> list[Method]:
     methods = []
     for word in args.configs:
         name, file = split_name(word)
-        cfg = load_config(file, args.opts)
+        with naming(file):
+            cfg = load_config(file, args.opts)
         if not trains_on_views(cfg):
             raise ValueError(f"--configs {file}: {cfg.MODEL.META_ARCHITECTURE} is no pretraining")
         with contextlib.redirect_stdout(io.StringIO()) if methods else contextlib.nullcontext():  # one note is enough
@@ -149,7 +153,8 @@ def _methods(args: argparse.Namespace) -> list[Method]:
 
 def _checked(args: argparse.Namespace, file: str, opts: Sequence[str]) -> CfgNode:
     words = ["--config-file", file, "--num-gpus", str(args.num_gpus), *opts, "OUTPUT_DIR", str(args.output)]
-    return checked_config(argument_parser().parse_args(words))
+    with naming(file):
+        return checked_config(argument_parser().parse_args(words))
 
 
 def _transfer(args: argparse.Namespace, methods: Sequence[Method], starts: Sequence[Start]) -> Transfer:
@@ -161,7 +166,8 @@ def _transfer(args: argparse.Namespace, methods: Sequence[Method], starts: Seque
     with contextlib.redirect_stdout(io.StringIO()):
         sets = ["DATASETS.TRAIN", train, "DATASETS.TEST", test]
         cfg = _checked(args, config_file, [*opts, *sets, "MODEL.WEIGHTS", ""])
-    transfer_scores(cfg, test)  # refuses configs without labels
+    with naming(config_file):
+        transfer_scores(cfg, test)  # refuses configs without labels
     check_starts(cfg, starts)
     check_backbones(methods, cfg)
     ((labels, count),) = label_counts([args.labels], train, count_labels(cfg, train, test, opts[::2])).items()

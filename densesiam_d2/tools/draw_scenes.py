@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from densesiam_d2.samples.scenes import write_scenes
+from densesiam_d2.tools.command_line import tool
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -18,12 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
     parser.add_argument("--size", type=int, default=160, help="side of an image in pixels")
     args = parser.parse_args(argv)
-    try:
-        root = write_scenes(args.output, args.num, args.seed, args.size)
-    except ValueError as error:
-        sys.exit(f"draw_scenes: {error}")
+    root = write_scenes(args.output, args.num, args.seed, args.size)
     print(f"{args.num} scenes of {args.size} x {args.size} pixels (seed {args.seed}) are in {root}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,11 +30,10 @@ packages onnx, onnxscript and onnxruntime (the extra "onnx").
 """
 
 import argparse
-import contextlib
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,7 @@ from densesiam_d2.checkpoint.layouts import Found
 from densesiam_d2.checkpoint.tensors import as_array
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.modeling.backbone import TorchvisionBackbone
+from densesiam_d2.tools.command_line import naming, tool
 from densesiam_d2.tools.onnx_file import save_onnx
 
 __all__ = ["export_backbone", "main"]
@@ -93,7 +93,7 @@ def export_backbone(
     iteration = last + 1 if isinstance(last, int) else None
     cfg = _config(source, config_file, opts) if config_file else None
     network = _network(checkpoint, cfg)
-    with _naming(source):
+    with naming(source):
         found, known = _find(checkpoint, network, prefix)
     # Stored metadata come first: a later command may have replaced the config.yaml beside the checkpoint.
     if cfg is None and known:
@@ -104,7 +104,7 @@ def export_backbone(
         if found.torchvision:  # somebody else's method: the config only says which images it takes
             metadata["method"] = found.layout
         if found.kind:
-            with _naming(source):
+            with naming(source):
                 metadata = with_kind(metadata, found.kind)
     state = {**found.state, **found.fpn}
     if layout == "torchvision":
@@ -151,14 +151,6 @@ def _find(checkpoint: Mapping[str, Any], network: str, prefix: str | None) -> tu
     return Found(place, state, None, "torchvision", {}), facts
 
 
-@contextlib.contextmanager
-def _naming(source: Path) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
 def _config(source: Path, config_file: Path | None, opts: Sequence[str]) -> CfgNode:
     beside = source.parent / "config.yaml"
     if config_file is None and not beside.is_file():
@@ -168,8 +160,9 @@ def _config(source: Path, config_file: Path | None, opts: Sequence[str]) -> CfgN
     return load_config(str(config_file or beside), list(opts))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+@tool
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="checkpoint (.pth, .pth.tar, .pkl, .safetensors)")
     parser.add_argument(
@@ -185,19 +178,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="keys and values that change --config-file")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    try:
-        export_backbone(
-            args.input,
-            args.output,
-            layout=args.format,
-            config_file=args.config_file,
-            prefix=args.prefix,
-            opts=args.opts,
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    export_backbone(
+        args.input,
+        args.output,
+        layout=args.format,
+        config_file=args.config_file,
+        prefix=args.prefix,
+        opts=args.opts,
+    )
 
 
 if __name__ == "__main__":

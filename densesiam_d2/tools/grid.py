@@ -1,4 +1,4 @@
-"""Run a grid of commands that is written down in a yaml, and sum up its scores.
+r"""Run a grid of commands that is written down in a yaml, and sum up its scores.
 
     python -m densesiam_d2.tools.grid run configs/grids/methods.yaml --output output/methods --set seed=0,1
     python -m densesiam_d2.tools.grid table configs/grids/methods.yaml --output output/methods
@@ -11,7 +11,12 @@ hardware, date, seconds, memory, scores.
 
 ``table`` writes mean and sample standard deviation over the seeds, and lists the cells that are missing or failed. With
 ``--markdown FILE`` it also replaces what is between the lines ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` of a
-document, where NAME is that of the yaml; a new file gets these lines.
+document, where NAME is that of the yaml; a new file gets these lines. ``--plot FILE AXIS SCORE`` draws the means of a
+score over an axis of numbers, as dots with bars of one standard deviation. There is a line for each value of the other
+axes; ``--set`` leaves values out:
+
+    python -m densesiam_d2.tools.grid table configs/grids/few_labels.yaml --output output/few_labels \
+        --set dataset=nuclei --plot curve.png labels "mask AP"
 
 Commands run in the working directory, which is the project's root for the yamls in configs/grids.
 
@@ -23,30 +28,29 @@ import functools
 import sys
 from pathlib import Path
 
-from densesiam_d2.engine.signals import PREEMPTED
+from PIL import Image
+
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.grid import Cell, Grid, State, Table, insert_table, run_cells, state_of
+from densesiam_d2.grid.placeholders import near
+from densesiam_d2.reporting.curves import draw_scores
+from densesiam_d2.reporting.grid_page import points
+from densesiam_d2.tools.command_line import naming, tool
 
 __all__ = ["main"]
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = _parser().parse_args(argv)
-    try:
-        grid = Grid.load(args.grid, args.set)
-        unknown = [name for name in args.only if name not in [stage.name for stage in grid.stages]]
-        if unknown:
-            names = ", ".join(stage.name for stage in grid.stages)
-            raise ValueError(f"--only {unknown[0]}: no such stage in {args.grid}, which has {names}")
-        cells = grid.cells(args.output)
-        return args.do(args, cells)
-    except (ValueError, OSError) as error:
-        print(f"grid: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("grid: stopped; the same command goes on", file=sys.stderr)
-        return PREEMPTED
+    grid = Grid.load(args.grid, args.set)
+    unknown = [name for name in args.only if name not in [stage.name for stage in grid.stages]]
+    if unknown:
+        names = ", ".join(stage.name for stage in grid.stages)
+        raise ValueError(f"--only {unknown[0]}: no such stage in {args.grid}, which has {names}")
+    cells = grid.cells(args.output)
+    return args.do(args, cells)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help="write the table here too, between the marker lines of a document or in a new file",
             )
+            command.add_argument(
+                "--plot", nargs=3, metavar=("FILE", "AXIS", "SCORE"), help="draw a score over an axis, such as labels"
+            )
             command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     return parser
 
@@ -99,15 +106,39 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
     print(table.markdown(), end="")
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with naming(f"--markdown {args.markdown}"):
             text = args.markdown.read_text() if args.markdown.exists() else ""
             text = insert_table(text, args.grid.stem, table.markdown())
-        except ValueError as error:
-            raise ValueError(f"--markdown {args.markdown}: {error}") from error
         args.markdown.write_text(text)
+    if args.plot:
+        _plot(table, *args.plot)
     if args.json:
         write_json(args.json, table.to_json())
     return int(bool(table.missing))
+
+
+def _plot(table: Table, file: str, axis: str, score: str) -> None:
+    """Draw the means of a score over an axis; what is missing has no point."""
+    for what, name, known in (("axis", axis, table.axes), ("score", score, table.scores)):
+        if name not in known:
+            raise ValueError(f"--plot: there is no {what} {name}{near(name, known)}")
+    x = table.axes.index(axis)
+    rows = {row: entries[score] for row, entries in table.rows.items() if row[x] != "" and score in entries}
+    texts = [row[x] for row in rows if isinstance(row[x], str)]
+    if texts:
+        raise ValueError(f"--plot: the axis {axis} has the value {texts[0]}, which is not a number")
+    several = [i for i in range(len(table.axes)) if i != x and len({row[i] for row in rows}) > 1]
+    lines: dict[str, list] = {}
+    for row, entry in rows.items():
+        lines.setdefault(" ".join(str(row[i]) for i in several), []).append((row[x], entry))
+    picture = draw_scores(
+        {name: points(entries) for name, entries in lines.items()},
+        x=axis,
+        y=score,
+        ticks={row[x]: str(row[x]) for row in rows},
+    )
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(file)
 
 
 if __name__ == "__main__":

@@ -3,24 +3,24 @@
 import argparse
 import functools
 import math
-import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from densesiam_d2.engine.signals import PREEMPTED
 from densesiam_d2.grid import Cell, State, run_cells, state_of
 
-__all__ = ["RUN_KEYS", "add_grid_arguments", "check_grid_arguments", "check_opts", "exit_status", "run_grid"]
+__all__ = ["RUN_KEYS", "add_grid_arguments", "check_grid_arguments", "check_opts", "run_grid"]
 
 # Keys of a training that the tools set themselves.
 RUN_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.WEIGHTS", "SEED", "OUTPUT_DIR")
 RUN_KEYS += ("SOLVER.MAX_ITER", "SOLVER.EPOCHS", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_EPOCHS")
 
 
-def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --seeds, --output, --num-gpus, --jobs, --length, --dry-run, and keys and values at the end."""
+def add_grid_arguments(parser: argparse.ArgumentParser, *, output: str) -> None:
+    """Add --seeds, --output with a default, --num-gpus, --jobs, --length, --dry-run, and keys and values at the end."""
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for runs, page and JSON")
+    parser.add_argument(
+        "--output", type=Path, default=output, metavar="FOLDER", help="for runs, page and JSON (default %(default)s)"
+    )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="of each training (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default %(default)s)")
     parser.add_argument(
@@ -73,15 +73,3 @@ def run_grid(cells: Sequence[Cell], args: argparse.Namespace, write_page: Callab
     if not_done:
         print(f"not done ({len(not_done)}):", *(f"  {name}: {why}" for name, why in not_done.items()), sep="\n")
     return int(bool(not_done))
-
-
-def exit_status(tool: str, run: Callable[[], int]) -> int:
-    """Return what ``run`` returns; 2 with one line for wrong usage, data or weights; 75 when stopped by a signal."""
-    try:
-        return run()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{tool}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{tool}: stopped; the same command goes on", file=sys.stderr)
-        return PREEMPTED

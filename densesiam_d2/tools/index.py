@@ -24,24 +24,21 @@ from densesiam_d2.data.image_index import ImageFiles, tar_members, write_index
 from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.data.path_datasets import FOLDER_PREFIX
 from densesiam_d2.data.text_lines import printable
+from densesiam_d2.tools.command_line import tool
 
 __all__ = ["main"]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status: 2 for wrong usage."""
+@tool
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder with images, at any depth, or with tar files")
     parser.add_argument("--output", type=Path, metavar="INDEX", help="default: FOLDER.index")
     args = parser.parse_args(argv)
     folder = Path(args.folder.removeprefix(FOLDER_PREFIX)).expanduser()
     output = args.output or folder.resolve().with_name(f"{folder.resolve().name}.index")
-    try:
-        print(_index(folder, output))
-    except (ValueError, OSError) as error:
-        print(f"index: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(_index(folder, output))
 
 
 def _index(folder: Path, output: Path) -> str:

@@ -29,6 +29,7 @@ from scipy.stats import spearmanr
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.grid.placeholders import near
 from densesiam_d2.reporting.curves import Curve, read_metrics
+from densesiam_d2.tools.command_line import naming, tool
 
 __all__ = ["compared_values", "judge_run", "main"]
 
@@ -130,10 +131,8 @@ def _judge(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{run} holds no metrics.json: name the OUTPUT_DIR of a training")
         curves = read_metrics(run)
         logged |= curves.keys()
-        try:
+        with naming(run):
             found[str(run)] = judge_run(curves, metrics)
-        except ValueError as error:
-            raise ValueError(f"{run}: {error}") from error
     for metric in args.metrics or ():
         name = metric.removeprefix("-")
         if name not in logged:
@@ -143,8 +142,9 @@ def _judge(args: argparse.Namespace) -> None:
         write_json(args.json, found)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+@tool
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="OUTPUT_DIR of a training")
     parser.add_argument("--metrics", nargs="+", type=str.strip, metavar="NAME", help=f"default: {' '.join(METRICS)}")
@@ -152,12 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     # argparse takes a word such as -total_loss for an option, unless a space stands before it.
     args = parser.parse_args([f" {word}" if re.match(r"-[^-]", word) and word != "-h" else word for word in words])
-    try:
-        _judge(args)
-    except (ValueError, OSError) as error:
-        print(f"judge_metrics: {error}", file=sys.stderr)
-        return 2
-    return 0
+    _judge(args)
 
 
 if __name__ == "__main__":

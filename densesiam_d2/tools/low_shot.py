@@ -39,17 +39,19 @@ from densesiam_d2.reporting.curves import draw_scores
 from densesiam_d2.reporting.grid_page import DIFFERENCE_NOTE, difference, points, runs_section
 from densesiam_d2.reporting.page import Section, write_report
 from densesiam_d2.reporting.stages import ROOT
-from densesiam_d2.tools.grid_command import RUN_KEYS, add_grid_arguments, check_grid_arguments, exit_status, run_grid
+from densesiam_d2.tools.command_line import naming, tool
+from densesiam_d2.tools.grid_command import RUN_KEYS, add_grid_arguments, check_grid_arguments, run_grid
 
 __all__ = ["main", "write_low_shot_page"]
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(words)
     command = shlex.join(["python", "-m", "densesiam_d2.tools.low_shot", *words])
-    return exit_status("low_shot", lambda: _run(args, command))
+    return _run(args, command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test", required=True, metavar="SET", help="labelled images for the scores")
     parser.add_argument("--labels", nargs="+", required=True, metavar="N", help="numbers of labelled images, or all")
     parser.add_argument("--starts", nargs="+", required=True, metavar="START", help="scratch, FILE or NAME=FILE")
-    add_grid_arguments(parser)
+    add_grid_arguments(parser, output="output/low_shot")
     return parser
 
 
@@ -69,8 +71,9 @@ def _run(args: argparse.Namespace, command: str) -> int:
     root = args.output.resolve()
     words = ["--config-file", args.config_file, "--num-gpus", str(args.num_gpus), *args.opts]
     words += ["DATASETS.TRAIN", args.train, "DATASETS.TEST", args.test, "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(root)]
-    cfg = checked_config(argument_parser().parse_args(words))
-    transfer_scores(cfg, args.test)  # refuses configs without labels
+    with naming(args.config_file):
+        cfg = checked_config(argument_parser().parse_args(words))
+        transfer_scores(cfg, args.test)  # refuses configs without labels
     check_starts(cfg, starts)
     counts = label_counts(args.labels, args.train, count_labels(cfg, args.train, args.test, args.opts[::2]))
     for word, count in counts.items():

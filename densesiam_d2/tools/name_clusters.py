@@ -25,6 +25,7 @@ from densesiam_d2.evaluation.confusion import confusion_matrix
 from densesiam_d2.labels.cluster_names import ClusterNames, file_sha256, majority_names
 from densesiam_d2.labels.subset import subset_of
 from densesiam_d2.probe.truth import IGNORE, LabelledImages
+from densesiam_d2.tools.command_line import tool
 from densesiam_d2.tools.segment import known_classes
 
 __all__ = ["count_classes", "main"]
@@ -39,6 +40,7 @@ def count_classes(segmentor: Segmentor, labelled: LabelledImages, indices: Itera
     return counts
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,10 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="the file to write, such as names.json")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(argv)
-    try:
-        _run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    _run(args)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -85,4 +84,4 @@ def _run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,6 +46,7 @@ from densesiam_d2.labels.counts import CountsWriter
 from densesiam_d2.modeling import model_output
 from densesiam_d2.reporting.label_colors import palette
 from densesiam_d2.tools import segment
+from densesiam_d2.tools.command_line import tool
 
 __all__ = ["build_predictor", "class_names", "draw_instances", "main", "predict_instances"]
 
@@ -145,8 +146,9 @@ def _counts(instances: Instances, num_classes: int) -> tuple[list[int], list[flo
     return np.bincount(ids, minlength=num_classes).tolist(), np.bincount(ids, areas.numpy(), num_classes).tolist()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+@tool
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="config.yaml of the OUTPUT_DIR of the training")
     parser.add_argument("--weights", required=True, help="checkpoint, such as model_final.pth")
@@ -159,18 +161,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--names", type=Path, help="for clusters: names.json, see tools.segment")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(argv)
-    try:
-        _run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    return _run(args)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     cfg = load_trained_config(args.config_file, args.weights, args.opts)
     kind = model_output(cfg)
     if kind == "semantic":
-        segment.main(_segment_words(args))
-        return
+        return segment.main(_segment_words(args))
     if kind != "instances":
         raise ValueError(
             f"{args.config_file} trains {cfg.MODEL.META_ARCHITECTURE}, which predicts {kind or 'nothing known'}: "
@@ -189,6 +187,7 @@ def _run(args: argparse.Namespace) -> None:
     print(f"{num_objects} objects with a score of at least {threshold:g} in {num_images} images: {args.output}")
     for line in source.left_out():
         print(line)
+    return 0
 
 
 def _segment_words(args: argparse.Namespace) -> list[str]:
@@ -207,4 +206,4 @@ def _segment_words(args: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -61,25 +61,22 @@ from densesiam_d2.probe.passes import Images
 from densesiam_d2.probe.retrieval import probe_retrieval
 from densesiam_d2.probe.run import probe
 from densesiam_d2.probe.truth import labelled_pair
+from densesiam_d2.tools.command_line import tool
 
 __all__ = ["main"]
 
 RANDOM = "random"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+@tool
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = _parser()
     args = parser.parse_args(argv)
     command = shlex.join(["python", "-m", "densesiam_d2.tools.probe", *(sys.argv[1:] if argv is None else argv)])
-    try:
-        report = _probe_all(args)
-        if args.output:
-            write_json(args.output, {"command": command, **report})
-    except (ValueError, OSError, ImportError) as error:
-        print(f"probe: {error}", file=sys.stderr)
-        return 2
-    return 0
+    report = _probe_all(args)
+    if args.output:
+        write_json(args.output, {"command": command, **report})
 
 
 def _parser() -> argparse.ArgumentParser:

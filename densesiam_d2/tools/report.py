@@ -12,21 +12,20 @@ import sys
 from pathlib import Path
 
 from densesiam_d2.reporting.run_report import write_run_report
+from densesiam_d2.tools.command_line import tool
 
 __all__ = ["main"]
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="OUTPUT_DIR", help="folder of the run")
     parser.add_argument("--output", type=Path, help="file to write (default: OUTPUT_DIR/report.html)")
     args = parser.parse_args(argv)
-    try:
-        print(write_run_report(args.folder, args.output))
-    except OSError as error:
-        sys.exit(f"report: {error}")
+    print(write_run_report(args.folder, args.output))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

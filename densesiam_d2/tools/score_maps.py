@@ -23,6 +23,7 @@ from densesiam_d2.data.label_folders import read_classes
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from densesiam_d2.labels.cluster_names import IGNORE
+from densesiam_d2.tools.command_line import tool
 
 __all__ = ["class_table", "main", "score_maps"]
 
@@ -108,6 +109,7 @@ def score_maps(maps: Path, dataset: str, output: Path | None = None) -> dict[str
     return evaluator.evaluate()["sem_seg"]
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,15 +119,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, help="folder for sem_seg_evaluation.json")
     args = parser.parse_args(argv)
-    try:
-        register_path_datasets([args.dataset])
-        if args.dataset not in DatasetCatalog or not MetadataCatalog.get(args.dataset).get("sem_seg_root"):
-            raise ValueError(f"--dataset {args.dataset} is no data set with a folder of label maps")
-        scores = score_maps(args.maps, args.dataset, args.output)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    register_path_datasets([args.dataset])
+    if args.dataset not in DatasetCatalog or not MetadataCatalog.get(args.dataset).get("sem_seg_root"):
+        raise ValueError(f"--dataset {args.dataset} is no data set with a folder of label maps")
+    scores = score_maps(args.maps, args.dataset, args.output)
     print("  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

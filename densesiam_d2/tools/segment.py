@@ -49,6 +49,7 @@ from densesiam_d2.reporting.gallery import Gallery
 from densesiam_d2.reporting.gallery_page import write_gallery
 from densesiam_d2.reporting.label_colors import overlay, palette
 from densesiam_d2.reporting.text import put_text
+from densesiam_d2.tools.command_line import tool
 
 __all__ = ["draw_legend", "known_classes", "main", "output_stem", "segment_images", "write_image"]
 
@@ -185,6 +186,7 @@ def _matched(path: str, num: int) -> tuple[str | None, ...]:
     return tuple(matched)
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -213,10 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--matching", help="sem_seg_evaluation.json of a Hungarian evaluation, to name the clusters")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(argv)
-    try:
-        _run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    _run(args)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -285,4 +284,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

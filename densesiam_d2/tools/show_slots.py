@@ -30,6 +30,7 @@ from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.modeling.meta_arch import SlotCon
 from densesiam_d2.reporting.pictures import find_records
 from densesiam_d2.reporting.slot_drawing import draw_slots, mark_region
+from densesiam_d2.tools.command_line import tool
 
 __all__ = ["best_images", "image_scores", "main"]
 
@@ -98,6 +99,7 @@ def _region(scores: torch.Tensor, slot: int, size: tuple[int, int]) -> np.ndarra
     return (resized[0].argmax(dim=0) == slot).numpy()
 
 
+@tool
 def main(args: list[str] | None = None) -> None:
     """Draw the slots of a trained SlotCon into one picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,10 +115,7 @@ def main(args: list[str] | None = None) -> None:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} {getattr(arguments, name)} must be at least 1")
 
-    try:
-        _draw(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"show_slots: {error}")
+    _draw(arguments)
 
 
 def _draw(arguments: argparse.Namespace) -> None:
@@ -136,4 +135,4 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

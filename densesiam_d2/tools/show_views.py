@@ -19,10 +19,12 @@ from densesiam_d2.data import IMAGE_SUFFIXES
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.modeling import trains_on_views
 from densesiam_d2.reporting.pictures import draw_view_pairs, find_records
+from densesiam_d2.tools.command_line import tool
 
 __all__ = ["main"]
 
 
+@tool
 def main(args: list[str] | None = None) -> None:
     """Draw some images of a config's training set, or of a folder, into one picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,10 +38,7 @@ def main(args: list[str] | None = None) -> None:
     if arguments.num < 1:
         parser.error(f"--num {arguments.num} is not a number of images")
 
-    try:
-        _draw(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"show_views: {error}")
+    _draw(arguments)
 
 
 def _draw(arguments: argparse.Namespace) -> None:
@@ -56,4 +55,4 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

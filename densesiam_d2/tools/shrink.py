@@ -46,6 +46,7 @@ from densesiam_d2.data.image_index import tar_members, write_index
 from densesiam_d2.data.image_io import WHITE_LEVEL, UnreadableImageError, read_bytes, read_image
 from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.data.path_datasets import FOLDER_PREFIX
+from densesiam_d2.tools.command_line import tool
 from densesiam_d2.tools.reader_pool import in_workers
 
 __all__ = ["main"]
@@ -65,6 +66,7 @@ class Shrunk:
     data: bytes = b""  # of the JPEG
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,11 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for one image (default %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        return 0 if _run(args) else 1
-    except (ValueError, OSError) as error:
-        print(f"shrink: {error}", file=sys.stderr)
-        return 2
+    return 0 if _run(args) else 1
 
 
 def _run(args: argparse.Namespace) -> bool:

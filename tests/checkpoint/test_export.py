@@ -112,7 +112,7 @@ def test_tool_writes_and_reads_safetensors(tmp_path, capsys):
     theirs = tv_resnet(18)
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
     command = ["--input", str(tmp_path / "resnet18.pth"), "--format", "safetensors", "--output"]
-    assert main([*command, str(tmp_path / "b.pkl")]) == 1
+    assert main([*command, str(tmp_path / "b.pkl")]) == 2
     assert "needs a name ending in .safetensors" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "b.safetensors")]) == 0
     metadata = read_checkpoint(tmp_path / "b.safetensors")["metadata"]
@@ -130,7 +130,7 @@ def test_tool_reads_the_config_beside_the_checkpoint(tmp_path, capsys):
     checkpoint = tmp_path / "model_final.pth"
     torch.save({"model": prefixed("backbone.", d2_resnet(18).state_dict()), "iteration": 7}, checkpoint)
     arguments = ["--input", str(checkpoint), "--output", str(tmp_path / "backbone.pkl")]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "nothing says which images this backbone expects; give --config-file" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text(cfg.dump())
     assert main(arguments) == 0
@@ -142,7 +142,7 @@ def test_tool_reads_the_config_beside_the_checkpoint(tmp_path, capsys):
     assert read_checkpoint(tmp_path / "backbone.pkl")["metadata"]["iteration"] == 8
     cfg.MODEL.RESNETS.DEPTH = 50
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "it holds a ResNet-18 with depth 18, but its config says depth 50" in capsys.readouterr().err
 
 
@@ -172,7 +172,7 @@ def test_tool_takes_the_pixels_of_a_config_for_somebody_elses_weights(tmp_path, 
     (tmp_path / "inputs.yaml").write_text(resnet_cfg(18).dump())
     command = ["--input", str(tmp_path / "simclr.pth"), "--output", str(tmp_path / "b.pkl")]
     pixels = ["MODEL.PIXEL_MEAN", "[0.0,0.0,0.0]", "MODEL.PIXEL_STD", "[255.0,255.0,255.0]"]
-    assert main([*command, *pixels]) == 1
+    assert main([*command, *pixels]) == 2
     assert "keys and values change a config, so give --config-file as well" in capsys.readouterr().err
     assert main([*command, "--config-file", str(tmp_path / "inputs.yaml"), *pixels]) == 0
     metadata = read_checkpoint(tmp_path / "b.pkl")["metadata"]
@@ -228,7 +228,7 @@ def test_tool_says_what_a_wide_network_needs(tmp_path, capsys):
     metadata = read_checkpoint(tmp_path / "b.pkl")["metadata"]
     assert (metadata["depth"], metadata["num_groups"], metadata["width_per_group"]) == (50, 32, 4)
     (tmp_path / "config.yaml").write_text(resnet_cfg(50).dump())
-    assert main([*command, "--config-file", str(tmp_path / "config.yaml")]) == 1
+    assert main([*command, "--config-file", str(tmp_path / "config.yaml")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "x.pth: it holds a ResNeXt-50 32x4d with num_groups 32, but its config says num_groups 1" in error
 
@@ -249,7 +249,7 @@ def test_tool_asks_which_of_several_networks(tmp_path, capsys):
     first, second = tv_resnet(18, seed=1).state_dict(), tv_resnet(18, seed=2).state_dict()
     torch.save({"left": first, "right": second}, tmp_path / "x.pth")
     command = ["--input", str(tmp_path / "x.pth"), "--output", str(tmp_path / "b.pkl")]
-    assert main(command) == 1
+    assert main(command) == 2
     assert "x.pth: it holds 2 different ResNets, below left, below right; choose one with --pre" in (
         capsys.readouterr().err
     )

@@ -30,9 +30,11 @@ def test_byol_of_deepmind(tmp_path, capsys):
     content = {"experiment_state": state, "step": 290_000, "rng": np.zeros(2, np.uint32)}
     path = tmp_path / "pretrain_res50x1.pkl"
     path.write_bytes(pickle.dumps(content, protocol=2))
-    assert main(["--input", str(path), "--output", str(tmp_path / "b.pkl")]) == 1
+    assert main(["--input", str(path), "--output", str(tmp_path / "b.pkl")]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith(f"error: cannot read weights from {path}: this is a checkpoint of JAX, DeepMind's BYOL.")
+    assert message.startswith(
+        f"export_backbone: cannot read weights from {path}: this is a checkpoint of JAX, DeepMind's BYOL."
+    )
     assert "OpenMMLab" in message and not (tmp_path / "b.pkl").exists()
 
 
@@ -56,9 +58,9 @@ def simclr(tmp_path):
 )
 def test_simclr_of_google(simclr, capsys, name):
     path = simclr / name
-    assert main(["--input", str(path), "--output", str(simclr / "b.pkl")]) == 1
+    assert main(["--input", str(path), "--output", str(simclr / "b.pkl")]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith(f"error: cannot read weights from {path}: this is a checkpoint of TensorFlow")
+    assert message.startswith(f"export_backbone: cannot read weights from {path}: this is a checkpoint of TensorFlow")
     assert "tonylins/simclr-converter" in message and "Separius/SimCLRv2-Pytorch" in message
 
 

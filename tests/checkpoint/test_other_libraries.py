@@ -97,9 +97,9 @@ def test_which_of_two_networks(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text(rgb_cfg("mobilenet_v2").dump())
     command = ["--input", str(tmp_path / "two.pth"), "--format", "torchvision", "--output", str(tmp_path / "b.pth")]
     command += ["--config-file", str(tmp_path / "c.yaml")]
-    assert main(command) == 1
+    assert main(command) == 2
     assert "several mobilenet_v2, below left, right: keep one, or choose one with --prefix" in capsys.readouterr().err
-    assert main([*command, "--prefix", "middle"]) == 1
+    assert main([*command, "--prefix", "middle"]) == 2
     assert "--prefix middle: no whole mobilenet_v2 lies there; there is one below: left, r" in capsys.readouterr().err
     assert main([*command, "--prefix", "right"]) == 0
     assert torch.equal(torch.load(tmp_path / "b.pth")["features.0.0.weight"], state["features.0.0.weight"] + 1)
@@ -126,7 +126,7 @@ def test_a_resnet_with_other_strides_is_refused(tmp_path, capsys):
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = True
     save_backbone(tmp_path / "b.pkl", backbone_state(d2_resnet(50)), backbone_metadata(cfg, 1))
     assert (
-        main(["--input", str(tmp_path / "b.pkl"), "--format", "torchvision", "--output", str(tmp_path / "b.pth")]) == 1
+        main(["--input", str(tmp_path / "b.pkl"), "--format", "torchvision", "--output", str(tmp_path / "b.pth")]) == 2
     )
     assert "it has the strides in 1x1 convolutions (MODEL.RESNETS.STRIDE_IN_1X1 True)" in capsys.readouterr().err
     assert not (tmp_path / "b.pth").exists()

@@ -161,7 +161,7 @@ def test_safetensors_of_a_hub(tmp_path, rename):
 def test_an_average_beside_the_network_is_asked_about(tmp_path, capsys, first, second):
     torch.save({first: OTHER, second: {**prefixed("module.", ONLINE), "n_averaged": torch.ones(1)}}, tmp_path / "x.pth")
     command = ["--input", str(tmp_path / "x.pth"), "--output", str(tmp_path / "b.pkl")]
-    assert main(command) == 1
+    assert main(command) == 2
     assert f"2 different ResNets, below {first}, below {second}; choose one with --prefix" in capsys.readouterr().err
     assert main([*command, "--prefix", second]) == 0
     network = empty_network(18)

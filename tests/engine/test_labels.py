@@ -231,7 +231,7 @@ def test_label_maps_train_a_semantic_network(masks, tmp_path):
     assert {"IoU-sky", "IoU-road", "IoU-car"} <= set(results["sem_seg"])
     trained = ["--config-file", tmp_path / "out" / "config.yaml", "--weights", tmp_path / "out" / "model_final.pth"]
     places = ["--input", tmp_path / "images", "--output", tmp_path / "segmented"]
-    segment.main([str(word) for word in (*trained, *places)])
+    assert segment.main([str(word) for word in (*trained, *places)]) == 0
     classes = json.loads((tmp_path / "segmented" / "classes.json").read_text())
     assert [entry["name"] for entry in classes] == ["sky", "road", "car"]
 

@@ -120,7 +120,7 @@ def test_pickle_under_the_name_of_safetensors(tmp_path, marker, build):
 @pytest.mark.parametrize("build", [evil_pickle, evil_pth])
 def test_pickle_to_be_exported(tmp_path, marker, build, capsys):
     path = build(tmp_path / f"evil.{'pkl' if build is evil_pickle else 'pth'}", marker)
-    assert export_backbone(["--input", str(path), "--output", str(tmp_path / "b.pkl")]) == 1
+    assert export_backbone(["--input", str(path), "--output", str(tmp_path / "b.pkl")]) == 2
     assert str(path) in capsys.readouterr().err
 
 
@@ -221,8 +221,8 @@ def test_config_beside_a_checkpoint_to_be_exported(tmp_path, marker, kind, capsy
         else:
             remote_base_yaml(tmp_path / "config.yaml", f"{server.address}/x.yaml")
         arguments = ["--input", str(tmp_path / "model_final.pth"), "--output", str(tmp_path / "b.pkl")]
-        assert export_backbone(arguments) == 1
-    assert f"error: {tmp_path / 'config.yaml'}: " in capsys.readouterr().err
+        assert export_backbone(arguments) == 2
+    assert f"export_backbone: {tmp_path / 'config.yaml'}: " in capsys.readouterr().err
     assert server.requests == []
 
 

@@ -64,12 +64,19 @@ def test_markdown_and_json(cells):
     assert lines[:3] == ["| method | AP |", "| --- | ---: |", "| full | 33.0 ± 3.0 |"]
     assert "t 10 (10 to 30, 5 cells)" in table.markdown()  # 10, 20, 30, 10, 10
     assert "Code: abc." in lines and "Hardware: Some CPU, 2 cores, torch 2.6." in lines
-    assert "- t: 1 never started" in lines
+    assert "- t: 1 never started: part/seed_2" in lines
     content = json.loads(json.dumps(table.to_json()))
     assert content["rows"][0] == {
         "method": "full",
         "scores": {"AP": {"mean": 33.0, "std": 3.0, "values": [30.0, 33.0, 36.0], "others": []}},
     }
+
+
+def test_cells_that_never_started_are_named_up_to_20(tmp_path):
+    cells = [make(tmp_path, "a", seed, state="missing") for seed in range(21)]
+    names = ", ".join(f"a/seed_{seed}" for seed in range(20))
+    assert f"\n- t: 20 never started: {names}\n" in Table(cells[:20]).markdown()
+    assert "\n- t: 21 never started\n" in Table(cells).markdown()
 
 
 def test_a_score_that_the_grid_names_later_is_read_from_the_files(tmp_path):

@@ -92,15 +92,28 @@ def test_what_cannot_work_stops_before_the_grid(words, tmp_path, capsys):
         (words(budget="hours=1"), "--budget hours=1: write pairs=N or minutes=M"),
         (words(configs=[PRETRAIN, f"scratch={PRETRAIN}"]), "two of --configs and --starts are called scratch"),
         (words(configs=[f"a={FCN}"]), "SemanticSegmentor is no pretraining"),
+        (words("MODEL.NORN", "BN"), f"compare: {PRETRAIN}: no config key MODEL.NORN"),
+        (words(transfer=[PRETRAIN, images, images]), f"compare: {PRETRAIN}: DenseSiam does not learn from labels"),
         (words(starts=["no.pkl"]), "file no.pkl does not exist"),
         (words(transfer=["a.yaml"]), "--transfer takes a yaml, a training set and a test set"),
         (words(transfer=[FCN, "no", "no"]), "'no' is not a dataset"),
         (words("SOLVER.BASE_LR", "1"), "SOLVER.BASE_LR is set by this tool"),
-        (words("--batch", "0"), "SOLVER.IMS_PER_BATCH is 0"),
+        (words("--batch", "0"), f"compare: {PRETRAIN}: the config cannot work:\n  SOLVER.IMS_PER_BATCH is 0"),
     ]:
         assert main(line) == 2
         assert says in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_defaults_of_output_and_budget(words, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = words()
+    for option in ("--budget", "--output"):
+        del line[(at := line.index(option)) : at + 2]
+    assert main(["--dry-run", *line]) == 0
+    pretraining = next(text for text in capsys.readouterr().out.splitlines() if "/compare/pretrain/" in text)
+    assert "SOLVER.MAX_ITER 25000 " in pretraining  # 100,000 pairs, 4 in an iteration
+    assert f"OUTPUT_DIR {tmp_path}/output/compare/pretrain/instant_test/pairs_100000/seed_0" in pretraining
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The command, and one grid with a real training that is interrupted."""
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -9,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from densesiam_d2.reporting.curves import draw_scores
+from densesiam_d2.tools import grid
 from densesiam_d2.tools.grid import main
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +50,48 @@ def test_run_and_table(words, tmp_path, capsys):
     assert json.loads((tmp_path / "new" / "t.json").read_text())["rows"][1]["scores"]["AP"]["values"] == [10, 14]
     assert main(["run", *words]) == 0
     assert main(["table", *words]) == 0
+
+
+PLOTTED = """
+axes: {labels: [25, 10, 50], start: [a, b], seed: [0, 1]}
+words: {value: "{labels}"}
+values: {start: {b: {value: "2 * {labels}"}}}
+stages:
+  other: {over: [start], command: "true", scores: {AP: [r.json, AP]}}
+  count:
+    over: [labels, start, seed]
+    command: python -c "open('{folder}/r.json', 'w').write(str({value} + 4 * {seed}).join(['{{\\"AP\\":', '}}']))"
+    scores: {AP: [r.json, AP]}
+"""
+
+
+def test_a_plot_has_a_line_for_each_other_value(tmp_path, monkeypatch, capsys):
+    """Of two seeds, a has the labels and 4 more: mean + 2, deviation sqrt(8); b the same with twice the labels."""
+    (tmp_path / "grid.yaml").write_text(PLOTTED)
+    words = [str(tmp_path / "grid.yaml"), "--output", str(tmp_path / "out")]
+    assert main(["run", *words, "--only", "count", "--set", "labels=10,25"]) == 0
+    drawn = {}
+
+    def draw(lines, **more):
+        drawn.update(more, lines=lines)
+        return draw_scores(lines, **more)
+
+    monkeypatch.setattr(grid, "draw_scores", draw)
+    file = tmp_path / "new" / "curve.png"
+    assert main(["table", *words, "--plot", str(file), "labels", "AP"]) == 1
+    std = pytest.approx(math.sqrt(8))
+    assert drawn["lines"] == {"a": [(25, 27, std), (10, 12, std)], "b": [(25, 52, std), (10, 22, std)]}
+    assert drawn["ticks"] == {25: "25", 10: "10", 50: "50"} and (drawn["x"], drawn["y"]) == ("labels", "AP")
+    assert Image.open(file).size[0] > 600
+    capsys.readouterr()
+    for plot, says in (
+        (["c.png", "label", "AP"], "there is no axis label; did you mean labels?"),
+        (["c.png", "labels", "mAP"], "there is no score mAP; did you mean AP?"),
+        (["c.png", "start", "AP"], "the axis start has the value a, which is not a number"),
+        (["c.pn", "labels", "AP"], "unknown file extension: .pn"),
+    ):
+        assert main(["table", *words, "--plot", *plot]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_the_table_goes_between_its_lines_of_a_document(words, tmp_path, capsys):
@@ -130,7 +176,7 @@ def test_an_interrupted_training_goes_on(tmp_path):
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=100)[0]
-    assert process.returncode == 75 and said.endswith("grid: stopped; the same command goes on\n"), said
+    assert process.returncode == 75 and said.endswith("grid: stopped; run the same command again\n"), said
     record = json.loads((folder / "cell.json").read_text())
     assert record["state"] == "stopped" and list(folder.glob("model_*.pth")) and not (folder / "backbone.pkl").exists()
 

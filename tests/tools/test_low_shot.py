@@ -12,6 +12,7 @@ from densesiam_d2.samples.scenes import CLASSES, write_scenes
 from densesiam_d2.tools.low_shot import main, write_low_shot_page
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "quick" / "fcn_instant_test.yaml")
+PRETRAIN = CONFIG.replace("fcn", "pretrain")
 HARDWARE = {"cpu": "Some CPU", "cores": 2, "gpus": [], "torch": "2.6"}
 
 
@@ -81,22 +82,28 @@ def test_what_cannot_work_stops_before_the_grid(words, tmp_path, capsys):
         ),
         (words(labels=["5"]), "--labels 5: masks:"),
         (words("SOLVER.MAX_ITER", "3"), "SOLVER.MAX_ITER is set by this tool: leave it out"),
-        (words("SOLVER.BASE_RL", "3"), "no config key SOLVER.BASE_RL; did you mean SOLVER.BASE_LR"),
+        (words("SOLVER.BASE_RL", "3"), f"{CONFIG}: no config key SOLVER.BASE_RL; did you mean SOLVER.BASE_LR"),
         ([*words()[:-2], "--output", str(tmp_path / "out"), "--jobs", "0"], "--jobs 0: at least 1"),
         ([*words()[:-2], "--output", str(tmp_path / "out"), "--length", "inf"], "--length inf: a number above 0"),
         ([*words()[:-2], "--output", str(tmp_path / "out"), "--length", "nan"], "--length nan: a number above 0"),
-        (words(config=CONFIG.replace("fcn", "pretrain")), "DenseSiam does not learn from labels"),
+        (words(config=PRETRAIN), f"{PRETRAIN}: DenseSiam does not learn from labels"),
     ]:
         assert main(line) == 2
         assert f"low_shot: {says}" in capsys.readouterr().err.replace("these starts do not fit the config:\n  ", "")
         assert not (tmp_path / "out").exists()
 
 
-def test_dry_run_prints_the_commands(words, tmp_path, capsys):
-    assert main(["--dry-run", *words()]) == 0
+def test_dry_run_prints_the_commands(words, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = words()
+    del line[-2:]  # --output has a default
+    assert main(["--dry-run", *line]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "2 labels (2 images): 1 iterations of 4" in lines and "all labels (4 images): 1 iterations of 4" in lines
-    assert sum(line.startswith("python ") for line in lines) == 2 and not (tmp_path / "out").exists()
+    commands = [line for line in lines if line.startswith("python ")]
+    assert len(commands) == 2 and not Path("output/low_shot").exists()
+    for command, labels in zip(commands, ("2", "all"), strict=True):
+        assert f"OUTPUT_DIR {Path('output/low_shot').resolve()}/scratch/labels_{labels}/seed_0" in command
 
 
 @pytest.mark.slow

@@ -60,11 +60,11 @@ def test_another_network(tmp_path):
 
 def test_what_cannot_be_written(tmp_path, capsys, monkeypatch):
     _, command = resnet(tmp_path)
-    assert main([*command[:-1], str(tmp_path / "b.pth")]) == 1
+    assert main([*command[:-1], str(tmp_path / "b.pth")]) == 2
     assert "b.pth: this format needs a name ending in .onnx" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(command) == 1
+    assert main(command) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    needs = "error: --format onnx needs onnx and onnxscript and onnxruntime: pip install onnx onnxscript onnxruntime"
-    assert error == needs
+    needs = "--format onnx needs onnx and onnxscript and onnxruntime: pip install onnx onnxscript onnxruntime"
+    assert error == f"export_backbone: {needs}"
     assert not (tmp_path / "b.onnx").exists()

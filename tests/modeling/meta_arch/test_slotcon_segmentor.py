@@ -88,7 +88,7 @@ def test_the_tool_draws_its_segments(tmp_path):
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "a.png"), smooth_image(80, 100))
     words = ["--config-file", "config.yaml", "--weights", "model.pth", "--input", "in", "--output", "out"]
-    segment.main([w if w.startswith("--") else str(tmp_path / w) for w in words])
+    assert segment.main([w if w.startswith("--") else str(tmp_path / w) for w in words]) == 0
     labels = cv2.imread(str(tmp_path / "out" / "labels" / "a.png"), cv2.IMREAD_UNCHANGED)
     assert labels.shape == (80, 100) and len(np.unique(labels)) > 1
     assert len(json.loads((tmp_path / "out" / "classes.json").read_text())) == 12
