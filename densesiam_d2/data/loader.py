@@ -132,8 +132,8 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Any]:
         batches = self._load()
-        # At exit this runs before multiprocessing waits for its child processes.
-        Finalize(None, _end_workers, args=(weakref.ref(batches),), exitpriority=10)
+        # At exit this runs before multiprocessing closes its queues (priority 10): the workers end by a message in them.
+        Finalize(None, _end_workers, args=(weakref.ref(batches),), exitpriority=20)
         return batches
 
     def _load(self) -> Iterator[Any]:

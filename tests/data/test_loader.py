@@ -1,6 +1,9 @@
 import itertools
 import logging
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -136,6 +139,28 @@ def test_two_workers_draw_differently(cfg, tmp_path):
     boxes = torch.cat([one["view_boxes"], other["view_boxes"]]).flatten(1)
     assert len({tuple(box.tolist()) for box in boxes}) == 6
     assert one["views"].stride()[2] == 1  # batches from workers are still channels-last in memory
+
+
+LEAVING = """
+import torch
+from densesiam_d2.data.loader import SeededSamples, TrainLoader
+from densesiam_d2.data.order import EndlessBatches
+
+records = [{"file_name": str(i)} for i in range(64)]
+samples = SeededSamples(records, lambda record: torch.zeros(3, 64, 64), substitute=False)
+batches = iter(TrainLoader(samples, EndlessBatches(64, 4, seed=0), num_workers=2))
+next(batches)
+print("leaving", flush=True)
+"""
+
+
+def test_a_process_with_workers_leaves_at_once():
+    """Two workers that miss the message to end cost two waits of 5 s each."""
+    process = subprocess.Popen([sys.executable, "-c", LEAVING], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "leaving\n"
+    began = time.monotonic()
+    assert process.wait(timeout=60) == 0
+    assert time.monotonic() - began < 4.5
 
 
 def test_annotations_are_dropped_and_nothing_is_filtered(cfg, tmp_path):
