@@ -132,7 +132,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Any]:
         batches = self._load()
-        # At exit this runs before multiprocessing closes its queues (priority 10): the workers end by a message in them.
+        # At exit this runs before multiprocessing closes its queues (priority 10), which tell the workers to end.
         Finalize(None, _end_workers, args=(weakref.ref(batches),), exitpriority=20)
         return batches
 
