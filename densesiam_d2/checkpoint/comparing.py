@@ -46,6 +46,12 @@ def contradictions(metadata: Mapping[str, Any], expect: Mapping[str, Any]) -> li
         in_file, in_config = metadata[fact], expect[fact]
         if not _agree(in_file, in_config):
             problems.append(f"{fact} is {in_file} in the file but {_CONFIG_KEYS[fact]} is {in_config}")
+    network = metadata.get("network")
+    if network and "depth" in expect and not network.startswith("resnet"):
+        problems.append(
+            f"the file holds torchvision's {network}, the config builds a ResNet: use a config of that network, such "
+            "as configs/own/*_mobilenet_v2*.yaml, or set MODEL.BACKBONE.NAME and MODEL.TORCHVISION.NAME"
+        )
     return problems
 
 

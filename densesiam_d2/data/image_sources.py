@@ -12,6 +12,7 @@ from PIL import Image
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, has_more_pages, read_image
 from densesiam_d2.data.image_listing import load_image_list, walk_images
 from densesiam_d2.data.text_lines import printable
+from densesiam_d2.data.white_level import warn_of_dark_images
 
 __all__ = ["ImageSource"]
 
@@ -63,6 +64,7 @@ class ImageSource:
             self._files = list(walk_images(path, self.skipped)) if path.is_dir() else [str(path)]
             self.root = path if path.is_dir() else path.parent
         self.total = len(self._files)
+        warn_of_dark_images([{"file_name": file} for file in self._files], white_level)
 
     def __iter__(self) -> Iterator[tuple[Path, np.ndarray]]:
         """Yield the name of each image, such as ``town/a.jpg`` or ``video/000120.jpg``, and its pixels (H, W, 3), RGB.

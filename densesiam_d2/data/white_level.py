@@ -36,7 +36,7 @@ def warn_of_dark_images(records: Sequence[dict], white_level: int, accept: Seque
         white_level: INPUT.WHITE_LEVEL; there is no warning if the user has changed it.
         accept: DATASETS.ACCEPT; "dark-images" in it means that the images are dark on purpose.
     """
-    if white_level != WHITE_LEVEL or "dark-images" in accept or not comm.is_main_process():
+    if not len(records) or white_level != WHITE_LEVEL or "dark-images" in accept or not comm.is_main_process():
         return
     values = []
     for i in np.unique(np.linspace(0, len(records) - 1, SAMPLE).astype(int)).tolist():

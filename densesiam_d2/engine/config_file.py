@@ -22,6 +22,8 @@ _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.ACCEPT")
 def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
     """Read a yaml and ``KEY VALUE`` pairs over the defaults; without a GPU, set MODEL.DEVICE to "cpu".
 
+    ``~`` in OUTPUT_DIR and MODEL.WEIGHTS is the home folder.
+
     Args:
         config_file: path of a yaml.
         opts: alternating keys and values.
@@ -49,6 +51,9 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         raise ValueError(_explain(error, cfg, config_file)) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    for node, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS")):
+        if node[key].startswith("~"):
+            node[key] = str(Path(node[key]).expanduser())
     return cfg
 
 

@@ -166,6 +166,12 @@ def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"No GPU found: running on the CPU, in one process{instead}. "
             "(For N CPU processes: --num-gpus N ... MODEL.DEVICE cpu)"
         )
+        if args.num_gpus > 1 and not (args.eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
+            print(
+                f"This process has all {cfg.SOLVER.IMS_PER_BATCH} images of a batch: if its memory is too small, lower "
+                f"SOLVER.IMS_PER_BATCH, or set SOLVER.REFERENCE_WORLD_SIZE {args.num_gpus}, which divides it by "
+                f"{args.num_gpus}"
+            )
         args.num_gpus = 1
 
 

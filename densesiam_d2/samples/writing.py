@@ -80,15 +80,21 @@ def write_folder(folder: Path, meta: dict, write: Callable[[Path], None]) -> Pat
         The folder.
 
     Raises:
-        ValueError: ``folder`` holds files of another "kind".
+        ValueError: ``folder`` holds files of another "kind", or cannot be written.
     """
     existing = _read_meta(folder)
     if existing == meta:
         return folder
     if folder.is_dir() and any(folder.iterdir()) and existing.get("kind") != meta["kind"]:
         raise ValueError(f"{folder} holds files that are no {meta['kind']}: choose another folder or empty this one.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise ValueError(
+            f'{folder} cannot be written ({error.strerror}): name another folder; that of the sets "scenes_*" and '
+            '"demo_photos" is the environment variable DETECTRON2_DATASETS'
+        ) from error
     try:
         temporary.chmod(0o755)  # mkdtemp makes it private to this user
         write(temporary)

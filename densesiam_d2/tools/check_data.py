@@ -238,7 +238,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 def _print_report(report: dict) -> None:
     print(f"{report['images']} images, {len(report['unreadable'])} unreadable")
     for key in ("kinds", "skipped"):
-        print(f"{key}:", ", ".join(f"{count} {kind}" for kind, count in report[key].most_common(EXAMPLES)) or "none")
+        print(f"{key}:", ", ".join(f"{count} {kind}" for kind, count in report[key].most_common()) or "none")
     print("megapixels:", ", ".join(f"{key} {value:.3g}" for key, value in report["megapixels"].items()) or "unknown")
     for labelled in report.get("labels", ()):
         counts = f"{labelled['images']} images" + (

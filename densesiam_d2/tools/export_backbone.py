@@ -22,7 +22,8 @@ How other libraries load the file of --format torchvision (images must have the 
     backbone = dict(type="ResNet", depth=50, init_cfg=dict(type="Pretrained", checkpoint="backbone.pth"))
     # a MobileNetV2 has other names in timm and mmpretrain, but its layers have the same order
     net = timm.create_model("mobilenetv2_100", num_classes=0)    # or mmpretrain.models.backbones.MobileNetV2()
-    net.load_state_dict(densesiam_d2.checkpoint.rename_in_order(weights, net.state_dict()))
+    from densesiam_d2.checkpoint import rename_in_order
+    net.load_state_dict(rename_in_order(weights, net.state_dict()))
 
 --format onnx writes the feature maps res2 to res5 of any number of images with sides of 32 and more. The images are
 float32, 0 to 255, in the printed pixel_format; mean and std are inside the file, and its metadata say so. It needs the

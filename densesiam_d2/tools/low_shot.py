@@ -2,7 +2,7 @@ r"""Draw a low-shot curve: train with few labels from several starts, and show w
 
     python -m densesiam_d2.tools.low_shot --config-file configs/own/mask_rcnn_R18_FPN.yaml \
         --train coco:/data/train.json,images=/data/train --test coco:/data/val.json,images=/data/val \
-        --labels 10 25 50 100 all --starts scratch supervised.pkl output/pretrain/backbone.pkl \
+        --labels 10 25 50 100 all --starts scratch supervised.pkl output/pretrain_R18/backbone.pkl \
         --output output/low_shot --seeds 3
 
 Works for Mask R-CNN, Faster R-CNN (MODEL.MASK_ON False) and semantic FCN, whose sets are named masks:IMAGES,labels=DIR.

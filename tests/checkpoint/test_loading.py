@@ -184,6 +184,16 @@ def test_metadata_that_contradicts_the_config(backbone_pkl, logged, key, value, 
     assert "contradicts the config" in logged.text and "100 of 100" in logged.text
 
 
+def test_weights_of_another_kind_of_network_are_named(tmp_path):
+    save_backbone(
+        tmp_path / "mobile.pkl",
+        {"features.0.0.weight": np.zeros((32, 3, 3, 3), np.float32)},
+        {"network": "mobilenet_v2"},
+    )
+    with pytest.raises(ValueError, match=r"the file holds torchvision's mobilenet_v2, .* MODEL\.TORCHVISION\.NAME"):
+        checkpointer(fpn_detector(18), fpn_cfg(18)).resume_or_load(str(tmp_path / "mobile.pkl"), resume=False)
+
+
 def test_stride_of_bottlenecks_is_compared_but_not_of_basic_blocks(backbone_pkl, tmp_path):
     cfg = fpn_cfg(18)
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = True

@@ -98,3 +98,10 @@ def test_a_video_without_frames(tmp_path):
     (tmp_path / "cut.avi").write_bytes(data[: data.index(b"movi") + 4])
     with pytest.raises((FileNotFoundError, ValueError), match=r"cut\.avi.*(no frame|nor a readable video)"):
         list(ImageSource(tmp_path / "cut.avi", white_level=65535))
+
+
+def test_12_bit_images_are_warned_of(tmp_path, caplog):
+    Image.fromarray(np.full((4, 5), 2800, np.uint16)).save(tmp_path / "deep.png")
+    ImageSource(tmp_path, white_level=65535)
+    (message,) = caplog.messages
+    assert message.endswith("set INPUT.WHITE_LEVEL 4095 [dark-images]")

@@ -52,3 +52,9 @@ def test_whole_numbers_are_accepted_for_other_numbers(own):
 def test_an_equals_sign_is_part_of_the_unknown_key():
     with pytest.raises(ValueError, match=r"no config key SOLVER\.BASE_LR=1; did you mean SOLVER\.BASE_LR\?$"):
         load_config(str(BASE), ["SOLVER.BASE_LR=1", "x"])
+
+
+def test_the_home_folder_in_paths(own, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    cfg = load_config(own('OUTPUT_DIR: "~/runs/a"'), ["MODEL.WEIGHTS", "~/weights.pkl"])
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == ("/home/someone/runs/a", "/home/someone/weights.pkl")

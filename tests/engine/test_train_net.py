@@ -336,6 +336,7 @@ def test_two_cpu_processes_and_the_line_about_the_cpu(tmp_path):
     alone = _command("train_net.py", *options, tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr[-2000:]
     assert "No GPU found: running on the CPU, in one process" in alone.stdout
+    assert "SOLVER.REFERENCE_WORLD_SIZE 2, which divides it by 2" in alone.stdout
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train_net.py"]
     for name, start in (("launch", ["train_net.py"]), ("torchrun", torchrun)):
         done = _command(*start, *options, tmp_path / name, "MODEL.DEVICE", "cpu")

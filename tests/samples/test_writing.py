@@ -58,3 +58,9 @@ def test_write_folder_reuses_redraws_and_spares_other_files(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["meta.json", "x"]
     with pytest.raises(ValueError, match="holds files that are no b"):
         write_folder(folder, {"kind": "b"}, lambda f: None)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/scenes cannot be written \(.*DETECTRON2_DATASETS"):
+        write_folder(tmp_path / "file" / "scenes", {"kind": "scenes"}, lambda folder: None)

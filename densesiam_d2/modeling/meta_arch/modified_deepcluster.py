@@ -81,14 +81,14 @@ class ModifiedDeepCluster(ClusteringSegmentor):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
-        f = self.encode(x1)  # (N, C, h, w)
-        y = self.labels_of(batched_inputs, [f])[:, 0, 0]  # (N, h, w)
+        features = (f,) = self.cluster_features(batched_inputs)
+        y = self.labels_of(batched_inputs, features)[:, 0, 0]  # (N, h, w)
         z = self.classifier(f)
         loss = cluster_cross_entropy(z, y, self.sem_seg_head.clusterings[0].frequency[0])
         if self.metrics_due():
             winners = torch.bincount(y.flatten(), minlength=self.sem_seg_head.num_classes) > 0
             self.log_metrics(f, winners=winners.sum())
+            _, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
             grid1, grid2, valid = overlap_grids(boxes1, boxes2, z.shape[-1])
             z2 = self.classify_without_trace(x2)
             self.log_cluster_metrics(sample(z.detach(), grid1), sample(z2, grid2), valid)
