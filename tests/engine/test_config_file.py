@@ -58,3 +58,8 @@ def test_the_home_folder_in_paths(own, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     cfg = load_config(own('OUTPUT_DIR: "~/runs/a"'), ["MODEL.WEIGHTS", "~/weights.pkl"])
     assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == ("/home/someone/runs/a", "/home/someone/weights.pkl")
+
+
+def test_a_flag_after_the_keys_is_named():
+    with pytest.raises(ValueError, match=r"^--dry-run stands after the first config key"):
+        load_config(str(BASE), ["SOLVER.MAX_ITER", "3", "--dry-run"])
