@@ -130,8 +130,7 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
             return self.inference(batched_inputs)
         x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
         f1, f2 = self.encode(x1), self.encode(x2)  # (N, C, h, w)
-        sizes = {"grid_size": self.grid_size, "whole_cells": self.whole_cells}
-        view1, view2, valid = encoded_views(f1, f2, boxes1, boxes2, **sizes)
+        view1, view2, valid = encoded_views(f1, f2, boxes1, boxes2, self.grid_size, whole_cells=self.whole_cells)
 
         head = self.sem_seg_head
         main_weight, aux_weight = head.similarity_weights()
