@@ -39,7 +39,7 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         raise ValueError("--config-file is missing, such as --config-file configs/pretrain.yaml")
     if not Path(config_file).is_file():
         raise FileNotFoundError(f"--config-file {config_file}: no such file")
-    flags = [word for word in opts if word.startswith("--")]
+    flags = [word for word in opts if str(word).startswith("--")]
     if flags:
         raise ValueError(f"{flags[0]} stands after the first config key: flags come before the keys")
     if len(opts) % 2:
