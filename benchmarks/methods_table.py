@@ -4,8 +4,8 @@ Tables replace what stands between the lines ``<!-- begin methods -->`` and ``<!
 and between ``<!-- begin steps -->`` and ``<!-- end steps -->`` of methods.md.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from densesiam_d2.grid import insert_table
@@ -77,7 +77,9 @@ def beside_simsiam(records: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    results = json.loads(Path(sys.argv[1]).read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, metavar="RESULTS.json", help="written by python -m benchmarks methods")
+    results = json.loads(parser.parse_args().results.read_text())
     for page, name, write in (("performance", "methods", markdown), ("methods", "steps", beside_simsiam)):
         document = Path("docs") / f"{page}.md"
         document.write_text(insert_table(document.read_text(), name, write(results)))

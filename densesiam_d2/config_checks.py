@@ -139,7 +139,7 @@ def _combinations(cfg: CfgNode) -> list[str]:
             problems.append(
                 f"INPUT.SSL.COLOR_ON_DEVICE is True; {key} needs the changed colours in the worker: set one of them off"
             )
-        if ssl.PATCH_GRID * ssl.PATCH_SIZE > ssl.VIEW_SIZE:
+        if ssl.PATCH_GRID and ssl.PATCH_GRID * ssl.PATCH_SIZE > ssl.VIEW_SIZE:
             problems.append(
                 f"INPUT.SSL.PATCH_SIZE is {ssl.PATCH_SIZE}; {ssl.PATCH_GRID} patches side by side do not fit into "
                 f"VIEW_SIZE {ssl.VIEW_SIZE}"

@@ -140,8 +140,9 @@ def check_datasets(cfg: CfgNode) -> None:
             missing += [f"{where}: {problem}" for problem in _find_problems(MetadataCatalog.get(name))]
     if unknown or missing:
         root = datasets_root()
-        lines = [*unknown, *missing, f"datasets/README.md shows what belongs where; their root is {root.absolute()}"]
-        raise (ValueError if unknown else FileNotFoundError)("\n".join(lines))
+        problems = "\n".join([*unknown, *missing])
+        text = f"{problems} (datasets/README.md shows what belongs where; their root is {root.absolute()})"
+        raise (ValueError if unknown else FileNotFoundError)(text)
 
 
 def check_records(names: Sequence[str], records: Sequence[dict], num_classes: int | None = None) -> None:
@@ -216,5 +217,5 @@ def _find_folder_problem(folder: Path) -> str | None:
         if next(walk_images(folder, others), None) is not None:
             return None
     except FileNotFoundError:
-        return f"the folder {folder} does not exist"
+        return f"{folder} is a file, not a folder" if folder.exists() else f"the folder {folder} does not exist"
     return f"the folder {folder} holds no images (among {others.total()} files)"

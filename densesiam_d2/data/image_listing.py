@@ -62,9 +62,11 @@ def load_image_list(path: str | Path) -> list[dict]:
 
     Raises:
         FileNotFoundError: there is no such file, or images that it names do not exist.
-        ValueError: the file is empty or not UTF-8.
+        ValueError: the file is empty or not UTF-8, or it is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"the list of images {path} is a folder: folder: reads its images")
     if not path.is_file():
         raise FileNotFoundError(f"the list of images {path} does not exist")
     names = [line.strip() for line in read_lines(path)]

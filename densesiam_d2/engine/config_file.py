@@ -52,6 +52,11 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         cfg.merge_from_list(_as_meant(cfg, opts))
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg, config_file)) from error
+    if cfg.SOLVER.EPOCHS > 0 and "SOLVER.MAX_ITER" in opts[::2]:
+        raise ValueError(
+            f"SOLVER.EPOCHS {cfg.SOLVER.EPOCHS:g} and SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} both say how long to "
+            "train: give one of them"
+        )
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     for node, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS")):
@@ -134,6 +139,10 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
     section = re.search(r"CfgNode'> vs\. .* vs\. (.*)\) for config key: (\S+)", text, re.DOTALL)
     if section:  # the text has all its keys
         return f"{config_file} or the command line: {section[2]} is {section[1]}, but it is a section: give its keys"
+    single = re.search(r"'(tuple|list)'> vs\. .*\) with values \(.* vs\. (.*)\) for config key: (\S+)", text)
+    if single:
+        example = f"({single[2]},)" if single[1] == "tuple" else f"[{single[2]}]"
+        return f'{single[3]} is {single[2]}, but it is a {single[1]}, such as "{example}"'
     unknown = re.search(r"Non-existent (?:config )?key: (.+)", text)
     if not unknown:
         tuples = "; data sets are a tuple, such as DATASETS.TRAIN \"('folder:/data/mine',)\""

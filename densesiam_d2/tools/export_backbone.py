@@ -87,6 +87,8 @@ def export_backbone(
         ValueError: there are ``opts`` without ``config_file``; the file holds no ResNet or several, or its metadata is
             unknown or contradicts the weights; the layout cannot be written (strides, suffix, missing packages).
     """
+    if layout != "onnx" and output.suffix == ".onnx":
+        raise ValueError(f"--output {output}: --format onnx writes such files, not --format {layout}")
     if opts and config_file is None:
         raise ValueError(f"{' '.join(opts)}: keys and values change a config, so give --config-file as well")
     checkpoint = read_checkpoint(source, foreign=True)

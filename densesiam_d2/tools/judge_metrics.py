@@ -76,7 +76,10 @@ def judge_run(curves: dict[str, Curve], metrics: Sequence[str]) -> dict[str, dic
     """
     iterations, scores = curves.get(SCORE, (np.zeros(0), np.zeros(0)))
     if len(scores) < 3:
-        raise ValueError(f"{len(scores)} values of {SCORE}; train with TEST.MONITOR.DATASET and a TEST.MONITOR.PERIOD")
+        raise ValueError(
+            f"{len(scores)} values of {SCORE}, but at least 3 are compared: train with TEST.MONITOR.DATASET and a "
+            "smaller TEST.MONITOR.PERIOD"
+        )
     if np.isnan(scores).any():
         first = int(iterations[np.isnan(scores)][0])
         raise ValueError(f"{SCORE} after {first} iterations is not a number: leave this run out")

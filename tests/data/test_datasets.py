@@ -238,6 +238,10 @@ def test_check_of_missing_data_and_of_nothing(tmp_path):
     (tmp_path / "c.txt").write_text("\n")
     with pytest.raises(FileNotFoundError, match=r"c\.txt is empty"):
         check_datasets(make_cfg([f"list:{tmp_path}/c.txt"]))
+    with pytest.raises(FileNotFoundError, match=r"is a folder: folder: reads its images"):
+        check_datasets(make_cfg([f"list:{tmp_path}"]))
+    with pytest.raises(FileNotFoundError, match=r"c\.txt is a file, not a folder"):
+        check_datasets(make_cfg([f"folder:{tmp_path}/c.txt"]))
     with pytest.raises(FileNotFoundError, match=r"trainval\.txt does not exist"):
         check_datasets(make_cfg(["voc_2007_trainval"]))
     check_datasets(make_cfg())

@@ -1,5 +1,6 @@
 """Yamls and command lines as people write them: values keep their meaning, and mistakes are one line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,22 @@ def test_the_home_folder_in_paths(own, monkeypatch):
 def test_a_flag_after_the_keys_is_named():
     with pytest.raises(ValueError, match=r"^--dry-run stands after the first config key"):
         load_config(str(BASE), ["SOLVER.MAX_ITER", "3", "--dry-run"])
+
+
+def test_two_lengths_of_training_are_refused(own):
+    with pytest.raises(ValueError, match=r"^SOLVER\.EPOCHS 2 and SOLVER\.MAX_ITER 3 both say how long to train"):
+        load_config(own("SEED: 1"), ["SOLVER.EPOCHS", "2", "SOLVER.MAX_ITER", "3"])
+    assert load_config(own("SEED: 1"), ["SOLVER.EPOCHS", "0", "SOLVER.MAX_ITER", "3"]).SOLVER.MAX_ITER == 3
+    assert load_config(own("SOLVER: {EPOCHS: 2}"), ["SOLVER.MAX_ITER", "3"]).SOLVER.EPOCHS == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("SOLVER.STEPS", "300", 'SOLVER.STEPS is 300, but it is a tuple, such as "(300,)"'),
+        ("INPUT.SSL.CROP_SCALE", "0.5", 'INPUT.SSL.CROP_SCALE is 0.5, but it is a list, such as "[0.5]"'),
+    ],
+)
+def test_one_number_for_several_is_named_with_the_form(key, value, expected, own):
+    with pytest.raises(ValueError, match=re.escape(expected) + "$"):
+        load_config(str(BASE), [key, value])

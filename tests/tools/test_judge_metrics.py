@@ -80,7 +80,7 @@ def test_what_cannot_be_judged_is_named(tmp_path, capsys):
     for line, says in [
         (
             [write_run(tmp_path / "short", [1.0, 2.0])],
-            "short: 2 values of monitor/mIoU; train with TEST.MONITOR.DATASET",
+            "short: 2 values of monitor/mIoU, but at least 3 are compared: train with TEST.MONITOR.DATASET",
         ),
         ([run, str(tmp_path / "none")], "none holds no metrics.json: name the OUTPUT_DIR"),
         ([run, str(tmp_path / "nan")], "nan: monitor/mIoU after 20 iterations is not a number"),

@@ -62,6 +62,8 @@ def test_what_cannot_be_written(tmp_path, capsys, monkeypatch):
     _, command = resnet(tmp_path)
     assert main([*command[:-1], str(tmp_path / "b.pth")]) == 2
     assert "b.pth: this format needs a name ending in .onnx" in capsys.readouterr().err
+    assert main([word for word in command if word not in ("--format", "onnx")]) == 2
+    assert "b.onnx: --format onnx writes such files, not --format detectron2" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(command) == 2
     error = capsys.readouterr().err.splitlines()[-1]
