@@ -183,12 +183,17 @@ def _look_at_instances(
     result.images, result.num_annotations = [record["file_name"] for record in records], counts.total()
     if not checked:
         if not result.num_annotations and not result.findings.of("error"):
-            tally.note("none-left", f"{len(records)} images")
+            maps = ", which have label maps, but this model learns from objects" if _has_label_maps(records) else ""
+            tally.note("none-left", f"{len(records)} images{maps}")
         for number, name in enumerate(result.classes or ()):
             if result.num_annotations and not counts[number]:
                 tally.note("class-unused", repr(name))
     check_records([result.name], records)
     look_at_images(records, sample, tally)
+
+
+def _has_label_maps(records: Sequence[dict]) -> bool:
+    return any("sem_seg_file_name" in record for record in records)
 
 
 def _look_at_cityscapes_instances(result: LabelledSet, metadata: Metadata, tally: Tally) -> None:

@@ -303,6 +303,12 @@ def test_sound_label_maps(label_folder):
     assert label_folder(SOUND, SOUND) == {}
 
 
+def test_label_maps_for_a_model_of_objects(label_folder):
+    label_folder(SOUND, SOUND)
+    (finding,) = look_at("mine", semantic=False, masks=True).findings
+    assert "(2 images, which have label maps, but this model learns from objects) [none-left]" in str(finding)
+
+
 def test_class_that_never_occurs(label_folder):
     # 6 of 30 pixels are 255.
     label = np.where(SOUND == 2, [[255] * 3 + [0] * 3] * 5, SOUND)
