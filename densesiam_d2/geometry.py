@@ -7,12 +7,15 @@ bottom edges, so a horizontally flipped view has ``x0 > x1``. All other function
 Shape shorthand: N images, C channels, h,w feature cells, S side of the sampling grid.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 __all__ = [
     "view_box",
+    "view_box_of_axis_maps",
     "overlap_boxes",
     "grid_points",
     "near_cells",
@@ -50,6 +53,24 @@ def view_box(transforms, height: int, width: int, view_height: int, view_width: 
         raise ValueError(
             f"a view must be an axis-aligned rectangle of its image; {transforms} rotates, shears or warps it"
         )
+    return [-x0 / sx, -y0 / sy, (view_width - x0) / sx, (view_height - y0) / sy]
+
+
+def view_box_of_axis_maps(
+    maps: Iterable[tuple[float, float, float, float]], view_height: int, view_width: int
+) -> list[float]:
+    """Derive a view's box from what each transform does to x and to y, as :func:`view_box` does from any transforms.
+
+    Args:
+        maps: scale and shift of x, then of y, of each transform, in their order.
+        view_height, view_width: size of the view, in pixels.
+
+    Returns:
+        The four numbers of the view box.
+    """
+    sx, x0, sy, y0 = 1.0, 0.0, 1.0, 0.0
+    for scale_x, shift_x, scale_y, shift_y in maps:
+        sx, x0, sy, y0 = sx * scale_x, x0 * scale_x + shift_x, sy * scale_y, y0 * scale_y + shift_y
     return [-x0 / sx, -y0 / sy, (view_width - x0) / sx, (view_height - y0) / sy]
 
 

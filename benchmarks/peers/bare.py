@@ -109,7 +109,9 @@ def _saturation(view: np.ndarray, strength: float) -> None:
 
 def _hue(view: np.ndarray, strength: float) -> None:
     cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL, view)
-    view[:, :, 0] += np.uint8(round(random.uniform(-0.1, 0.1) * 256) % 256)  # of both recipes
+    row = np.zeros(view.shape[1:], np.uint8)
+    row[:, 0] = round(random.uniform(-0.1, 0.1) * 256) % 256  # of both recipes
+    view += row
     cv2.cvtColor(view, cv2.COLOR_HSV2RGB_FULL, view)
 
 

@@ -178,17 +178,24 @@ def read_bytes(path: str | Path, part: tuple[str, int, int] | None = None) -> by
     if part is not None:
         return _read_part(*part)
     try:
-        status = os.stat(path)  # noqa: PTH116  pathlib takes three times as long, for every image
+        # A file object takes half as long again for each image. Without O_NONBLOCK, opening a pipe would wait forever.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP) and Path(path).is_symlink():
             raise ValueError("a link to a file that does not exist") from None
         raise
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
-        raise ValueError("not a regular file")
-    if status.st_size > MAX_BYTES:
-        raise ValueError(f"{status.st_size:,} bytes are more than the limit of {MAX_BYTES:,}")
-    with open(path, "rb") as file:  # noqa: PTH123
-        return file.read()
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ValueError(f"{status.st_size:,} bytes are more than the limit of {MAX_BYTES:,}")
+        data = os.read(file, status.st_size)
+    finally:
+        os.close(file)
+    if len(data) != status.st_size:
+        raise ValueError(f"{status.st_size:,} bytes when it was opened, but {len(data):,} could be read")
+    return data
 
 
 def _read_part(path: str, offset: int, size: int) -> bytes:

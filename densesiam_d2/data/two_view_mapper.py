@@ -10,7 +10,7 @@ from detectron2.config import configurable
 from detectron2.data import transforms as T
 from torch.utils.data import default_collate
 
-from densesiam_d2.geometry import view_box
+from densesiam_d2.geometry import view_box, view_box_of_axis_maps
 from densesiam_d2.layers import COLOR_OPERATIONS
 
 from .augmentation import (
@@ -20,6 +20,7 @@ from .augmentation import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     ResizeCenterCrop,
+    axis_map,
     cut_patches,
 )
 from .color_augmentation import ColorJitter, ColorSteps, RandomGaussianBlur, RandomGrayscale, RandomSolarize
@@ -162,6 +163,7 @@ class TwoViewDatasetMapper:
         """Make the views of an (H, W, 3) uint8 RGB image; returns ``__call__``'s dict without the file name."""
         size = image.shape[:2]
         image, pre_crop = _augment(image, self.pre_crop)
+        pre_crop = T.TransformList(pre_crop).transforms  # without lists in the list
         images = [image, image]
         if self.color_first:
             images = self._recolor(images)
@@ -186,7 +188,10 @@ class TwoViewDatasetMapper:
 
     def _draw_view(self, index: int, image: np.ndarray, pre_crop: list, size: tuple[int, int]) -> tuple:
         view, transforms = _augment(image, self.geometric[index])
-        return view, view_box(T.TransformList(pre_crop + transforms), *size, *view.shape[:2])
+        maps = list(map(axis_map, pre_crop + transforms))
+        if None in maps:  # a transform of somebody else
+            return view, view_box(T.TransformList(pre_crop + transforms), *size, *view.shape[:2])
+        return view, view_box_of_axis_maps(maps, *view.shape[:2])
 
     def _recolor(self, images: list[np.ndarray]) -> np.ndarray:
         """Return the two images, each with colours changed by its own draw, as (2, H, W, 3)."""

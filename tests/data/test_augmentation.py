@@ -4,14 +4,17 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from densesiam_d2.data.augmentation import (
+    AntialiasedResize,
     AntialiasedResizeTransform,
+    CenterSquare,
     CropResizeTransform,
     RandomHorizontalFlip,
     RandomResizedCrop,
     ResizeCenterCrop,
+    axis_map,
     cut_patches,
 )
-from densesiam_d2.geometry import view_box
+from densesiam_d2.geometry import view_box, view_box_of_axis_maps
 
 from .photos import smooth_image
 
@@ -128,6 +131,32 @@ def test_center_crop():
     assert cropped.shape == (320, 320) and set(np.unique(cropped)) == {0, 9}
     tall = view_box(augmentation.get_transform(np.zeros((640, 480, 3), np.uint8)), 640, 480, 320, 320)
     np.testing.assert_allclose(tall, [0, 53 * 640 / 426, 480, 373 * 640 / 426])
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "augmentations",
+    [
+        [RandomResizedCrop(64)],
+        [CenterSquare(), AntialiasedResize(64)],
+        [ResizeCenterCrop(200), RandomResizedCrop(64)],
+        [T.RandomFlip(prob=1.0), T.Resize((64, 64)), T.RandomCrop("absolute", (50, 40))],
+    ],
+)
+def test_axis_maps_give_the_box_of_the_transforms(augmentations, flip):
+    image = np.zeros((300, 400, 3), np.uint8)
+    applied = T.AugmentationList([*augmentations, RandomHorizontalFlip(flip)])(T.AugInput(image))
+    transforms = T.TransformList([applied])
+    box = view_box_of_axis_maps(map(axis_map, transforms.transforms), 64, 48)
+    np.testing.assert_allclose(box, view_box(transforms, 300, 400, 64, 48), rtol=1e-12, atol=1e-10)
+
+
+def test_other_transforms_have_no_axis_map():
+    class Moved(type(RandomHorizontalFlip(1.0).get_transform(np.zeros((2, 2, 3), np.uint8)))):
+        def apply_coords(self, coords):
+            return coords + 1
+
+    assert axis_map(Moved(5)) is None and axis_map(T.RotationTransform(4, 4, 90)) is None
 
 
 def test_flip_is_a_flip_and_contiguous():
