@@ -1,6 +1,7 @@
 """Pictures of the inputs and predictions of models. All images are (H, W, 3) uint8 RGB."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
 from densesiam_d2.data.datasets import check_datasets
-from densesiam_d2.data.image_io import read_image, read_label
+from densesiam_d2.data.image_io import UnreadableImageError, read_image, read_label
 from densesiam_d2.data.path_datasets import load_records
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
 from densesiam_d2.reporting.label_colors import colorize, overlay, palette
@@ -31,6 +32,8 @@ __all__ = [
     "find_records",
     "tile",
 ]
+
+logger = logging.getLogger(__name__)
 
 _GAP = 6
 SegmentFn = Callable[[np.ndarray], np.ndarray]
@@ -84,18 +87,27 @@ def draw_view_pairs(cfg: CfgNode, records: Sequence[dict], seed: int = 0) -> np.
 
     Args:
         cfg: config of a pretraining.
-        records: of the images.
+        records: of the images; those that cannot be read are named in the log and left out.
         seed: seed of the views.
+
+    Raises:
+        ValueError: none of the images can be read.
     """
     seed_all_rng(seed)
     mapper = TwoViewDatasetMapper(cfg)
     mapper.color_on_device = False  # the picture shows the colours that the model sees
     rows = []
     for record in records:
-        image = read_image(record["file_name"], record.get("file_part"), mapper.white_level)
+        try:
+            image = read_image(record["file_name"], record.get("file_part"), mapper.white_level)
+        except UnreadableImageError as error:
+            logger.warning("%s", error)
+            continue
         out = mapper.make_views(image)
         grid = min(cfg.MODEL.DENSESIAM.GRID_SIZE, MAX_GRID)
         rows.append(draw_views(image, out["views"], out["view_boxes"], grid))
+    if not rows:
+        raise ValueError(f"none of {len(records)} images can be read, such as {records[0]['file_name']}")
     return np.vstack(rows)
 
 

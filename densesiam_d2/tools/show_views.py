@@ -51,7 +51,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     check_config(cfg)
     chosen = records[:: max(1, len(records) // arguments.num)][: arguments.num]
     Image.fromarray(draw_view_pairs(cfg, chosen, arguments.seed)).save(arguments.output)
-    print(f"{len(chosen)} of {len(records)} images drawn in {arguments.output}")
+    print(f"{len(chosen)} of {len(records)} images were chosen; the picture is {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from densesiam_d2.tools import show_views
 from ..data.photos import smooth_image
 
 
-def test_command(tmp_path, capsys):
+def test_command(tmp_path, capsys, caplog):
     (tmp_path / "photos").mkdir()
     for i in range(3):
         Image.fromarray(smooth_image(60, 80, seed=i)).save(tmp_path / "photos" / f"{i}.png")
@@ -20,7 +20,14 @@ def test_command(tmp_path, capsys):
     assert "2 of 3 images" in capsys.readouterr().out
     row = view_drawing.TITLE + view_drawing.HEIGHT + view_drawing.MARGIN
     assert Image.open(output).size[1] == 2 * row
+    (tmp_path / "photos" / "0.png").write_bytes(b"no image")
+    assert show_views.main([*base, "--input", str(tmp_path / "photos"), "--num", "3", "INPUT.SSL.VIEW_SIZE", "32"]) == 0
+    assert Image.open(output).size[1] == 2 * row
+    assert f"cannot read {tmp_path}/photos/0.png" in caplog.text
+    for i in range(3):
+        (tmp_path / "photos" / f"{i}.png").write_bytes(b"no image")
     for words, message in (
+        ([*base, "--input", str(tmp_path / "photos")], "none of 3 images can be read"),
         ([*base, "--input", str(tmp_path / "nowhere")], "nowhere does not exist"),
         (base, r"DATASETS\.TRAIN is empty"),
         ([*base, "INPUT.SSL.VIEW_SIZEE", "3"], r"did you mean INPUT\.SSL\.VIEW_SIZE"),
