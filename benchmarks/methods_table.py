@@ -1,4 +1,6 @@
-"""``python -m benchmarks.methods_table RESULTS.json``: write the methods' steps into docs/.
+"""``python -m benchmarks.methods_table RESULTS.json ...``: write the methods' steps into docs/.
+
+Of a step that is in several files, the last file counts.
 
 Tables replace what stands between the lines ``<!-- begin methods -->`` and ``<!-- end methods -->`` of performance.md
 and between ``<!-- begin steps -->`` and ``<!-- end steps -->`` of methods.md.
@@ -78,8 +80,9 @@ def beside_simsiam(records: list[dict]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, metavar="RESULTS.json", help="written by python -m benchmarks methods")
-    results = json.loads(parser.parse_args().results.read_text())
+    help_text = "written by python -m benchmarks methods"
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json", help=help_text)
+    results = [record for path in parser.parse_args().results for record in json.loads(path.read_text())]
     for page, name, write in (("performance", "methods", markdown), ("methods", "steps", beside_simsiam)):
         document = Path("docs") / f"{page}.md"
         document.write_text(insert_table(document.read_text(), name, write(results)))
