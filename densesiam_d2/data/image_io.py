@@ -183,6 +183,8 @@ def read_bytes(path: str | Path, part: tuple[str, int, int] | None = None) -> by
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP) and Path(path).is_symlink():
             raise ValueError("a link to a file that does not exist") from None
+        if error.errno == errno.ENXIO:  # a socket
+            raise ValueError("not a regular file") from None
         raise
     try:
         status = os.fstat(file)

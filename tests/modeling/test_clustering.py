@@ -53,7 +53,6 @@ def train(tmp_path, monkeypatch):
             "MODEL.CLUSTERING.FIRST_BATCHES": 2,
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
             "SOLVER.IMS_PER_BATCH": 2,
-            "SOLVER.MAX_ITER": 2 * EPOCH,
             "SOLVER.WARMUP_EPOCHS": 0.0,
             "SOLVER.CHECKPOINT_PERIOD": period,
             "DATASETS.TRAIN": f"folder:{tmp_path / 'scenes' / 'images'}",
