@@ -1,13 +1,14 @@
 """What is known of a cell: cell.json in its folder."""
 
 import functools
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,12 +17,25 @@ import densesiam_d2
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.grid.cells import Cell
 
-__all__ = ["State", "code_version", "conflict", "hardware", "read_record", "state_of", "write_record"]
+__all__ = [
+    "State",
+    "code_version",
+    "conflict",
+    "hardware",
+    "portable",
+    "read_record",
+    "restore",
+    "state_of",
+    "superfluous",
+    "write_record",
+]
 
 NAME = "cell.json"
 
 # What every record has from the start of its cell.
 _KEYS = {"state", "words", "command", "needs", "code", "hardware", "date", "seconds"}
+
+_PORTABLE = ("seconds", "code", "hardware", "date")
 
 
 class State:
@@ -81,6 +95,73 @@ def conflict(cell: Cell, record: Mapping, needed: Mapping[str, Mapping]) -> str 
         if needed[name].get("date") != date:
             return f"{cell.name} was {state} from a run of {name} that is not there any more"
     return None
+
+
+def superfluous(cells: Sequence[Cell], records: Mapping[str, Mapping]) -> set[str]:
+    """Return the names of cells that only serve others, all of which are done: they have no scores of their own.
+
+    Args:
+        cells: all cells of the grid.
+        records: their records, by name.
+    """
+    done_of: dict[str, list[bool]] = {}
+    for cell in cells:
+        for name in cell.needs:
+            done_of.setdefault(name, []).append(records[cell.name].get("state") == State.DONE)
+    return {cell.name for cell in cells if not cell.scores and all(done_of.get(cell.name, [False]))}
+
+
+def portable(cell: Cell, record: Mapping, cells: Mapping[str, Cell]) -> dict:
+    """Return what ``restore`` needs of a finished cell, without scores and without paths of this machine.
+
+    Args:
+        cell: the cell.
+        record: its record.
+        cells: all cells of the grid, by name.
+    """
+    return {"settings": _settings(cell, cells), "scores": {}, **{key: record[key] for key in _PORTABLE}}
+
+
+def restore(cells: Sequence[Cell], table: Mapping) -> list[str]:
+    """Write the records of cells that a table's JSON has as done and whose folders hold no record.
+
+    Only scores are restored, no files, so cells without scores (a pretraining) run anew where another cell needs them.
+
+    Args:
+        cells: all cells of the grid.
+        table: what ``Table.to_json`` returned, perhaps on another machine.
+
+    Returns:
+        The names of the restored cells.
+
+    Raises:
+        ValueError: the JSON is not that of a table, or a cell, or one it needs, had other settings there.
+    """
+    entries = table.get("cells") if isinstance(table, dict) else None
+    if not isinstance(entries, dict):
+        raise ValueError('it has no "cells", which `grid table --json` writes')
+    restored, by_name = [], {cell.name: cell for cell in cells}
+    for cell in cells:
+        known = entries.get(cell.name)
+        if known is None or not cell.scores or state_of(cell) != State.MISSING:
+            continue
+        if not isinstance(known, dict) or not known.keys() >= {"settings", "scores", *_PORTABLE}:
+            raise ValueError(f"its cell {cell.name} is not as `grid table --json` writes it")
+        if known["settings"] != _settings(cell, by_name):
+            raise ValueError(f"{cell.name} had other settings there, paths aside: give --set as for that table")
+        if known["scores"].keys() >= {score.name for score in cell.scores}:
+            record = {key: known[key] for key in ("scores", *_PORTABLE)}
+            record |= {"state": State.DONE, "words": cell.fixed_words, "command": cell.command, "needs": {}}
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            write_record(cell, {**record, "restored": True})
+            restored.append(cell.name)
+    return restored
+
+
+def _settings(cell: Cell, cells: Mapping[str, Cell]) -> str:
+    """Return a checksum of the words without paths in the commands of a cell and of those that it needs."""
+    words = [word for word in cell.words if "/" not in word] + [_settings(cells[name], cells) for name in cell.needs]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
 
 def code_version() -> str:

@@ -16,7 +16,15 @@ from densesiam_d2.engine.run_lock import InUseError, lock_file
 from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
 from densesiam_d2.grid.cells import Cell
 from densesiam_d2.grid.progress import duration, time_left
-from densesiam_d2.grid.records import State, code_version, conflict, hardware, read_record, write_record
+from densesiam_d2.grid.records import (
+    State,
+    code_version,
+    conflict,
+    hardware,
+    read_record,
+    superfluous,
+    write_record,
+)
 from densesiam_d2.processes import end_with_parent
 
 __all__ = ["run_cells"]
@@ -36,6 +44,8 @@ def run_cells(
     ended: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Run all cells that are not done; calls on the same folder at the same time share the work.
+
+    Cells without scores, such as a pretraining, run only if a cell that needs them is not done.
 
     Each cell runs in the working directory, its output goes to log.txt in its folder. cell.json there holds "state"
     (see ``State``), "command", "axes", "seed", "code", "hardware", "date", "seconds" of all attempts, "exit_code",
@@ -97,7 +107,8 @@ class _Run:
         if any(conflicts):
             lines = "\n".join(f"  {text}" for text in conflicts if text)
             raise ValueError(f"these results are not of this grid: delete their folders, or name another one\n{lines}")
-        self._left = [name for name in self._left if self._records[name].get("state") != State.DONE]
+        skip = superfluous(list(self._cells.values()), self._records)
+        self._left = [n for n in self._left if n not in skip and self._records[n].get("state") != State.DONE]
         self._line(f"{len(self._left)} to run")
         with handle_stop_signals(_interrupt):
             try:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import mean, median, stdev
 
 from densesiam_d2.grid.cells import Cell
-from densesiam_d2.grid.records import State, conflict, read_record
+from densesiam_d2.grid.records import State, conflict, portable, read_record, superfluous
 
 __all__ = ["Entry", "Table", "insert_table"]
 
@@ -56,6 +56,7 @@ class Table:
         seconds: stage -> seconds of its finished cells.
         codes: the code versions of the finished cells.
         machines: their hardware.
+        cells: name -> scores, seconds, code, hardware and date of each finished cell that has scores.
     """
 
     def __init__(self, cells: Sequence[Cell], *, only: Collection[str] = (), average: str = "seed"):
@@ -70,15 +71,20 @@ class Table:
             ValueError: a cell.json or a file of scores is damaged.
         """
         records = {cell.name: read_record(cell) for cell in cells}
+        by_name = {cell.name: cell for cell in cells}
+        unneeded = superfluous(cells, records)
         cells = [cell for cell in cells if not only or cell.stage in only]
         self.axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes if axis != average))
         self.scores = list(dict.fromkeys(score.name for cell in cells for score in cell.scores))
         self.rows: dict[tuple, dict[str, Entry]] = {}
         self.missing: dict[str, str] = {}
         self.seconds: dict[str, list[float]] = {}
+        self.cells: dict[str, dict] = {}
         codes, machines = {}, {}
         for cell in cells:
             record = records[cell.name]
+            if cell.name in unneeded and not record:
+                continue
             state = self._check(cell, records)
             if state == State.DONE:
                 codes[record["code"]] = machines[_machine(record["hardware"])] = True
@@ -93,6 +99,8 @@ class Table:
                     entry.others.append(NULL if state == State.DONE else state)
                 else:
                     entry.values.append(value)
+                if state == State.DONE:
+                    self.cells.setdefault(cell.name, portable(cell, record, by_name))["scores"][score.name] = value
         self.codes, self.machines = list(codes), list(machines)
 
     def _check(self, cell: Cell, records: Mapping[str, dict]) -> str:
@@ -150,6 +158,7 @@ class Table:
             "seconds": self.seconds,
             "codes": self.codes,
             "machines": self.machines,
+            "cells": self.cells,
         }
 
 

@@ -18,6 +18,13 @@ axes; ``--set`` leaves values out:
     python -m densesiam_d2.tools.grid table configs/grids/few_labels.yaml --output output/few_labels \
         --set dataset=nuclei --plot curve.png labels "mask AP"
 
+``restore`` takes the finished cells of the JSON of a table into an empty folder, so that a grid goes on without the old
+folder, for example on another machine. The JSON holds scores and no weights, so a pretraining runs anew where a cell
+that is not done needs it. Give the same ``--set`` as for that table; paths may differ:
+
+    python -m densesiam_d2.tools.grid restore configs/grids/few_labels.yaml --output output/few_labels \
+        --json docs/few_labels.json
+
 Commands run in the working directory, which is the project's root for the yamls in configs/grids.
 
 Exit status: 0; 1 if a cell is not done; 2 for wrong usage or a folder with results of other commands; 75 when stopped.
@@ -25,14 +32,16 @@ Exit status: 0; 1 if a cell is not done; 2 for wrong usage or a folder with resu
 
 import argparse
 import functools
+import json
 import sys
 from pathlib import Path
 
 from PIL import Image
 
 from densesiam_d2.evaluation.json_scores import write_json
-from densesiam_d2.grid import Cell, Grid, State, Table, insert_table, run_cells, state_of
+from densesiam_d2.grid import Cell, Grid, State, Table, insert_table, restore, run_cells, state_of
 from densesiam_d2.grid.placeholders import near
+from densesiam_d2.grid.records import read_record, superfluous
 from densesiam_d2.reporting.curves import draw_scores
 from densesiam_d2.reporting.grid_page import points
 from densesiam_d2.tools.command_line import naming, tool
@@ -55,13 +64,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="run | table")
-    for name, do in (("run", _run), ("table", _table)):
+    commands = parser.add_subparsers(required=True, metavar="run | table | restore")
+    for name, do in (("run", _run), ("table", _table), ("restore", _restore)):
         command = commands.add_parser(name)
         command.set_defaults(do=do)
         command.add_argument("grid", type=Path, metavar="GRID.yaml")
         command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the grid's folder")
-        command.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="only the cells of these stages")
         command.add_argument(
             "--set",
             nargs="+",
@@ -70,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NAME=VALUE",
             help="other values of an axis, such as seed=0,1, or another text for one of the words",
         )
+        if do is _restore:
+            command.set_defaults(only=[])
+            command.add_argument("--json", type=Path, required=True, metavar="FILE", help="a JSON of `table --json`")
+            continue
+        command.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="only the cells of these stages")
         if do is _run:
             command.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default 1)")
             command.add_argument("--dry-run", action="store_true", help="only print the commands that would run")
@@ -91,8 +104,9 @@ def _run(args: argparse.Namespace, cells: list[Cell]) -> int:
     if args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: at least 1")
     if args.dry_run:
+        skip = superfluous(cells, {cell.name: read_record(cell) for cell in cells})
         for cell in cells:
-            if (not args.only or cell.stage in args.only) and state_of(cell) != State.DONE:
+            if (not args.only or cell.stage in args.only) and cell.name not in skip and state_of(cell) != State.DONE:
                 print(cell.command)
         return 0
     not_done = run_cells(cells, jobs=args.jobs, only=args.only, show=functools.partial(print, flush=True))
@@ -115,6 +129,13 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
     if args.json:
         write_json(args.json, table.to_json())
     return int(bool(table.missing))
+
+
+def _restore(args: argparse.Namespace, cells: list[Cell]) -> int:
+    with naming(f"--json {args.json}"):
+        restored = restore(cells, json.loads(args.json.read_text()))
+    print(f"{len(restored)} of {len(cells)} cells are taken from {args.json}")
+    return 0
 
 
 def _plot(table: Table, file: str, axis: str, score: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from densesiam_d2.engine.run_lock import lock_file
-from densesiam_d2.grid import Cell, Score, run_cells
+from densesiam_d2.grid import Cell, Score, Table, restore, run_cells
 from densesiam_d2.grid.records import read_record
 
 # Adds a line to runs.txt in the grid's folder, so that a test sees what ran, and how often.
@@ -48,6 +48,18 @@ def test_cells_run_once_in_order_of_need_and_leave_a_record(tmp_path):
     assert any("[2/2] two: done" in line and "AP 3.5" in line for line in lines)
     assert run_cells(cells, show=silent) == {}
     assert runs(tmp_path) == ["one", "two"]
+
+
+def test_what_only_restored_cells_need_does_not_run(tmp_path):
+    def make(root):
+        return [cell(root, "first", "pass"), *(cell(root, n, needs=("first",), method=n) for n in ("done", "new"))]
+
+    cells = make(tmp_path / "old")
+    assert run_cells(cells[:2], show=silent) == {} and runs(tmp_path / "old") == ["first", "done"]
+    moved = make(tmp_path / "moved")
+    assert restore(moved, Table(cells).to_json()) == ["done"]
+    assert run_cells(moved[:2], show=silent) == {} and not (tmp_path / "moved" / "runs.txt").exists()
+    assert run_cells(moved, show=silent) == {} and runs(tmp_path / "moved") == ["first", "new"]
 
 
 def test_jobs_run_at_the_same_time(tmp_path):

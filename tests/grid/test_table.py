@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from densesiam_d2.grid import Cell, Score, Table
+from densesiam_d2.grid import Cell, Score, State, Table, restore, state_of
 from densesiam_d2.grid.progress import duration, time_left
 from densesiam_d2.grid.records import write_record
 
@@ -117,3 +117,43 @@ def test_time_left_follows_the_work(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(99, "99 s"), (100, "2 min"), (3599, "1 h 0 min"), (5400, "1 h 30 min")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_finished_cells_go_on_in_another_folder(cells, tmp_path):
+    content = json.loads(json.dumps(Table(cells).to_json()))
+    moved = [dataclasses.replace(cell, root=tmp_path / "other") for cell in cells]
+    assert restore(moved, content) == [f"t/full/seed_{seed}" for seed in range(3)] + ["t/part/seed_0", "t/null/seed_0"]
+    again = Table(moved)
+    assert again.rows["full",] == Table(cells).rows["full",] and again.rows["null",]["AP"].others == ["null"]
+    assert again.codes == ["abc"] and again.seconds == {"t": [10.0, 20.0, 30.0, 10.0, 10.0]}
+    assert state_of(moved[5]) == state_of(moved[7]) == State.MISSING  # was missing; was done with another command
+    assert restore(moved, content) == []  # what has a record stays
+
+
+def test_cells_of_other_settings_are_refused_and_other_paths_are_not(cells, tmp_path):
+    content = Table(cells).to_json()
+    paths, rate = (
+        [dataclasses.replace(cells[0], root=tmp_path / "other", words=(*cells[0].words, word))]
+        for word in ("/elsewhere/data", "0.1")
+    )
+    with pytest.raises(ValueError, match="t/full/seed_0 had other settings there"):
+        restore(rate, content)
+    assert restore(paths, content) == ["t/full/seed_0"]
+    first = dataclasses.replace(cells[0], name="p/full", stage="p", scores=())
+    needing = dataclasses.replace(cells[1], needs=("p/full",))
+    with_need = Table([first, needing]).to_json()
+    longer = [dataclasses.replace(c, root=tmp_path / "fourth") for c in (first, needing)]
+    longer[0] = dataclasses.replace(longer[0], words=("run", "longer"))
+    with pytest.raises(ValueError, match="seed_1 had other settings there"):
+        restore(longer, with_need)
+    del content["cells"]["t/full/seed_0"]["date"]
+    for damaged, message in ((content, "seed_0 is not as"), ({}, 'no "cells"'), ([], 'no "cells"')):
+        with pytest.raises(ValueError, match=message):
+            restore([dataclasses.replace(cells[0], root=tmp_path / "third")], damaged)
+
+
+def test_a_cell_without_scores_is_not_missing_when_all_that_need_it_are_done(cells, tmp_path):
+    serving = dataclasses.replace(cells[0], name="p/full", stage="p", scores=(), axes={"method": "full"})
+    done, part = (dataclasses.replace(cell, needs=("p/full",)) for cell in (cells[0], cells[5]))
+    assert Table([serving, done]).missing == {}
+    assert set(Table([serving, done, part]).missing) == {"p/full", "t/part/seed_2"}

@@ -48,6 +48,14 @@ def test_run_and_table(words, tmp_path, capsys):
     assert (tmp_path / "new" / "t.md").read_text() == f"<!-- begin grid -->\n{text}<!-- end grid -->\n"
     assert main(["table", *words, *files]) == 1 and (tmp_path / "new" / "t.md").read_text().count("| b | 12.0") == 1
     assert json.loads((tmp_path / "new" / "t.json").read_text())["rows"][1]["scores"]["AP"]["values"] == [10, 14]
+    moved = [words[0], "--output", str(tmp_path / "moved"), "--json", str(tmp_path / "new" / "t.json")]
+    assert main(["restore", *moved]) == 0 and main(["table", *moved[:3]]) == 1
+    assert "| b | 12.0 ± 2.8 |" in capsys.readouterr().out
+    assert main(["restore", *moved, "--set", "number=1"]) == 0  # nothing is left to restore
+    assert main(["restore", moved[0], "--output", str(tmp_path / "third"), *moved[3:], "--set", "seed=0"]) == 0
+    assert "1 of 2 cells are taken from" in capsys.readouterr().out
+    (tmp_path / "new" / "t.json").write_text("{")
+    assert main(["restore", *moved]) == 2 and f"{tmp_path}/new/t.json" in capsys.readouterr().err
     assert main(["run", *words]) == 0
     assert main(["table", *words]) == 0
 
