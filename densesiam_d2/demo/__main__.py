@@ -71,7 +71,7 @@ def _segmentation_stages(output: Path, *, quick: bool) -> list[Stage]:
         f"INPUT.SSL.VIEW_SIZE 192 INPUT.SSL.PRE_CROP 240 SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER {2 if quick else 40}"
     )
     features = "['res4','res5']"
-    merged = "configs/unsup_seg/densesiam_merged_mobilenet_v2_camvid.yaml"
+    merged = "configs/unsup_seg/densesiam_best_merged_mobilenet_v2_camvid.yaml"
     return [
         Stage(
             "unsup_seg",
