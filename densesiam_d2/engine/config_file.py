@@ -141,7 +141,9 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
         return f"{config_file} or the command line: {section[2]} is {section[1]}, but it is a section: give its keys"
     single = re.search(r"'(tuple|list)'> vs\. .*\) with values \(.* vs\. (.*)\) for config key: (\S+)", text)
     if single:
-        example = f"({single[2]},)" if single[1] == "tuple" else f"[{single[2]}]"
+        # A shell takes the quotes off ['res2','res3'].
+        words = [repr(word) if re.match("[A-Za-z]", word) else word for word in re.findall(r"[^\[\](), ]+", single[2])]
+        example = ",".join(words).join(("(", ",)") if single[1] == "tuple" else "[]")
         return f'{single[3]} is {single[2]}, but it is a {single[1]}, such as "{example}"'
     unknown = re.search(r"Non-existent (?:config )?key: (.+)", text)
     if not unknown:

@@ -78,8 +78,13 @@ def test_two_lengths_of_training_are_refused(own):
     [
         ("SOLVER.STEPS", "300", 'SOLVER.STEPS is 300, but it is a tuple, such as "(300,)"'),
         ("INPUT.SSL.CROP_SCALE", "0.5", 'INPUT.SSL.CROP_SCALE is 0.5, but it is a list, such as "[0.5]"'),
+        (
+            "MODEL.RPN.IN_FEATURES",
+            "[p2, p3]",
+            "MODEL.RPN.IN_FEATURES is [p2, p3], but it is a list, such as \"['p2','p3']\"",
+        ),
     ],
 )
-def test_one_number_for_several_is_named_with_the_form(key, value, expected, own):
+def test_one_value_for_several_is_named_with_the_form(key, value, expected, own):
     with pytest.raises(ValueError, match=re.escape(expected) + "$"):
         load_config(str(BASE), [key, value])
