@@ -83,14 +83,25 @@ def load_image_list(path: str | Path) -> list[dict]:
 def open_index(index: Path, root: Path | None = None) -> ImageFiles:
     """Open an index, and log the date on which it was written.
 
+    Logs a warning if names in the images' folder were added or removed since. Folders inside it are not looked at.
+
     Raises:
         FileNotFoundError, ValueError: as in :meth:`ImageFiles.open`, or its images are not in ``root``.
     """
     files = ImageFiles.open(index)
     if root and Path(files.root) != root.resolve():
         raise ValueError(f"{index} is of images in {files.root}, not in {root}: make it anew or take it away")
-    date = datetime.datetime.fromtimestamp((index / "index.json").stat().st_mtime)
-    logging.getLogger(__name__).info("%d images, read from the index %s of %s", len(files), index, date.date())
+    written, logger = (index / "index.json").stat().st_mtime, logging.getLogger(__name__)
+    date = datetime.datetime.fromtimestamp(written).date()
+    logger.info("%d images, read from the index %s of %s", len(files), index, date)
+    if Path(files.root).stat().st_mtime > written:
+        logger.warning(
+            "%s has changed since: images that were added are not used, and those that were removed cannot be read. "
+            "To use it as it is now, write the index anew: python -m densesiam_d2.tools.index %s --output %s",
+            files.root,
+            files.root,
+            index,
+        )
     return files
 
 

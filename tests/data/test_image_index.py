@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 import tracemalloc
 
 import pytest
@@ -233,6 +234,21 @@ def test_an_index_of_another_folder_is_refused(photos, tmp_path):
     with pytest.raises(ValueError, match=r"photos\.index is of images in .*/photos/, not in .*/new: make it anew"):
         open_index(tmp_path / "photos.index", tmp_path / "new")
     assert len(open_index(tmp_path / "photos.index", photos)) == 4
+
+
+def test_a_folder_that_changed_after_its_index_is_named(photos, tmp_path, caplog):
+    main([str(photos)])
+    open_index(tmp_path / "photos.index", photos)
+    assert "has changed since" not in caplog.text
+    hour_ago = time.time() - 3600
+    os.utime(tmp_path / "photos.index" / "index.json", (hour_ago, hour_ago))
+    Image.new("RGB", (8, 8)).save(photos / "new.png")
+    assert len(open_index(tmp_path / "photos.index", photos)) == 4
+    assert f"{photos}/ has changed since" in caplog.text
+    main([str(photos)])
+    caplog.clear()
+    assert len(open_index(tmp_path / "photos.index", photos)) == 5
+    assert "has changed since" not in caplog.text
 
 
 def test_a_large_folder_is_listed_once(photos, tmp_path):
