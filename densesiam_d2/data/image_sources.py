@@ -1,8 +1,8 @@
-"""A folder of images, one image, a list of images, or the frames of a video, read one after the other."""
+"""A folder of images, images, a list of images, or the frames of a video, read one after the other."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,33 +18,38 @@ __all__ = ["ImageSource"]
 
 
 class ImageSource:
-    """Relative name and pixels of each image of a folder or list, of one image, or of every n-th frame of a video.
+    """Relative name and pixels of each image of a folder or list, of images, or of every n-th frame of a video.
 
     Attributes:
-        root: the folder that the names are relative to, for a list the deepest one that holds all its images; None for
-            a video, whose frames are no files.
+        root: the folder that the names are relative to; of images and lists the deepest one that holds all images; None
+            for a video, whose frames are no files.
         total: number of images; None for a video whose file does not say how many frames it has.
         skipped: after reading, the count of other files by ending.
         paged: after reading, the TIFF files with several pages, of which the first was read.
         unreadable: after reading, the reason for each image that could not be read; for a video one line of its frames.
     """
 
-    def __init__(self, path: Path, *, every: int | None = None, white_level: int):
+    def __init__(self, path: Path, *more: Path, every: int | None = None, white_level: int):
         """List the images of a folder, read a list, or open a video.
 
         Args:
             path: folder (searched recursively; links are followed, hidden files and folders are left out) or file.
                 ``.txt`` is a list, see :func:`densesiam_d2.data.load_image_list`; any other file without the ending of
                 an image is opened as a video.
+            more: further images; ``path`` is then an image too.
             every: n of "every n-th frame", None for all; the first frame is always read.
             white_level: see :func:`densesiam_d2.data.image_io.read_image`.
 
         Raises:
             FileNotFoundError: there is no such folder or file, or an image of the list does not exist.
-            ValueError: the video cannot be opened, the list is empty, or ``every`` is given for images or is below 1.
+            ValueError: the video cannot be opened, the list is empty, ``every`` is given for images or is below 1, or
+                one of several paths is no image.
         """
-        if not path.exists():
-            raise FileNotFoundError(f"--input {path}: no such folder or file")
+        for each in (path, *more):
+            if not each.exists():
+                raise FileNotFoundError(f"--input {each}: no such folder or file")
+            if more and (each.is_dir() or each.suffix.lower() not in IMAGE_SUFFIXES):
+                raise ValueError(f"--input {each} is no image: several names must all be images")
         self._path, self._every, self._white_level = path, every or 1, white_level
         self.skipped, self.paged, self.unreadable = Counter(), [], []
         self._video = None
@@ -58,13 +63,18 @@ class ImageSource:
         if every is not None:
             raise ValueError(f"--every {every} is for videos, but --input {path} is not a video")
         if path.suffix.lower() == ".txt" and path.is_file():
-            self._files = [os.path.abspath(record["file_name"]) for record in load_image_list(path)]  # noqa: PTH100
-            self.root = Path(os.path.commonpath([Path(file).parent for file in self._files]))
+            self._use([record["file_name"] for record in load_image_list(path)])
+        elif path.is_dir():
+            self.root, self._files = path, list(walk_images(path, self.skipped))
         else:
-            self._files = list(walk_images(path, self.skipped)) if path.is_dir() else [str(path)]
-            self.root = path if path.is_dir() else path.parent
+            self._use([path, *more])
         self.total = len(self._files)
         warn_of_dark_images([{"file_name": file} for file in self._files], white_level)
+
+    def _use(self, files: Sequence[str | Path]) -> None:
+        """Set the images, and the deepest folder that holds them all."""
+        self._files = [os.path.abspath(file) for file in files]  # noqa: PTH100
+        self.root = Path(os.path.commonpath([Path(file).parent for file in self._files]))
 
     def __iter__(self) -> Iterator[tuple[Path, np.ndarray]]:
         """Yield the name of each image, such as ``town/a.jpg`` or ``video/000120.jpg``, and its pixels (H, W, 3), RGB.

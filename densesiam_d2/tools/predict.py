@@ -4,7 +4,7 @@
         --weights output/own_mask_rcnn/model_final.pth --input /data/new_images --output predicted --threshold 0.6
 
 The config is the yaml that the checkpoint was trained with; ``config.yaml`` of its OUTPUT_DIR also has the names of the
-classes. The input is a folder (links are followed, hidden files are left out), an image, a list (a ``.txt`` file with
+classes. The input is a folder (links are followed, hidden files are left out), images, a list (a ``.txt`` file with
 one image a line), or a video (``--every 10`` takes every tenth frame). Files that cannot be read are named at the end,
 with the number of frames that a damaged video lacks.
 
@@ -153,7 +153,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config-file", required=True, help="config.yaml of the OUTPUT_DIR of the training")
     parser.add_argument("--weights", required=True, help="checkpoint, such as model_final.pth")
     parser.add_argument(
-        "--input", required=True, type=Path, help="folder with images, an image, a list of images (.txt), or a video"
+        "--input",
+        required=True,
+        nargs="+",
+        type=Path,
+        help="folder with images, images, a list of them (.txt), or a video",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     parser.add_argument("--threshold", type=float, help="lowest score or probability (see above)")
@@ -181,7 +185,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError(f"--threshold {threshold} must lie between 0 and 1")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
     predictor = build_predictor(cfg)
-    source = ImageSource(args.input, every=args.every, white_level=cfg.INPUT.WHITE_LEVEL)
+    source = ImageSource(*args.input, every=args.every, white_level=cfg.INPUT.WHITE_LEVEL)
     source.refuse_output(args.output)
     num_images, num_objects = predict_instances(predictor, source, args.output, class_names(cfg))
     print(f"{num_objects} objects with a score of at least {threshold:g} in {num_images} images: {args.output}")
@@ -195,14 +199,13 @@ def _segment_words(args: argparse.Namespace) -> list[str]:
     given = {
         "--config-file": args.config_file,
         "--weights": args.weights,
-        "--input": args.input,
         "--output": args.output,
         "--threshold": args.threshold,
         "--every": args.every,
         "--names": args.names,
     }
     words = [word for key, value in given.items() if value is not None for word in (key, str(value))]
-    return [*words, *args.opts]
+    return ["--input", *map(str, args.input), *words, *args.opts]
 
 
 if __name__ == "__main__":

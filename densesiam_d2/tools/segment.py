@@ -2,7 +2,7 @@
 
     python -m densesiam_d2.tools.segment --config-file F --weights W --input I --output O
 
-I is a folder (links are followed, hidden files are left out), an image, a list (``.txt``, one image a line), or a video
+I is a folder (links are followed, hidden files are left out), images, a list (``.txt``, one image a line), or a video
 (``--every 10`` takes every tenth frame; frame 120 of ``clip.mp4`` is called ``clip/000120``). Written for every image,
 under its own relative name:
 
@@ -197,7 +197,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--weights", required=True, help="segmentation checkpoint, such as model_final.pth")
     parser.add_argument(
-        "--input", required=True, type=Path, help="folder with images, an image, a list of images (.txt), or a video"
+        "--input",
+        required=True,
+        nargs="+",
+        type=Path,
+        help="folder with images, images, a list of them (.txt), or a video",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     parser.add_argument("--every", type=int, help="of a video, segment every n-th frame (default: all)")
@@ -233,7 +237,7 @@ def _run(args: argparse.Namespace) -> None:
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} both name the clusters: give one of them")
     segmentor = Segmentor(cfg, certainty=True)
-    source = ImageSource(args.input, every=args.every, white_level=segmentor.white_level)
+    source = ImageSource(*args.input, every=args.every, white_level=segmentor.white_level)
     source.refuse_output(args.output)
 
     typed, sha256 = (None,) * num, None if classes else file_sha256(args.weights)
@@ -254,7 +258,7 @@ def _run(args: argparse.Namespace) -> None:
         gallery, seconds = segment_images(
             segmentor, source, args.output, names, colors, table=table, coco=coco, **settings
         )
-    page, title = args.output / "gallery.html", args.input.resolve().name
+    page, title = args.output / "gallery.html", args.input[0].resolve().name
     if sha256 is None:
         write_gallery(page, gallery, names, colors, source=title)
     else:

@@ -74,6 +74,22 @@ def test_mistakes(tmp_path):
             list(ImageSource(path, every=every, white_level=65535))
 
 
+def test_several_images(tmp_path):
+    (tmp_path / "town").mkdir()
+    for name in ("b.png", "town/a.JPG", "c.png"):
+        Image.new("RGB", (5, 4)).save(tmp_path / name)
+    paths = [tmp_path / "town" / "a.JPG", tmp_path / "b.png"]
+    source = ImageSource(*paths, white_level=65535)
+    assert (source.root, source.total) == (tmp_path, 2)
+    assert [str(name) for name, _ in source] == ["town/a.JPG", "b.png"]
+    (tmp_path / "list.txt").write_text("b.png")
+    for other in ("town", "list.txt"):
+        with pytest.raises(ValueError, match=f"--input .*{other} is no image: several names must all be images"):
+            ImageSource(*paths, tmp_path / other, white_level=65535)
+    with pytest.raises(FileNotFoundError, match=r"--input .*d\.png: no such folder or file"):
+        ImageSource(*paths, tmp_path / "d.png", white_level=65535)
+
+
 @pytest.mark.parametrize(("every", "lost"), [(None, "4 of about 7"), (2, "2 of about 4")])
 def test_frames_that_a_cut_video_lacks_are_counted(tmp_path, every, lost):
     """Cut where the fourth of seven frames begins; the header still says seven."""

@@ -160,6 +160,9 @@ def test_semantic_models_and_lists_go_through_segment(tmp_path):
         for i in range(5):
             sizes = cv2.connectedComponentsWithStats((labels == i).astype(np.uint8), connectivity=4)[2][1:, 4]
             assert int(row[f"cluster {i} count"]) == (sizes >= 100).sum()
+    files = [str(tmp_path / "images" / row["image"]) for row in rows]
+    assert main([*words, "--input", *files, "--output", str(tmp_path / "two")]) == 0
+    assert rows_of(tmp_path / "two" / "counts.csv") == rows
 
 
 def test_uncertain_pixels_get_no_class(tmp_path):
