@@ -11,9 +11,9 @@ hardware, date, seconds, memory, scores.
 
 ``table`` writes mean and sample standard deviation over the seeds, and lists the cells that are missing or failed. With
 ``--markdown FILE`` it also replaces what is between the lines ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` of a
-document, where NAME is that of the yaml; a new file gets these lines. ``--plot FILE AXIS SCORE`` draws the means of a
-score over an axis of numbers, as dots with bars of one standard deviation. There is a line for each value of the other
-axes; ``--set`` leaves values out:
+document, where NAME is that of the yaml, or of ``--name``; a new file gets these lines. ``--plot FILE AXIS SCORE`` draws
+the means of a score over an axis of numbers, as dots with bars of one standard deviation. There is a line for each value
+of the other axes; ``--set`` leaves values out:
 
     python -m densesiam_d2.tools.grid table configs/grids/few_labels.yaml --output output/few_labels \
         --set dataset=nuclei --plot curve.png labels "mask AP"
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help="write the table here too, between the marker lines of a document or in a new file",
             )
+            command.add_argument("--name", help="of the marker lines, for a second table of one grid (default: GRID)")
             command.add_argument(
                 "--plot", nargs=3, metavar=("FILE", "AXIS", "SCORE"), help="draw a score over an axis, such as labels"
             )
@@ -122,7 +123,7 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         with naming(f"--markdown {args.markdown}"):
             text = args.markdown.read_text() if args.markdown.exists() else ""
-            text = insert_table(text, args.grid.stem, table.markdown())
+            text = insert_table(text, args.name or args.grid.stem, table.markdown())
         args.markdown.write_text(text)
     if args.plot:
         _plot(table, *args.plot)

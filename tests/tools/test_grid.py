@@ -108,7 +108,12 @@ def test_the_table_goes_between_its_lines_of_a_document(words, tmp_path, capsys)
     main(["run", *words, "--set", "method=b"])
     for _ in range(2):
         main(["table", *words, "--set", "method=b", "--markdown", str(document)])
-    lines = document.read_text().splitlines()
+    first = document.read_text()
+    document.write_text(f"<!-- begin more -->\n<!-- end more -->\n{first}")
+    main(["table", *words, "--set", "method=b", "--markdown", str(document), "--name", "more"])
+    more, _, rest = document.read_text().partition("<!-- end more -->\n")
+    assert "| b | 12.0 ± 2.8 |" in more and rest == first
+    lines = first.splitlines()
     assert lines[:2] == ["# Results", "<!-- begin grid -->"] and lines[-2:] == ["<!-- end grid -->", "What it shows."]
     assert lines.count("| b | 12.0 ± 2.8 |") == 1 and "old" not in lines
 
