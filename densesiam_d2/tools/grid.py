@@ -11,9 +11,9 @@ hardware, date, seconds, memory, scores.
 
 ``table`` writes mean and sample standard deviation over the seeds, and lists the cells that are missing or failed. With
 ``--markdown FILE`` it also replaces what is between the lines ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` of a
-document, where NAME is that of the yaml, or of ``--name``; a new file gets these lines. ``--plot FILE AXIS SCORE`` draws
-the means of a score over an axis of numbers, as dots with bars of one standard deviation. There is a line for each value
-of the other axes; ``--set`` leaves values out:
+document, where NAME is that of the yaml, or ``--name``; a new file gets these lines. ``--plot FILE AXIS SCORE`` draws
+the means of a score over an axis of numbers, as dots with bars of one standard deviation. There is a line for each
+value of the other axes; ``--set`` leaves values out:
 
     python -m densesiam_d2.tools.grid table configs/grids/few_labels.yaml --output output/few_labels \
         --set dataset=nuclei --plot curve.png labels "mask AP"
