@@ -26,6 +26,7 @@ BENCHMARKS = {
     "evaluation": "evaluating segmentations: the bare kernels, the released evaluator",
     "scale": "100 million images: heap, start-up, sampler",
     "processes": "two processes on the CPU",
+    "probe_hook": "TEST.PROBE: the same pretraining with and without it",
     "growth": "time and memory against images, clusters, classes, view size and processes, with plots in docs/",
     "gpu": "everything that needs a GPU",
 }
