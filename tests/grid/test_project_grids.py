@@ -64,9 +64,18 @@ def test_other_starts_change_the_weights_only(monkeypatch):
     monkeypatch.chdir(ROOT)
     from_imagenet = {(a["dataset"], a["system"]): cfg for a, cfg in label_free_configs("unsup_segmentation")}
     others = list(label_free_configs("unsup_segmentation_starts"))
-    assert len(others) == 3 * 2 * 7  # data sets, starts, systems
+    assert len(others) == 3 * 2 * 9  # data sets, starts, systems
     for axes, cfg in others:
         assert cfg == from_imagenet[axes["dataset"], axes["system"]], axes
+
+
+def test_the_recipe_from_random_weights_is_what_its_grid_measured(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cells = label_free_configs("segmentation_random_start")
+    measured = next(cfg for axes, cfg in cells if axes["variant"] == "densesiam_sinkhorn_long")
+    words = ["OUTPUT_DIR", "", "SEED", str(measured.SEED), "SOLVER.CHECKPOINT_PERIOD", "194"]
+    recipe = "configs/unsup_seg/densesiam_best_balanced_mobilenet_v2_camvid.yaml"
+    assert load_config(recipe, words) == measured
 
 
 def values_of(cfg, prefix=""):
