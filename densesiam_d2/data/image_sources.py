@@ -1,4 +1,4 @@
-"""A folder of images, images, a list of images, or the frames of a video, read one after the other."""
+"""A folder of images, one or more images, a list of them, or the frames of a video, read one after the other."""
 
 import os
 from collections import Counter
@@ -18,7 +18,7 @@ __all__ = ["ImageSource"]
 
 
 class ImageSource:
-    """Relative name and pixels of each image of a folder or list, of images, or of every n-th frame of a video.
+    """Relative name and pixels of each image of a folder or list, of one or more images, or of every n-th video frame.
 
     Attributes:
         root: the folder that the names are relative to; of images and lists the deepest one that holds all images; None

@@ -4,9 +4,9 @@
         --weights output/own_mask_rcnn/model_final.pth --input /data/new_images --output predicted --threshold 0.6
 
 The config is the yaml that the checkpoint was trained with; ``config.yaml`` of its OUTPUT_DIR also has the names of the
-classes. The input is a folder (links are followed, hidden files are left out), images, a list (a ``.txt`` file with
-one image a line), or a video (``--every 10`` takes every tenth frame). Files that cannot be read are named at the end,
-with the number of frames that a damaged video lacks.
+classes. The input is a folder (links are followed, hidden files are left out), one or more images, a list (a ``.txt``
+file with one image a line), or a video (``--every 10`` takes every tenth frame). Files that cannot be read are named
+at the end, with the number of frames that a damaged video lacks.
 
 Models of boxes or instances write
 
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         nargs="+",
         type=Path,
-        help="folder with images, images, a list of them (.txt), or a video",
+        help="folder with images, one or more images, a list of them (.txt), or a video",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     parser.add_argument("--threshold", type=float, help="lowest score or probability (see above)")

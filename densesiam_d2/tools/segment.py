@@ -2,9 +2,9 @@
 
     python -m densesiam_d2.tools.segment --config-file F --weights W --input I --output O
 
-I is a folder (links are followed, hidden files are left out), images, a list (``.txt``, one image a line), or a video
-(``--every 10`` takes every tenth frame; frame 120 of ``clip.mp4`` is called ``clip/000120``). Written for every image,
-under its own relative name:
+I is a folder (links are followed, hidden files are left out), one or more images, a list (``.txt``, one image a line),
+or a video (``--every 10`` takes every tenth frame; frame 120 of ``clip.mp4`` is called ``clip/000120``). Written for
+every image, under its own relative name:
 
 - ``labels/*.png``: the id of each pixel (8 bit; 16 bit for more than 256 ids), at the image's size; with
   ``--threshold T`` pixels whose largest probability is below T have no id (255),
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         nargs="+",
         type=Path,
-        help="folder with images, images, a list of them (.txt), or a video",
+        help="folder with images, one or more images, a list of them (.txt), or a video",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     parser.add_argument("--every", type=int, help="of a video, segment every n-th frame (default: all)")
