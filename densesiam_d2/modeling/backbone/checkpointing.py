@@ -61,7 +61,7 @@ def _fixed_statistics(block: nn.Module) -> Iterator[None]:
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:  # they still get the statistics, because the backward expects the same tensors as the forward
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()  # nn.SyncBatchNorm refuses None
     try:
         yield
     finally:

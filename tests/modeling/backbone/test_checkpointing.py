@@ -18,9 +18,16 @@ def torchvision_cfg():
     return cfg
 
 
+def synced_cfg():
+    cfg = tiny_cfg()
+    cfg.MODEL.RESNETS.NORM = "SyncBN"  # in one process it computes on the CPU too
+    return cfg
+
+
 CASES = {
     "ResNet": (tiny_cfg, ["stem", "res2", "res3", "res4", "res5"]),
     "one stage": (tiny_cfg, ["res3"]),
+    "SyncBN": (synced_cfg, ["stem", "res2", "res3", "res4", "res5"]),
     "pyramid": (fpn_cfg, ["res2", "res4"]),
     "torchvision": (torchvision_cfg, ["res2", "res3", "res4", "res5"]),
 }
