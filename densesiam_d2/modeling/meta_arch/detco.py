@@ -104,10 +104,10 @@ class DetCo(MoCo):
             backbone, head: the student's or the teacher's.
         """
         heads = head["image" if x.dim() == 4 else "patches"]
-        images = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # (N * P, 3, h, w)
-        features = backbone(images)
-        pooled = {name: features[name].mean(dim=(2, 3)).reshape(len(x), -1, 1, 1) for name in heads}  # (N, P * C, 1, 1)
-        return tuple(F.normalize(heads[name](f).flatten(1).float(), dim=1) for name, f in pooled.items())
+        maps = self.encode_maps(x.flatten(0, -4), list(heads), backbone)  # of (N * P, 3, h, w)
+        pooled = [f.mean(dim=(2, 3)).reshape(len(x), -1, 1, 1) for f in maps]  # (N, P * C, 1, 1)
+        embedded = (layers(f) for layers, f in zip(heads.values(), pooled, strict=True))
+        return tuple(F.normalize(e.flatten(1).float(), dim=1) for e in embedded)
 
     def forward(self, batched_inputs):
         """Compare views and patches in training; return features otherwise.

@@ -126,9 +126,9 @@ class ReSim(MoCo):
         Returns:
             The embedding of the image (N, D), of norm 1, and the maps (N, E, h, w) of the pyramid, fine before coarse.
         """
-        features = backbone(x.contiguous(memory_format=torch.channels_last))
-        image = head["image"](features[self.in_feature].mean(dim=(2, 3), keepdim=True)).flatten(1)
-        return F.normalize(image.float(), dim=1), *head["pyramid"]([features[name] for name in self.in_features])
+        f, *maps = self.encode_maps(x, [self.in_feature, *self.in_features], backbone)
+        image = head["image"](f.mean(dim=(2, 3), keepdim=True)).flatten(1)
+        return F.normalize(image.float(), dim=1), *head["pyramid"](maps)
 
     def forward(self, batched_inputs):
         """Compare images and windows of two views in training; return features otherwise.

@@ -1,5 +1,7 @@
 """The base class of all two-view methods: preprocessing, encoder, schedule, metrics. It has no loss and no forward."""
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.engine.train_loop import HookBase
@@ -141,10 +143,23 @@ class SiameseMetaArch(nn.Module):
             x: a normalised view.
             backbone: backbone to use instead of the model's own, such as that of a teacher.
         """
+        return self.encode_maps(x, [self.in_feature], backbone)[0]
+
+    def encode_maps(
+        self, x: torch.Tensor, names: Sequence[str], backbone: nn.Module | None = None
+    ) -> list[torch.Tensor]:
+        """Return several feature maps of the backbone, (N, C, h, w) each, in the order of ``names``.
+
+        Args:
+            x: normalised images (N, 3, H, W).
+            names: outputs of the backbone.
+            backbone: backbone to use instead of the model's own, such as that of a teacher.
+        """
         x = x.contiguous(memory_format=torch.channels_last)  # gathering loses it; a view that has it is not copied
         features = (self.backbone if backbone is None else backbone)(x)
-        f = features.pop(self.in_feature)
-        return with_idle(f, features.values()) if self.training else f
+        first, *others = (features[name] for name in names)
+        idle = [f for name, f in features.items() if name not in names]
+        return [with_idle(first, idle) if self.training else first, *others]
 
     def encode_image(self, x: torch.Tensor, backbone: nn.Module | None = None) -> torch.Tensor:
         """Return :meth:`encode` averaged over all positions, (N, C, 1, 1)."""

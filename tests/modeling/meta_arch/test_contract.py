@@ -90,6 +90,20 @@ def test_what_learns_gets_a_gradient_and_a_teacher_none(method):
     assert taught == {id(p) for p in learning.values()}
 
 
+@methods
+def test_backbone_outputs_that_a_method_does_not_use_get_a_gradient_too(method):
+    cfg = method_cfg(method)
+    cfg.MODEL.RESNETS.OUT_FEATURES, cfg.MODEL.SSL.IN_FEATURE = ["res2", "res3", "res4", "res5"], "res4"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "res3"]
+    cfg.MODEL.DETCO.IN_FEATURES, cfg.MODEL.DETCO.STAGE_WEIGHTS = ["res3", "res4"], [0.5, 1.0]
+    cfg.MODEL.RESIM.IN_FEATURES = ["res2", "res3", "res4"]
+    model = tiny_model(cfg)
+    model.progress = 0.5
+    sum(step(model, tiny_batch(4)).values()).backward()
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert not [name for name, p in learning.items() if p.grad is None], "DDP would wait for these"
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m.output == "semantic"], ids=lambda m: m.__name__)
 def test_a_segmentor_logs_how_its_clusters_are_used_and_how_far_the_views_agree(method):
     batch = tiny_batch(4)
