@@ -28,6 +28,7 @@ from densesiam_d2.modeling.label_file import LabelFile
 __all__ = ["ClusteringHook", "random_points", "replay"]
 
 LOG_SECONDS = 30
+MAX_POINTS = 1_000_000  # 3.8 GB for 960 channels
 
 logger = logging.getLogger(__name__)
 
@@ -220,14 +221,16 @@ def replay(loader, first: int, num: int) -> Iterator[dict]:
 
 
 def random_points(features: Callable, loader, total_batch: int, per_image: int) -> torch.Tensor:
-    """Return the features of random cells of every image, (n, C) on the CPU of each process.
+    """Return the features of random cells of every image: (n, C) on the CPU of the main process, (0,) in the others.
 
     Args:
         features: batch of the loader -> (N, C, h, w).
         loader: a ``TrainLoader``.
         total_batch: images per batch of all processes.
-        per_image: cells of each image, drawn by the loader's seed and the image's position.
+        per_image: cells of each image, drawn by the loader's seed and the image's position; fewer, but at least one,
+            where all images together would have more than ``MAX_POINTS``.
     """
+    per_image = min(per_image, max(1, MAX_POINTS // len(loader.dataset)))
     kept, seed = [], loader.batches.seed
     for batch in replay(loader, 0, max(1, round(len(loader.dataset) / total_batch))):
         points = features(batch).flatten(2).transpose(1, 2)  # (N, h * w, C)
@@ -235,8 +238,10 @@ def random_points(features: Callable, loader, total_batch: int, per_image: int) 
             of_image[np.random.default_rng((seed, position)).permutation(len(of_image))[:per_image]]
             for of_image, position in zip(points, batch["position"].tolist(), strict=True)
         ]
-        kept.append(all_rows(torch.stack(chosen)).cpu())
-    return torch.cat(kept).flatten(0, 1)
+        rows = all_rows(torch.stack(chosen)).flatten(0, 1)
+        if comm.is_main_process():
+            kept.append(rows.cpu())
+    return torch.cat(kept) if kept else torch.empty(0)
 
 
 def all_rows(x: torch.Tensor) -> torch.Tensor:

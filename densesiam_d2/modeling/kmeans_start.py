@@ -7,10 +7,12 @@ import logging
 
 import torch
 from detectron2.engine.train_loop import HookBase
+from detectron2.utils import comm
+from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from densesiam_d2.layers import MiniBatchKMeans
+from densesiam_d2.layers import MiniBatchKMeans, world_size
 from densesiam_d2.modeling.clustering import random_points
 
 __all__ = ["KMeansStartHook", "start_from_kmeans"]
@@ -60,33 +62,52 @@ def concatenated(decoder: nn.Module, features: dict[str, torch.Tensor]) -> torch
 def start_from_kmeans(head: nn.Module, points: torch.Tensor, seed: int, device: torch.device) -> None:
     """Make the decoder a principal component analysis of points, and each classifier k-means of its output.
 
+    The main process computes; the others get its weights, because rounding may differ between machines.
+
     Args:
         head: a ``PseudoLabelSemSegHead`` whose projectors are a single convolution.
-        points: (n, B) on the CPU, the same in all processes.
+        points: (n, B) on the CPU; only those of the main process are read.
         seed: of k-means.
         device: where the head is.
 
     Raises:
         ValueError: the decoder has more channels than the features together, or there are fewer points than clusters.
     """
-    decoder, num = head.decoder, points.shape[1]
-    dim = decoder.lateral[decoder.in_features[0]].out_channels
+    laterals = [head.decoder.lateral[name] for name in head.decoder.in_features]
+    dim, num = laterals[0].out_channels, sum(lateral.in_channels for lateral in laterals)
     if dim > num:
         raise ValueError(f"MODEL.SEM_SEG_HEAD.CONVS_DIM {dim} is more than the {num} channels of IN_FEATURES: lower it")
-    mean = points.mean(dim=0)
-    centred = (points - mean).double()
-    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -dim:].float()  # (B, C)
-    axes /= (centred.float() @ axes).square().sum(dim=1).mean().sqrt()
-    y = centred.float() @ axes  # (n, C)
-    first = 0
-    for name in decoder.in_features:
-        lateral = decoder.lateral[name]
-        rows = slice(first, first := first + lateral.in_channels)
-        lateral.weight.copy_(axes[rows].T[:, :, None, None])
-        lateral.bias.copy_(-(mean[rows] @ axes[rows]))
-    for classifier in filter(None, [head.classifier, head.aux_classifier]):
-        last = classifier.projector[-1]
+    y = _set_to_principal_axes(laterals, points) if comm.is_main_process() else points
+    lasts = [classifier.projector[-1] for classifier in (head.classifier, head.aux_classifier) if classifier]
+    for last in lasts:
         clustering = MiniBatchKMeans(last.out_channels, iterations=ITERATIONS, seed=seed, device=device)
         clustering.fit(y, dim)
         last.weight.copy_(2 / TEMPERATURE * clustering.centroids[:, :, None, None])
         last.bias.copy_(-clustering.centroids.square().sum(dim=1) / TEMPERATURE)
+    if world_size() > 1:
+        for layer in [*laterals, *lasts]:
+            dist.broadcast(layer.weight, src=0)
+            dist.broadcast(layer.bias, src=0)
+
+
+def _set_to_principal_axes(laterals: list[nn.Conv2d], points: torch.Tensor) -> torch.Tensor:
+    """Make convolutions the projection to the first principal axes, and return the points' projections (n, C).
+
+    Args:
+        laterals: convolutions of size 1 to C channels, whose outputs are summed up; their inputs are B channels
+            together.
+        points: (n, B).
+    """
+    mean, dim = points.mean(dim=0), laterals[0].out_channels
+    points = points - mean
+    covariance = sum(block.T @ block for block in map(torch.Tensor.double, points.split(10_000)))
+    axes = torch.linalg.eigh(covariance).eigenvectors[:, -dim:].float()  # (B, C)
+    y = points @ axes
+    scale = y.square().sum(dim=1).mean().sqrt()
+    axes /= scale
+    first = 0
+    for lateral in laterals:
+        rows = slice(first, first := first + lateral.in_channels)
+        lateral.weight.copy_(axes[rows].T[:, :, None, None])
+        lateral.bias.copy_(-(mean[rows] @ axes[rows]))
+    return y / scale

@@ -1,5 +1,7 @@
 """A head that starts from k-means labels points as plain k-means does."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -11,8 +13,10 @@ from torch.nn import functional as F
 from densesiam_d2.config_checks import check_config
 from densesiam_d2.layers import kmeans, nearest
 from densesiam_d2.layers.mlp import PointConv2d
+from densesiam_d2.modeling.clustering import random_points
 from densesiam_d2.modeling.kmeans_start import ITERATIONS, concatenated, start_from_kmeans
 from densesiam_d2.modeling.sem_seg import PseudoLabelSemSegHead
+from tests.evaluation.processes import in_two_processes
 from tests.modeling.meta_arch.tiny import tiny_batch, tiny_sem_seg_cfg
 
 LINEAR = {"num_proj_convs": 0, "normalize": True, "logit_norm": False, "predictor": False}
@@ -52,6 +56,45 @@ def test_all_axes_kept_give_the_nearest_centroids_of_the_features():
     for logits, clusters in ((z, 4), (aux, 6)):
         centroids = torch.from_numpy(kmeans(y.numpy(), clusters, ITERATIONS, 3))
         assert torch.equal(logits.argmax(dim=1), nearest(y, centroids))
+
+
+def test_all_processes_get_what_the_main_process_computes():
+    def weights(rank, points):
+        torch.manual_seed(0)
+        head = head_and_features(conv_dim=2)[0]
+        start_from_kmeans(head, points, seed=0, device=torch.device("cpu"))
+        return {name: value.clone() for name, value in head.state_dict().items()}
+
+    points = torch.randn(100, 8)
+    alone = weights(0, points)
+    for found in in_two_processes(lambda rank: weights(rank, points if rank == 0 else torch.empty(0))):
+        assert all(torch.equal(found[name], value) for name, value in alone.items())
+
+
+@pytest.mark.parametrize(("most", "per_image"), [(1000, 5), (12, 3), (1, 1)])
+def test_points_are_of_all_processes_and_kept_by_the_main_one(monkeypatch, most, per_image):
+    """Four images of 6 cells, in one batch: process r gets images r and r + 2."""
+
+    class Loader:
+        batches = SimpleNamespace(seed=0, start=0)
+        dataset = range(4)
+
+        def __init__(self, positions):
+            self.positions = torch.tensor(positions)
+
+        def __iter__(self):
+            yield {"position": self.positions}
+
+    def features(batch):  # channel 0 tells the image, channel 1 the cell
+        maps = torch.arange(6.0).view(1, 1, 2, 3).expand(len(batch["position"]), 1, 2, 3)
+        return torch.cat([batch["position"].view(-1, 1, 1, 1) + torch.zeros_like(maps), maps], dim=1)
+
+    monkeypatch.setattr("densesiam_d2.modeling.clustering.MAX_POINTS", most)
+    alone = random_points(features, Loader([0, 1, 2, 3]), total_batch=4, per_image=5)
+    assert [row[0] for row in alone.tolist()] == [image for image in range(4) for _ in range(per_image)]
+    assert len({tuple(row) for row in alone.tolist()}) == 4 * per_image
+    main, other = in_two_processes(lambda rank: random_points(features, Loader([rank, rank + 2]), 4, 5))
+    assert torch.equal(main, alone) and len(other) == 0
 
 
 def test_fewer_axes_are_the_directions_of_largest_variance():

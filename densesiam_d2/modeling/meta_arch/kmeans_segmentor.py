@@ -76,7 +76,7 @@ class KMeansSegmentor(SiameseMetaArch):
         # With MODEL.BACKBONE.NAME build_pixel_backbone (CIELAB colours): what the width and the height of an image
         # count beside the lightness, which is 0 to 100. 0 = colours without positions.
         keys.POSITION_WEIGHT = 0.0
-        # Random cells of each image that are clustered.
+        # Random cells of each image that are clustered; fewer if all images together would have more than a million.
         keys.POINTS_PER_IMAGE = 500
         # Iterations of k-means.
         keys.ITERATIONS = 50
