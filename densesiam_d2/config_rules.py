@@ -76,7 +76,7 @@ RULES: dict[str, Rule] = {
     "INPUT.SSL.PATCH_SIZE": POSITIVE,
     "MODEL.ANCHOR_GENERATOR.SIZES": (_anchors, "a list of numbers > 0 for each feature map, such as [[32], [64]]"),
     "MODEL.BACKBONE.NAME": _registered_in(BACKBONE_REGISTRY),
-    "MODEL.DEVICE": (lambda v: re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", v), "cpu or cuda"),
+    "MODEL.DEVICE": (lambda v: re.fullmatch(r"(cpu|cuda)(:\d+)?", v), "cpu or cuda"),
     "MODEL.META_ARCHITECTURE": _registered_in(META_ARCH_REGISTRY),
     "MODEL.PIXEL_MEAN": (lambda v: len(v) == 3, "three numbers"),
     "MODEL.PIXEL_STD": (all_of(lambda v: v > 0, 3), "three numbers > 0"),

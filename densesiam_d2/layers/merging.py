@@ -49,8 +49,10 @@ class ClusterMerging(nn.Module):
             valid: (N,) bool, the images to count.
         """
         num = len(self.joint)
-        pairs = z1[valid].argmax(dim=1) * num + z2[valid].argmax(dim=1)
-        counts = torch.bincount(pairs.flatten(), minlength=num**2).view(num, num).to(self.joint.dtype)
+        pairs = z1.argmax(dim=1) * num + z2.argmax(dim=1)  # (N, S, S)
+        weights = valid.view(-1, 1, 1).expand_as(pairs).to(self.joint.dtype)
+        # Selected images and bincount would wait for a GPU.
+        counts = self.joint.new_zeros(num**2).scatter_add_(0, pairs.flatten(), weights.flatten()).view(num, num)
         if world_size() > 1:
             dist.all_reduce(counts)
         if self.batch_part[0] == 0:

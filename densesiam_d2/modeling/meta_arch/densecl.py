@@ -69,7 +69,7 @@ class DenseCL(MoCo):
 
         Returns:
             The embedding of the image (N, D), of the positions (N, D, P), the mean over the positions (N, D), and the
-            features (N, C, P); all are normalised to 1 along axis 1.
+            features (N, C, P), all float32 with L2 norm 1 over their channels (axis 1).
         """
         f = self.encode(x, backbone)
         image = head["image"](f.mean(dim=(2, 3), keepdim=True)).flatten(1)
@@ -96,10 +96,7 @@ class DenseCL(MoCo):
         k, k_dense, k_mean, k_f = self.teach(self.embed, x2)
         q, q_dense, _, q_f = self.embed(x1, self.backbone, self.head)
 
-        # For each position of view 1, the position of view 2 whose feature is most similar.
-        with torch.no_grad():
-            match = torch.einsum("ncp,ncr->npr", q_f, k_f).argmax(dim=2)  # (N, P)
-        k_dense = k_dense.gather(2, match[:, None].expand_as(k_dense))  # (N, D, P)
+        k_dense = k_dense.gather(2, most_similar(q_f, k_f)[:, None].expand_as(k_dense))  # (N, D, P)
         rows = (t.transpose(1, 2).flatten(0, 1) for t in (q_dense, k_dense))  # (N * P, D) each
         loss_dense = info_nce(*rows, self.dense_queue.features.clone(), self.temperature).mean()
         loss_image = info_nce(q, k, self.queue.features.clone(), self.temperature).mean()
@@ -109,3 +106,16 @@ class DenseCL(MoCo):
         if self.metrics_due():
             self.log_metrics(q_dense)
         return {"loss_image": loss_image * (1 - self.dense_weight), "loss_dense": loss_dense * self.dense_weight}
+
+
+@torch.no_grad()
+def most_similar(f1: torch.Tensor, f2: torch.Tensor) -> torch.Tensor:
+    """Return for each position of view 1 the position of view 2 with the largest cosine, (N, P) int64.
+
+    Half precision takes other positions where many are similar, so this is float32 with AMP too.
+
+    Args:
+        f1, f2: (N, C, P) and (N, C, R) float32 features of norm 1 over C.
+    """
+    with torch.autocast(f1.device.type, enabled=False):
+        return torch.einsum("ncp,ncr->npr", f1, f2).argmax(dim=2)

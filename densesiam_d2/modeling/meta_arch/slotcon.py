@@ -9,7 +9,15 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from densesiam_d2.geometry import overlap_boxes, overlap_grids, sample
-from densesiam_d2.layers import MomentumTeacher, conv_mlp, cosine_momentum, gather, gather_uneven, with_idle
+from densesiam_d2.layers import (
+    MomentumTeacher,
+    conv_mlp,
+    cosine_momentum,
+    gather,
+    gather_uneven,
+    with_idle,
+    world_size,
+)
 from densesiam_d2.losses import active_slots, pool_slots, prototype_scores, slot_infonce, soft_cross_entropy
 from densesiam_d2.modeling.consistency import count_winners
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
@@ -117,6 +125,8 @@ class SlotCon(SiameseMetaArch):
 
     @classmethod
     def from_config(cls, cfg):
+        if cfg.MODEL.SSL.NORM == "BN" and world_size() > 1:  # a process may have fewer than two active slots
+            raise ValueError("MODEL.SSL.NORM is BN; with several processes SlotCon needs norms over all: set SyncBN")
         ret = super().from_config(cfg)
         keys = cfg.MODEL.SLOTCON
         in_dim = ret["backbone"].output_shape()[cfg.MODEL.SSL.IN_FEATURE].channels

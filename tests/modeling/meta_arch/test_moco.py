@@ -3,8 +3,10 @@
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
 
 from densesiam_d2.modeling.meta_arch import DenseCL, DetCo, MoCo
+from densesiam_d2.modeling.meta_arch.densecl import most_similar
 from tests.evaluation.processes import in_two_processes
 from tests.modeling.meta_arch.test_image_level import pooled
 from tests.modeling.meta_arch.tiny import assert_close_gradients, gradients, method_cfg, tiny_batch, tiny_model
@@ -115,6 +117,17 @@ def test_densecl_equals_the_slow_reference():
     means = torch.stack([normed(sum(dense2[n, :, i, j] for i, j in cells)) for n in range(4)])
     assert torch.allclose(model.dense_queue.features[:4], means, atol=1e-4)
     assert torch.equal(model.dense_queue.features[4:], dense_queue[4:])
+
+
+def test_densecl_takes_the_same_positions_with_amp():
+    """All positions are similar to each other, so bf16 cosines are not exact enough to tell which is the nearest."""
+    offset, generator = torch.ones(2, 64, 1), torch.Generator().manual_seed(0)
+    f1, f2 = (torch.randn(2, 64, 49, generator=generator) + 3 * offset for _ in range(2))
+    f1, f2 = F.normalize(f1, dim=1), F.normalize(f2, dim=1)
+    expected = (f1.double().transpose(1, 2) @ f2.double()).argmax(dim=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(most_similar(f1, f2), expected)
+        assert not torch.equal((f1.transpose(1, 2) @ f2).argmax(dim=2), expected)  # so the test can fail
 
 
 def test_detco_equals_the_slow_reference():

@@ -24,10 +24,11 @@ def step(model, batch, iteration=1):
         return model(batch)
 
 
-def model_with_another_teacher():
-    model = tiny_model(method_cfg(SlotCon))
+def model_with_another_teacher(norm="BN"):
+    cfg = method_cfg(SlotCon, norm=norm)
+    model = tiny_model(cfg)
     model.progress = 0.5
-    model.teacher.load_state_dict(tiny_model(method_cfg(SlotCon), seed=7).teacher.state_dict())
+    model.teacher.load_state_dict(tiny_model(cfg, seed=7).teacher.state_dict())
     model.center.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(1))
     return model
 
@@ -169,8 +170,17 @@ def test_a_process_without_a_slot_waits_for_the_others_and_counts_nothing(idle):
         assert torch.equal(mean0[name], mean1[name]) and torch.allclose(mean0[name], value, atol=1e-5)
 
 
+def test_plain_batch_norm_in_several_processes_is_refused():
+    def refused(rank):
+        with pytest.raises(ValueError, match=r"MODEL\.SSL\.NORM is BN; with several processes .*: set SyncBN"):
+            tiny_model(method_cfg(SlotCon, norm="BN"))
+        return True
+
+    assert all(in_two_processes(refused))
+
+
 def center_of_a_share(rank, world_size):
-    model = model_with_another_teacher()
+    model = model_with_another_teacher("naiveSyncBN_N")
     generator = torch.Generator().manual_seed(0)
     st1, st2 = torch.rand(2, 4, 12, 2, 2, generator=generator)[:, rank::world_size]
     model.update_center(st1, st2)
