@@ -201,7 +201,7 @@ def _collapse(run: RunFiles) -> Section | None:
         "Green is healthy, red is a collapse; a number on white ground has no limit."
     )
     values = {name.removeprefix("ssl/"): curve[1][-1] for name, curve in run.metrics.items() if name.startswith("ssl/")}
-    signs = CollapseMonitor().complaints(values)
+    signs = CollapseMonitor.complaints(values)
     if signs:
         section.warning(f"The last values show a collapse: {'; '.join(signs)}. The log says what helps.")
     else:

@@ -213,10 +213,14 @@ def test_killed_workers_are_explained():
         steps(trainer_of(batches()), 1)
 
 
-def test_the_loss_scale_of_another_precision_is_left_out():
-    stored = trainer_of([]).state_dict() | {"iteration": 3}
-    stored["grad_scaler"] = {"scale": 8.0}
-    trainer_of([], precision="bf16").load_state_dict(stored)
+@pytest.mark.parametrize(("precision", "stored"), [("bf16", {"scale": 8.0}), ("fp16", {})])
+def test_the_loss_scale_of_another_precision_is_left_out(precision, stored, caplog):
+    caplog.set_level("INFO")
+    trainer = trainer_of([], precision=precision)
+    before = trainer.grad_scaler.get_scale()
+    trainer.load_state_dict(trainer_of([]).state_dict() | {"iteration": 3, "grad_scaler": stored})
+    assert trainer.grad_scaler.get_scale() == before != 8
+    assert "differ in precision: the loss scale starts anew" in caplog.text
 
 
 @pytest.mark.parametrize(
