@@ -10,7 +10,7 @@ from densesiam_d2.geometry import overlap_boxes, sample, warp_grid
 from densesiam_d2.layers import with_idle
 from densesiam_d2.losses import mutual_information_loss
 from densesiam_d2.modeling.consistency import count_winners
-from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor, segmentation
+from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
 from densesiam_d2.rules import NOT_NEGATIVE, POSITIVE
 
 __all__ = ["IIC"]
@@ -129,15 +129,19 @@ class IIC(LabelFreeSegmentor):
         points = [p[:, :, ::step, ::step].movedim(1, -1)[shown] for p in (p1, p2)]  # (P, K)
         return [p.clamp(min=torch.finfo(p.dtype).tiny).log()[..., None] for p in points]
 
+    cell_stride = 1
+
+    def cell_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities (1, K, H, W) of the pixels; their logarithm is taken after the last resize."""
+        return probabilities(self.sem_seg_head.layers(self.backbone(x)), x.shape[-2:])
+
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """Segment whole images, as :meth:`LabelFreeSegmentor.inference`; the logits are logarithms of probabilities."""
-        results = []
-        for x in batched_inputs:
-            image = self.preprocess_image(x["image"])  # (1, 3, H', W')
-            p = probabilities(self.sem_seg_head.layers(self.backbone(image)), image.shape[-2:])
-            results.append(segmentation(p, 1, x, predict_labels=self.predict_labels))
-            if not self.predict_labels:
-                results[-1]["sem_seg"] = results[-1]["sem_seg"].clamp(min=torch.finfo(p.dtype).tiny).log()
+        """Segment whole images, as :meth:`CellSegmentor.inference`; the logits are logarithms of probabilities."""
+        results = super().inference(batched_inputs)
+        for result in results:
+            if "sem_seg" in result:
+                p = result["sem_seg"]
+                result["sem_seg"] = p.clamp(min=torch.finfo(p.dtype).tiny).log()
         return results
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from densesiam_d2.layers import MiniBatchKMeans, nearest, with_idle
 from densesiam_d2.modeling.clustering import random_points
-from densesiam_d2.modeling.meta_arch.segmentor import segmentation
+from densesiam_d2.modeling.meta_arch.segmentor import CellSegmentor
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.rules import NOT_NEGATIVE, POSITIVE, Rule
 
@@ -19,7 +19,7 @@ __all__ = ["KMeansSegmentor"]
 
 
 @META_ARCH_REGISTRY.register()
-class KMeansSegmentor(SiameseMetaArch):
+class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
     """K-means of the cells of all images, by the features of a frozen backbone.
 
     The clustering is done before the first iteration, on the second view of every image. An iteration changes nothing;
@@ -28,7 +28,6 @@ class KMeansSegmentor(SiameseMetaArch):
     Letters: f feature. N images, C channels of all features together, K clusters, h,w cells at MODEL.KMEANS.STRIDE.
     """
 
-    output = "semantic"
     RULES: dict[str, Rule] = {
         "MODEL.KMEANS.STRIDE": POSITIVE,
         "MODEL.KMEANS.POSITION_WEIGHT": NOT_NEGATIVE,
@@ -59,7 +58,7 @@ class KMeansSegmentor(SiameseMetaArch):
         """
         super().__init__(**kwargs)
         self.backbone.requires_grad_(False)
-        self.in_features, self.stride, self.normalize = list(in_features), stride, normalize
+        self.in_features, self.cell_stride, self.normalize = list(in_features), stride, normalize
         self.predict_labels = predict_labels
         channels = sum(self.backbone.output_shape()[name].channels for name in in_features)
         # A parameter, because a training needs one; its gradient is 0.
@@ -111,7 +110,7 @@ class KMeansSegmentor(SiameseMetaArch):
     @torch.no_grad()
     def cells(self, x: torch.Tensor) -> torch.Tensor:
         """Return the features (N, C, h, w) of normalised images (N, 3, H, W)."""
-        size = [side // self.stride for side in x.shape[2:]]
+        size = [side // self.cell_stride for side in x.shape[2:]]
         features = self.backbone(x)
         maps = [features[name].float() for name in self.in_features]
         maps = [F.normalize(f, dim=1) for f in maps] if self.normalize else maps
@@ -134,21 +133,10 @@ class KMeansSegmentor(SiameseMetaArch):
         return {"loss_distance": with_idle(distance, [self.centroids])}
 
     @torch.no_grad()
-    def inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """Segment whole images.
-
-        Args:
-            batched_inputs: dicts with "image", (3, H, W), and optionally "height" and "width" of the result.
-
-        Returns:
-            Per image a dict with "sem_seg", (K, H, W), half the negative squared distances to the centroids up to a
-            constant, or with ``predict_labels`` a dict with "sem_seg_labels" (H, W) and "num_classes".
-        """
-        results, offset = [], self.centroids.square().sum(dim=1) / 2
-        for x in batched_inputs:
-            z = F.conv2d(self.cells(self.preprocess_image(x["image"])), self.centroids[:, :, None, None], -offset)
-            results.append(segmentation(z, self.stride, x, predict_labels=self.predict_labels))
-        return results
+    def cell_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return half the negative squared distances to the centroids, (1, K, h, w), up to a constant of each cell."""
+        offset = self.centroids.square().sum(dim=1) / 2
+        return F.conv2d(self.cells(x), self.centroids[:, :, None, None], -offset)
 
 
 class FitHook(HookBase):

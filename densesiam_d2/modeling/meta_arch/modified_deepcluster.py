@@ -9,7 +9,6 @@ from torch.func import functional_call
 from densesiam_d2.geometry import overlap_grids, sample
 from densesiam_d2.losses import cluster_cross_entropy
 from densesiam_d2.modeling.meta_arch.clustering_segmentor import ClusteringSegmentor
-from densesiam_d2.modeling.meta_arch.segmentor import segmentation
 from densesiam_d2.modeling.sem_seg import CentroidSemSegHead
 
 __all__ = ["ModifiedDeepCluster"]
@@ -100,10 +99,5 @@ class ModifiedDeepCluster(ClusteringSegmentor):
         copies = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}
         return self.classifier(self.encode(x, lambda x: functional_call(self.backbone, copies, (x,))))
 
-    def inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """Segment whole images by the classifier; arguments and result as in ``LabelFreeSegmentor``."""
-        results, stride = [], self.sem_seg_head.common_stride
-        for x in batched_inputs:
-            z = self.classifier(self.encode(self.preprocess_image(x["image"])))  # (1, K, h, w)
-            results.append(segmentation(z, stride, x, predict_labels=self.predict_labels))
-        return results
+    def cell_logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.encode(x))

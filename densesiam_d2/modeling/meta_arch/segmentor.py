@@ -12,17 +12,50 @@ from torch.nn import functional as F
 from densesiam_d2.layers import resize_logits, resized_labels
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 
-__all__ = ["LabelFreeSegmentor", "segmentation"]
+__all__ = ["CellSegmentor", "LabelFreeSegmentor"]
 
 
-class LabelFreeSegmentor(SiameseMetaArch):
+class CellSegmentor:
+    """What label-free segmentors have in common in evaluation: logits of cells, resized to the image.
+
+    A subclass is also a :class:`SiameseMetaArch`.
+
+    Attributes:
+        predict_labels: return labels instead of logits.
+        cell_stride: pixels of the image per cell.
+    """
+
+    output = "semantic"
+    predict_labels: bool
+    cell_stride: int
+
+    def cell_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (1, K, h, w) of the cells of a normalised and padded image (1, 3, H, W)."""
+        raise NotImplementedError
+
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Segment whole images.
+
+        Args:
+            batched_inputs: dicts with "image", (3, H, W), and optionally "height" and "width" of the result.
+
+        Returns:
+            Per image a dict with "sem_seg", the (K, H, W) logits of the clusters, or with ``predict_labels`` a dict
+            with "sem_seg_labels" (H, W) and "num_classes".
+        """
+        results = []
+        for x in batched_inputs:
+            z = self.cell_logits(self.preprocess_image(x["image"]))
+            results.append(segmentation(z, self.cell_stride, x, predict_labels=self.predict_labels))
+        return results
+
+
+class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
     """A two-view method that uses the feature map of a decoder, and predicts a cluster for each pixel in evaluation.
 
     The head is a module of SEM_SEG_HEADS_REGISTRY, such as ``PseudoLabelSemSegHead``. It needs ``decode(features)`` ->
     (N, C, h, w), ``layers(features)`` -> cluster logits (N, K, h, w), ``num_classes`` and ``common_stride``.
     """
-
-    output = "semantic"
 
     @configurable
     def __init__(self, *, sem_seg_head: nn.Module, predict_labels: bool = False, **kwargs):
@@ -50,21 +83,12 @@ class LabelFreeSegmentor(SiameseMetaArch):
         """Return the decoder's map (N, C, h, w) of a view (N, 3, H, W)."""
         return self.sem_seg_head.decode((self.backbone if backbone is None else backbone)(x))
 
-    def inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """Segment whole images.
+    @property
+    def cell_stride(self) -> int:
+        return self.sem_seg_head.common_stride
 
-        Args:
-            batched_inputs: dicts with "image", (3, H, W), and optionally "height" and "width" of the result.
-
-        Returns:
-            Per image a dict with "sem_seg", the (K, H, W) logits of the clusters, or with ``predict_labels`` a dict
-            with "sem_seg_labels" (H, W) and "num_classes".
-        """
-        head, results = self.sem_seg_head, []
-        for x in batched_inputs:
-            z = head.layers(self.backbone(self.preprocess_image(x["image"])))  # (1, K, h, w)
-            results.append(segmentation(z, head.common_stride, x, predict_labels=self.predict_labels))
-        return results
+    def cell_logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.sem_seg_head.layers(self.backbone(x))
 
 
 def segmentation(z: torch.Tensor, stride: int, x: dict, *, predict_labels: bool) -> dict:
@@ -74,10 +98,10 @@ def segmentation(z: torch.Tensor, stride: int, x: dict, *, predict_labels: bool)
         z: (1, K, h, w) logits, of the padded image.
         stride: pixels of the image per cell.
         x: dict with "image", (3, H', W'), and optionally "height" and "width" of the result.
-        predict_labels: see :class:`LabelFreeSegmentor`.
+        predict_labels: see :class:`CellSegmentor`.
 
     Returns:
-        What :meth:`LabelFreeSegmentor.inference` returns for an image.
+        What :meth:`CellSegmentor.inference` returns for an image.
     """
     height, width = crop = tuple(x["image"].shape[-2:])
     size = (x.get("height", height), x.get("width", width))
