@@ -10,9 +10,10 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
+from densesiam_d2.text_lines import read_lines
+
 from .image_index import ImageFiles, write_index
 from .image_io import IMAGE_SUFFIXES
-from .text_lines import read_lines
 
 __all__ = [
     "index_if_large",

@@ -11,8 +11,8 @@ from PIL import Image
 
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, has_more_pages, read_image
 from densesiam_d2.data.image_listing import load_image_list, walk_images
-from densesiam_d2.data.text_lines import printable
 from densesiam_d2.data.white_level import warn_of_dark_images
+from densesiam_d2.text_lines import printable
 
 __all__ = ["ImageSource"]
 

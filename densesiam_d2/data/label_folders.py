@@ -10,9 +10,9 @@ from typing import NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.labels.subset import subset_of
+from densesiam_d2.text_lines import read_lines
 
 from .image_listing import walk_images
-from .text_lines import read_lines
 
 __all__ = ["load_label_folder", "pair_files", "read_classes", "register_label_folder"]
 

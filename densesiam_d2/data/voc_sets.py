@@ -9,8 +9,7 @@ from detectron2.structures import BoxMode
 
 from densesiam_d2.labels.findings import Findings, Tally
 from densesiam_d2.labels.voc import read_voc_xml
-
-from .text_lines import read_lines
+from densesiam_d2.text_lines import read_lines
 
 __all__ = ["adopt_voc", "read_voc"]
 

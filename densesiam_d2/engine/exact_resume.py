@@ -19,7 +19,7 @@ from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.loader import TrainLoader
 from densesiam_d2.data.order import mixed_seeds
-from densesiam_d2.data.text_lines import read_json_lines
+from densesiam_d2.text_lines import read_json_lines
 
 __all__ = ["ExactResumeHook"]
 

@@ -7,6 +7,7 @@ from densesiam_d2.labels.masks import mask_bounds
 
 __all__ = ["judge_boxes"]
 
+SHARE = 1.01  # largest number of a box in shares of its image, with rounding
 MANY = 0.2  # share of boxes outside their image; corners read as sizes give about half
 ROUGH = 0.25  # least IoU of a box, clipped to its image, and that of its mask; a pixel and a square of 2 x 2 have it
 
@@ -20,14 +21,16 @@ def judge_boxes(annotations: list[dict], written: np.ndarray, tally: Tally) -> N
     Args:
         annotations: annotations that passed the other checks.
         written: (N, 6), the four numbers of each box as they stand in the file, and width and height of its image.
-        tally: receives "boxes-relative", "boxes-xyxy" and "box-mask".
+        tally: receives "boxes-relative", "box-relative", "boxes-xyxy" and "box-mask".
     """
     if not len(written):
         return
     x, y, w, h, width, height = written.T
-    if written[:, :4].max() <= 1 and written[:, 4:].min() > 2:
-        for i in range(len(written)):
-            tally.note("boxes-relative", f"annotation {annotations[i].get('id')}: bbox {annotations[i]['bbox']}")
+    relative = (written[:, :4].max(axis=1) <= SHARE) & (written[:, 4:].min(axis=1) > 2)
+    for i in np.flatnonzero(relative):
+        kind = "boxes-relative" if relative.all() else "box-relative"
+        tally.note(kind, f"annotation {annotations[i].get('id')}: bbox {annotations[i]['bbox']}")
+    if relative.all():
         return
     sizes = written[:, [5, 4]].astype(int).tolist()
     known_bounds = [mask_bounds(a.get("segmentation"), tuple(s)) for a, s in zip(annotations, sizes, strict=True)]

@@ -4,7 +4,6 @@ Training and evaluation use the same result, so both leave out the same annotati
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,12 @@ from tqdm import tqdm
 from densesiam_d2.labels.boxes import judge_boxes
 from densesiam_d2.labels.coco_kinds import COCO_KINDS
 from densesiam_d2.labels.findings import Findings, Tally
-from densesiam_d2.labels.masks import clean_polygons, mask_bounds, rle_problem
+from densesiam_d2.labels.masks import clean_polygons, is_finite, mask_bounds, rle_problem
 from densesiam_d2.labels.subset import subset_of
 
 __all__ = ["read_coco"]
 
+MAX_SIDE = 1_000_000  # pixels
 THIN = 2  # pixels; wider polygons cover at least one pixel
 
 
@@ -66,14 +66,24 @@ def read_coco(
     return {**{key: content[key] for key in ("info", "licenses") if key in content}, **parts}, findings
 
 
+_NO_TEXT = {
+    b"\x1f\x8b": "this is gzip: unpack it",
+    b"PK\x03\x04": "this is a zip archive: unpack it",
+    b"\xff\xfe": "this is UTF-16: save it as UTF-8",
+    b"\xfe\xff": "this is UTF-16: save it as UTF-8",
+}
+
+
 def _load(path: Path, tally: Tally) -> dict[str, Any]:
     """Return the content of the file; each of its three lists is empty if it is missing."""
     if not path.is_file():
         raise FileNotFoundError(f"the annotations {path} do not exist")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        tally.note("json", f"{error}; the file begins with {path.open('rb').read(40)!r}")
+    except (ValueError, RecursionError) as error:  # the latter: lists in lists in lists ...
+        begin = path.open("rb").read(40)
+        what = next((f"; {text}" for magic, text in _NO_TEXT.items() if begin.startswith(magic)), "")
+        tally.note("json", f"{error}; the file begins with {begin!r}{what}")
         content = {key: [] for key in ("images", "annotations", "categories")}
     if not isinstance(content, dict):
         tally.note("json", f"no dict of images, annotations and categories, but {str(content)[:120]}")
@@ -91,7 +101,7 @@ def _images(entries: list, tally: Tally) -> dict[Any, dict]:
     """Return the images by id, sorted."""
     images, named = {}, {}
     for entry in entries:
-        identity = entry.get("id") if isinstance(entry, Mapping) else None
+        identity = _identity(entry)
         if not isinstance(identity, int | str) or not isinstance(entry.get("file_name"), str):
             tally.note("image-entry", str(entry)[:120])
             continue
@@ -102,31 +112,39 @@ def _images(entries: list, tally: Tally) -> dict[Any, dict]:
         named[entry["file_name"]] = identity
         sizes = [entry.get(key) for key in ("width", "height")]
         if not all(map(_is_size, sizes)):
-            tally.note("image-size", f"{entry['file_name']}: width {sizes[0]!r}, height {sizes[1]!r}")
+            tally.note(
+                "image-size", f"{entry['file_name']}: width {str(sizes[0])[:40]!r}, height {str(sizes[1])[:40]!r}"
+            )
             sizes = [0, 0]
-        images[identity] = {**entry, "width": int(sizes[0]), "height": int(sizes[1])}
+        images[identity] = {**entry, "id": identity, "width": int(sizes[0]), "height": int(sizes[1])}
     kinds = Counter(type(identity).__name__ for identity in images)
     if len(kinds) > 1:
         tally.note("image-id-mixed", ", ".join(f"{count} of type {kind}" for kind, count in kinds.items()))
     return dict(sorted(images.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
+def _identity(entry: Any) -> Any:
+    """Return the id of an image or a category; pandas writes whole numbers as 1.0."""
+    identity = entry.get("id") if isinstance(entry, Mapping) else None
+    return int(identity) if isinstance(identity, float) and identity.is_integer() else identity
+
+
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 1 and value == int(value)
+    return is_finite(value) and 1 <= value <= MAX_SIDE and value == int(value)
 
 
 def _categories(entries: list, tally: Tally) -> dict[int, dict]:
     """Return the categories by id, sorted."""
     categories, names = {}, Counter()
     for entry in entries:
-        identity = entry.get("id") if isinstance(entry, Mapping) else None
+        identity = _identity(entry)
         if not isinstance(identity, int) or not isinstance(entry.get("name"), str):
             tally.note("category-entry", str(entry)[:120])
             continue
         names[entry["name"]] += 1
         if identity in categories or names[entry["name"]] > 1:
             tally.note("category-twice", f"{entry['name']!r}, id {identity}")
-        categories[identity] = entry
+        categories[identity] = {**entry, "id": identity}
     return dict(sorted(categories.items()))
 
 
@@ -153,11 +171,18 @@ def _annotations(entries: list, images: dict, categories: dict, masks: bool | No
         if not _clean_box(annotation, name, image, tally):
             continue
         area = annotation.get("area")
-        if not isinstance(area, int | float) or not math.isfinite(area) or area < 0:
+        if not is_finite(area) or area < 0:
             tally.note("area", name)
             annotation["area"] = _area(annotation, image)
+        if annotation.get("keypoints") and not _are_keypoints(annotation["keypoints"]):
+            tally.note("keypoints", name)
+            del annotation["keypoints"]
         kept.append(annotation)
     return kept
+
+
+def _are_keypoints(values: Any) -> bool:
+    return isinstance(values, list) and len(values) % 3 == 0 and all(map(is_finite, values))
 
 
 def _known_ids(entry: Mapping, name: str, images: dict, categories: dict, texts: dict, tally: Tally) -> bool:
@@ -181,24 +206,25 @@ def _known_ids(entry: Mapping, name: str, images: dict, categories: dict, texts:
 def _is_repeated(entry: Mapping, name: str, seen: dict, tally: Tally) -> bool:
     """Tell whether the same annotation came before; note missing and repeated ids."""
     identity = entry.get("id")
-    facts = (entry["image_id"], entry["category_id"], str(entry.get("bbox")))
     if not isinstance(identity, int | str):
         tally.note("annotation-id", f"{name} of image {entry['image_id']}")
         return False
     if identity in seen:
-        repeated = seen[identity] == facts
+        repeated = all(
+            seen[identity].get(key) == entry.get(key) for key in ("image_id", "category_id", "bbox", "segmentation")
+        )
         tally.note("annotation-twice" if repeated else "annotation-id", f"{name} of image {entry['image_id']}")
         return repeated
-    seen[identity] = facts
+    seen[identity] = entry
     return False
 
 
 def _crowd(entry: Mapping, name: str, tally: Tally) -> int:
-    if entry.get("ignore"):
+    if entry.get("ignore") not in (None, 0, "", "0"):
         tally.note("ignore", name)
         return 1
     crowd = entry.get("iscrowd")
-    if crowd in (0, 1):
+    if crowd in (0, 1, "0", "1"):
         return int(crowd)
     tally.note("iscrowd", f"{name}: {crowd!r}")
     return 0
@@ -222,10 +248,10 @@ def _clean_mask(annotation: dict, name: str, image: dict, needed: bool, tally: T
         if mask_util.area(segmentation) == 0:
             tally.note("mask-no-pixel", name)
         return True
-    polygons, problems = clean_polygons(segmentation)
+    polygons, problems = clean_polygons(segmentation, size)
     for problem in problems:
-        tally.note(problem, name)
-    if {"mask-nan", "mask-type"} & set(problems):
+        tally.note(problem, f"{name}: {str(segmentation)[:80]}" if problem == "mask-far" else name)
+    if {"mask-far", "mask-nan", "mask-type"} & set(problems):
         return False
     if polygons:
         annotation["segmentation"] = polygons
@@ -257,7 +283,7 @@ def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
         return False
     x, y, w, h = box
     problem = None
-    if not all(map(math.isfinite, (x, y, w, h))):
+    if not all(map(is_finite, (x, y, w, h))):
         problem = "box-not-finite"
     elif w < 0 or h < 0:
         problem = "box-negative"
@@ -266,7 +292,7 @@ def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
     elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
         problem = "box-outside"
     if problem:
-        tally.note(problem, f"{name}: bbox {box} in {width} x {height} pixels")
+        tally.note(problem, f"{name}: bbox {str(box)[:80]} in {width} x {height} pixels")
         return False
     annotation["bbox"] = list(box)
     annotation["_as_written"] = (x, y, w, h, width, height)
@@ -278,12 +304,11 @@ def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
 
 
 def _area(annotation: Mapping, image: Mapping) -> float:
-    segmentation = annotation.get("segmentation")
-    if mask_bounds(segmentation, (image["height"], image["width"])) is None:
+    segmentation, size = annotation.get("segmentation"), (image["height"], image["width"])
+    if mask_bounds(segmentation, size) is None:
         return float(annotation["bbox"][2] * annotation["bbox"][3])
     if isinstance(segmentation, list):
-        pieces = mask_util.frPyObjects(segmentation, image["height"], image["width"])
-        segmentation = mask_util.merge(pieces)
+        segmentation = mask_util.merge(mask_util.frPyObjects(clean_polygons(segmentation, size)[0], *size))
     return float(mask_util.area(segmentation))
 
 
@@ -301,4 +326,15 @@ def _judge(annotations: list[dict], entries: list, categories: dict, tally: Tall
     elif annotations and all(a["iscrowd"] for a in annotations):
         for annotation in annotations:
             tally.note("all-crowd", f"annotation {annotation.get('id')}")
+    else:
+        learnable = {a["category_id"] for a in annotations if not a["iscrowd"]}
+        for identity in counts.keys() - learnable:
+            tally.note("category-crowd", f"{categories[identity]['name']!r}, {counts[identity]} annotations")
+    for (image, category, *box), times in Counter(
+        (a["image_id"], a["category_id"], *a["bbox"]) for a in annotations
+    ).items():
+        if times > 1:
+            tally.note(
+                "annotation-same", f"image {image!r}, {categories[category]['name']!r}, bbox {box}: {times} times"
+            )
     judge_boxes(annotations, written, tally)

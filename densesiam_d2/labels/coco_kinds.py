@@ -9,7 +9,8 @@ COCO_KINDS = {
     "image-entry": ("error", "images without id or file_name: {n}"),
     "image-size": (
         "error",
-        "images whose width or height is not a whole number above 0 (strings do not count): {n}; write both as numbers",
+        "images whose width or height is not a whole number from 1 to a million (strings do not count): {n}; correct "
+        "them",
     ),
     "image-id-twice": ("error", "image ids that occur twice: {n}; give each image its own"),
     "image-name-twice": (
@@ -35,7 +36,11 @@ COCO_KINDS = {
     "category-unused": ("warning", "categories without an annotation: {n}; each still counts as a class"),
     "annotation-entry": ("error", "annotations that are not objects with keys and values: {n}"),
     "annotation-id": ("repaired", "annotation ids that are missing or occur twice: {n}; all get new numbers"),
-    "annotation-twice": ("repaired", "annotations repeated with the same id and box, read once: {n}"),
+    "annotation-same": (
+        "warning",
+        "boxes that several annotations of one image and category have: {n}; was the file joined with itself?",
+    ),
+    "annotation-twice": ("repaired", "annotations repeated with the same id, box and mask, read once: {n}"),
     "box-missing": ("repaired", "annotations without bbox, which is taken from the mask: {n}"),
     "box-type": ("error", "annotations whose bbox is not four numbers (x, y, width, height): {n}; correct them"),
     "boxes-xyxy": (
@@ -47,6 +52,12 @@ COCO_KINDS = {
         "error",
         "boxes between 0 and 1, but COCO has pixels: all {n}; multiply them by width and height of their image",
     ),
+    "box-relative": (
+        "warning",
+        "boxes between 0 and 1, as shares of the image would be, but COCO has pixels: {n}; multiply them by width and "
+        "height of their image",
+    ),
+    "keypoints": ("repaired", "keypoints that are not a list of x, y, visibility for each point, left out: {n}"),
     "box-not-finite": ("repaired", "boxes with NaN or infinity, annotation left out: {n}"),
     "box-negative": ("repaired", "boxes of negative width or height, annotation left out: {n}"),
     "box-empty": ("repaired", "boxes without width or height, annotation left out: {n}"),
@@ -64,6 +75,11 @@ COCO_KINDS = {
     ),
     "mask-type": ("error", "segmentations that are neither polygons nor run lengths (RLE): {n}; correct them"),
     "mask-nan": ("error", "masks with coordinates that are NaN or infinite: {n}; correct them"),
+    "mask-far": (
+        "error",
+        "masks with coordinates more than ten image sides away from their image: {n}; correct them, or leave these "
+        "annotations out by DATASETS.ACCEPT \"('mask-far',)\"",
+    ),
     "mask-no-pixel": ("warning", "masks that cover no pixel, which no prediction can match: {n}"),
     "polygon-short": ("repaired", "polygons of fewer than 3 points, left out: {n}"),
     "polygon-odd": ("repaired", "polygons with an odd count of coordinates, left out: {n}"),
@@ -87,6 +103,10 @@ COCO_KINDS = {
     "all-crowd": (
         "error",
         "all annotations are crowd (iscrowd 1), from which nothing can be learned: {n}; set iscrowd 0",
+    ),
+    "category-crowd": (
+        "warning",
+        "categories of which all annotations are crowd (iscrowd 1), so they are not learned: {n}; set iscrowd 0",
     ),
     "none-left": ("error", "no annotation is left to learn from or to score"),
 }

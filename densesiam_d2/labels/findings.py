@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from densesiam_d2.text_lines import printable
+
 __all__ = ["Finding", "Findings", "LabelsError", "Tally"]
 
 KEPT = 1000  # examples of a finding, for the JSON report
@@ -38,7 +40,7 @@ class Finding:
 
     def __str__(self) -> str:
         more = "; ..." if self.count > SHOWN and self.examples else ""
-        such_as = f" ({'; '.join(self.examples[:SHOWN])}{more})" if self.examples else ""
+        such_as = f" ({'; '.join(map(printable, self.examples[:SHOWN]))}{more})" if self.examples else ""
         return f"{self.where}: {self.text.replace('{n}', f'{self.count:,}')}{such_as} [{self.kind}]"
 
 

@@ -1,26 +1,37 @@
 """Check the masks of annotations, polygons and run lengths, before the C code of pycocotools reads them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 
-__all__ = ["clean_polygons", "mask_bounds", "rle_problem"]
+__all__ = ["clean_polygons", "is_finite", "mask_bounds", "rle_problem"]
 
 FLAT = 1e-6  # square pixels
+FAR = 10  # image sides; pycocotools needs memory in proportion to the length of a polygon's edges, and crashes
 NUMBERS = {int, float, bool}  # what JSON's numbers become; a bool is an int in Python
 
 
-def clean_polygons(segmentation: Any) -> tuple[list[list[float]], list[str]]:
+def is_finite(value: Any) -> bool:
+    """Tell whether a value of JSON is a number that is finite as a float; whole numbers of JSON have no limit."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def clean_polygons(segmentation: Any, size: tuple[int, int]) -> tuple[list[list[float]], list[str]]:
     """Return the polygons that enclose an area, and the kinds of problems of the others.
 
     Args:
         segmentation: the value in the file: lists of x, y, x, y, ... in pixels.
+        size: height and width of the image.
 
     Returns:
-        The usable polygons, and one of "polygon-short", "polygon-odd", "polygon-flat", "mask-nan" for each other one;
-        "polygon-bare" for numbers without a list around them, "mask-type" for anything else.
+        The usable polygons, and one of "polygon-short", "polygon-odd", "polygon-flat", "mask-nan", "mask-far" for each
+        other one; "polygon-bare" for numbers without a list around them, "mask-type" for anything else.
     """
     if not isinstance(segmentation, list):
         return [], ["mask-type"]
@@ -30,11 +41,16 @@ def clean_polygons(segmentation: Any) -> tuple[list[list[float]], list[str]]:
     kept = []
     for polygon in segmentation:
         numbers = isinstance(polygon, list) and set(map(type, polygon)) <= NUMBERS
-        points = np.array(polygon if numbers else [], dtype=np.float64)
+        try:
+            points = np.array(polygon if numbers else [], dtype=np.float64)
+        except OverflowError:
+            points = np.array([np.inf])
         if not numbers:
             problems.append("mask-type")
         elif not np.isfinite(points).all():
             problems.append("mask-nan")
+        elif len(points) and np.abs(points).max() > FAR * max(size):
+            problems.append("mask-far")
         elif len(points) % 2:
             problems.append("polygon-odd")
         elif len(points) < 6:
@@ -72,7 +88,7 @@ def mask_bounds(segmentation: Any, size: tuple[int, int]) -> tuple[float, float,
         )
         x, y, w, h = mask_util.toBbox(rle).tolist()
         return x, y, x + w, y + h
-    polygons = clean_polygons(segmentation)[0] if segmentation else []
+    polygons = clean_polygons(segmentation, size)[0] if segmentation else []
     if not polygons:
         return None
     xs, ys = [v for p in polygons for v in p[0::2]], [v for p in polygons for v in p[1::2]]

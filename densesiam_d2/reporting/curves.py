@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from densesiam_d2.data.text_lines import read_json_lines
+from densesiam_d2.text_lines import read_json_lines
 
 __all__ = ["Curve", "Panel", "draw_panel", "draw_scores", "read_metrics"]
 

@@ -53,10 +53,10 @@ from densesiam_d2.data.path_datasets import (
     UNLABELLED_PREFIXES,
     register_path_datasets,
 )
-from densesiam_d2.data.text_lines import read_lines
 from densesiam_d2.data.white_level import DARK, dark_text, white_level_for
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.labels.findings import Finding
+from densesiam_d2.text_lines import printable, read_lines
 from densesiam_d2.tools.command_line import tool
 from densesiam_d2.tools.reader_pool import CheckedImage, check_images
 
@@ -257,11 +257,11 @@ def _print_report(report: dict) -> None:
 
 
 def _print_findings(title: str, found: list[str]) -> None:
-    """Print the first findings; line breaks, terminal codes and raw bytes in file names are escaped."""
+    """Print the first findings."""
     if found:
         print(f"{len(found)} {title}:")
     for text in found[:EXAMPLES]:
-        print(" ", "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+        print(" ", printable(text))
     if len(found) > EXAMPLES:
         print("  ...")
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from densesiam_d2.data.image_index import ImageFiles, tar_members, write_index
 from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.data.path_datasets import FOLDER_PREFIX
-from densesiam_d2.data.text_lines import printable
+from densesiam_d2.text_lines import printable
 from densesiam_d2.tools.command_line import tool
 
 __all__ = ["main"]

@@ -81,7 +81,7 @@ def drop(key, part="annotations"):
     return change
 
 
-NAN = math.nan
+NAN, HUGE = math.nan, 10**400
 
 # What is done to a file, and level and count of what must be found.
 ODDITIES = {
@@ -126,6 +126,18 @@ ODDITIES = {
         lambda c: c["annotations"].append(c["annotations"][0]),
         {"annotation-twice": ("repaired", 1)},
     ),
+    "another mask with the same id and no box": (
+        lambda c: c["annotations"].append({**c["annotations"][0], "bbox": [], "segmentation": [rectangle(1, 2, 3, 4)]}),
+        {"annotation-id": ("repaired", 1), "box-missing": ("repaired", 1)},
+    ),
+    "annotation repeated with another id": (
+        lambda c: c["annotations"].append({**c["annotations"][0], "id": 99}),
+        {"annotation-same": ("warning", 1)},
+    ),
+    "ids as 1.0": (
+        lambda c: [i.update(id=float(i["id"])) for part in ("images", "categories") for i in c[part]],
+        {},
+    ),
     "bbox missing": (set_one("bbox", None), {"box-missing": ("repaired", 1)}),
     "bbox of three": (set_one("bbox", [1, 2, 3]), {"box-type": ("error", 1)}),
     "bbox of words": (set_one("bbox", ["a", 1, 2, 3]), {"box-type": ("error", 1)}),
@@ -151,6 +163,24 @@ ODDITIES = {
     "segmentation a string": (set_one("segmentation", "mask.png"), {"mask-type": ("error", 1)}),
     "coordinate NaN": (set_one("segmentation", [[NAN, 20, 90, 20, 90, 60]]), {"mask-nan": ("error", 1)}),
     "coordinate infinite": (set_one("segmentation", [[math.inf, 20, 90, 20, 90, 60]]), {"mask-nan": ("error", 1)}),
+    "coordinate far away": (
+        set_one("segmentation", [[10, 20, 1e9, 20, 90, 60]]),  # pycocotools would crash on it
+        {"mask-far": ("error", 1)},
+    ),
+    "whole numbers that no float can hold": (
+        lambda c: (
+            c["images"].append({**c["images"][0], "id": 9, "file_name": "9.png", "width": HUGE}),
+            c["annotations"][0].update(bbox=[HUGE, 0, 1, 1]),
+            c["annotations"][1].update(area=HUGE),
+            c["annotations"][2].update(segmentation=[[HUGE, 20, 90, 20, 90, 60]]),
+        ),
+        {
+            "image-size": ("error", 1),
+            "box-not-finite": ("repaired", 1),
+            "area": ("repaired", 1),
+            "mask-nan": ("error", 1),
+        },
+    ),
     "two points": (
         set_one("segmentation", [[55, 20, 90, 60]]),
         {"polygon-short": ("repaired", 1), "mask-unusable": ("repaired", 1)},
@@ -190,6 +220,13 @@ ODDITIES = {
     "iscrowd missing": (drop("iscrowd"), {"iscrowd": ("repaired", 6)}),
     "iscrowd null": (set_all("iscrowd", None), {"iscrowd": ("repaired", 6)}),
     "ignore": (set_one("ignore", 1), {"ignore": ("repaired", 1)}),
+    "iscrowd as string": (set_all("iscrowd", "0"), {}),
+    "ignore 0 as string": (set_one("ignore", "0"), {}),
+    "a category of crowds": (
+        lambda c: [a.update(iscrowd=1) for a in c["annotations"] if a["category_id"] == 1],
+        {"category-crowd": ("warning", 1)},
+    ),
+    "keypoints of words": (set_one("keypoints", ["1", "2", "2"]), {"keypoints": ("repaired", 1)}),
     "all crowd": (set_all("iscrowd", 1), {"all-crowd": ("error", 6)}),
     "no annotations": (lambda c: c["annotations"].clear(), {"none-left": ("error", 1)}),
     "corners": (
@@ -202,6 +239,14 @@ ODDITIES = {
     "shares": (
         lambda c: [a.update(bbox=[0.1, 0.2, 0.4, 0.5]) for a in c["annotations"]],
         {"boxes-relative": ("error", 6)},
+    ),
+    "shares with rounding": (
+        lambda c: [a.update(bbox=[0.0, 0.2, 1.0000001, 0.5]) for a in c["annotations"]],
+        {"boxes-relative": ("error", 6)},
+    ),
+    "one box in shares": (
+        set_one("bbox", [0.1, 0.2, 0.4, 0.5]),
+        {"box-relative": ("warning", 1), "box-mask": ("warning", 1)},
     ),
 }
 
@@ -226,7 +271,7 @@ def test_entries_that_are_no_objects(tmp_path):
     assert look(content, tmp_path)[1] == {"annotation-entry": ("error", 1)}
 
 
-@pytest.mark.parametrize("text", ["<html>not found</html>", "", "[]", '{"images": {}}', "\xff\xfe"])
+@pytest.mark.parametrize("text", ["<html>not found</html>", "", "[]", '{"images": {}}', "\xff\xfe", "[" * 100_000])
 def test_no_coco_file(text, tmp_path):
     path = tmp_path / "train.json"
     path.write_text(text, encoding="latin-1")
@@ -241,10 +286,11 @@ def test_no_coco_file(text, tmp_path):
     [
         ('[{"image_id": 1, "score": 0.5}]', r"no dict of images, annotations and categories, but \[\{'image_id'"),
         ('{"info": {}}', r"no list 'annotations'; the keys are info\)"),
+        ("\x1f\x8b\x08", r"this is gzip: unpack it"),
     ],
 )
 def test_another_format_is_told(text, message, tmp_path):
-    (tmp_path / "train.json").write_text(text)
+    (tmp_path / "train.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         read_coco(tmp_path / "train.json")[1].raise_errors()
 

@@ -40,11 +40,13 @@ def test_runs_in_a_list():
 def test_polygons():
     triangle = [0, 0, 4, 0, 0, 3]
     bow_tie = [0, 0, 2, 2, 2, 0, 0, 2]  # its signed area is 0, but it encloses two triangles
-    assert clean_polygons([triangle, bow_tie]) == ([triangle, bow_tie], [])
-    assert clean_polygons([triangle, [0, 0, 4, 4, 8, 8], [1, 1] * 5]) == ([triangle], ["polygon-flat"] * 2)
-    assert clean_polygons([[]]) == ([], ["polygon-short"])
-    assert clean_polygons([[[0, 0], [4, 0], [0, 3]]]) == ([], ["mask-type"])
-    assert clean_polygons([["a"] * 6]) == ([], ["mask-type"])
+    assert clean_polygons([triangle, bow_tie], (10, 20)) == ([triangle, bow_tie], [])
+    assert clean_polygons([triangle, [0, 0, 4, 4, 8, 8], [1, 1] * 5], (10, 20)) == ([triangle], ["polygon-flat"] * 2)
+    assert clean_polygons([[]], (10, 20)) == ([], ["polygon-short"])
+    assert clean_polygons([[[0, 0], [4, 0], [0, 3]]], (10, 20)) == ([], ["mask-type"])
+    assert clean_polygons([[0, 0, 201, 0, 9, 9]], (10, 20)) == ([], ["mask-far"])
+    assert clean_polygons([[0, 0, 10**400, 0, 9, 9]], (10, 20)) == ([], ["mask-nan"])
+    assert clean_polygons([["a"] * 6], (10, 20)) == ([], ["mask-type"])
 
 
 def test_bounds():

@@ -3,7 +3,7 @@ import codecs
 import pytest
 
 from densesiam_d2.data.image_listing import load_image_list
-from densesiam_d2.data.text_lines import read_lines
+from densesiam_d2.text_lines import read_lines
 
 
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])

@@ -8,8 +8,8 @@ __all__ = ["printable", "read_json_lines", "read_lines"]
 
 
 def printable(text: str) -> str:
-    """Escape the bytes of file names that are not UTF-8, because terminals and log files refuse them."""
-    return text.encode(errors="backslashreplace").decode()
+    """Escape what terminals and log files refuse or obey: bytes that are not UTF-8, line breaks, terminal codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_lines(path: str | Path) -> list[str]:
