@@ -143,5 +143,7 @@ def _register(root: str | Path, prefix: str, classes: list[str], colors: list, l
             stuff_colors=colors,
             ignore_label=IGNORE_LABEL,
             label_map=label_map,
+            raw_values=range(34),
+            raw_values_hint="*_labelIds.png of gtFine have values up to 33; these are other files of that name",
             evaluator_type="sem_seg",
         )

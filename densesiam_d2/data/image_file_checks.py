@@ -6,16 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import Metadata
-from PIL import Image
 from tqdm import tqdm
 
 from densesiam_d2.labels.findings import Tally
 
-from .image_io import DECODING_ERRORS
+from .image_io import UnreadableImageError, displayed_size
 
-__all__ = ["displayed_size", "evenly_spaced", "look_at_cityscapes_files", "look_at_images", "missing_files"]
-
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+__all__ = ["evenly_spaced", "look_at_cityscapes_files", "look_at_images", "missing_files"]
 
 
 def look_at_images(records: Sequence[dict], sample: int | None, tally: Tally) -> None:
@@ -29,10 +26,8 @@ def look_at_images(records: Sequence[dict], sample: int | None, tally: Tally) ->
             continue
         try:
             size = displayed_size(path)
-        except DECODING_ERRORS as error:
-            tally.note(
-                "image-unreadable", f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            )
+        except UnreadableImageError as error:
+            tally.note("image-unreadable", error)
             continue
         declared = (record["width"], record["height"])
         if size != declared:
@@ -40,13 +35,6 @@ def look_at_images(records: Sequence[dict], sample: int | None, tally: Tally) ->
             tally.note(
                 "image-size", f"{path} has {size[0]} x {size[1]}, the set says {declared[0]} x {declared[1]}{swapped}"
             )
-
-
-def displayed_size(path: str) -> tuple[int, int]:
-    """Return width and height of an image as a viewer shows it, from the header alone."""
-    with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(0x0112) in _ROTATED else (width, height)
 
 
 def missing_files(paths: Sequence[str]) -> set[str]:

@@ -6,6 +6,7 @@ files also has ``offsets.bin`` and ``sizes.bin`` (int64), and each name begins w
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -95,9 +96,14 @@ class ImageFiles(Dataset):
             raise ValueError(f"the index of {self.root} names {name}, which lies elsewhere")
         record = {"file_name": self.root + name}
         if self._parts:
-            tar = self.root + name[: name.index(".tar/") + 4]
-            record["file_part"] = (tar, *(int(numbers[index]) for numbers in self._parts))
+            record["file_part"] = (self._tar_of(name), *(int(numbers[index]) for numbers in self._parts))
         return record
+
+    def _tar_of(self, name: str) -> str:
+        end = name.index(".tar/") + 4
+        while _is_folder(self.root + name[:end]):  # folders may end in .tar too
+            end = name.index(".tar/", end) + 4
+        return self.root + name[:end]
 
     def _name(self, index: int) -> bytes:
         start = self._ends[index - 1] if index else 0
@@ -118,6 +124,11 @@ class ImageFiles(Dataset):
         """Yield all names; the names of an index begin with "/" in place of the root."""
         slash = b"/" if self.root else b""
         return (slash + self._name(i) for i in range(len(self)))
+
+
+@functools.cache
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _map(path: Path, dtype: type, count: int) -> np.ndarray:

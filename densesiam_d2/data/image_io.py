@@ -20,12 +20,13 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "WHITE_LEVEL",
     "UnreadableImageError",
-    "check_ordinary_image",
+    "displayed_size",
     "has_more_pages",
     "highest_16_bit_value",
     "read_bytes",
     "read_image",
     "read_label",
+    "read_label_and_palette",
 ]
 
 # Endings (in lower case) of the files that are taken for images when a folder is listed.
@@ -44,6 +45,10 @@ WHITE_LEVEL = 65535
 
 # The formats that are read. Pillow reads forty more, but some of those start other programs: EPS starts Ghostscript.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+_LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
+
+_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 _COLOR_IS_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # since 4.11
 _COLOR = cv2.IMREAD_COLOR_RGB if _COLOR_IS_RGB else cv2.IMREAD_COLOR
@@ -123,36 +128,46 @@ def read_label(path: str | Path) -> np.ndarray:
     """Read a label map as the numbers that are stored in the file; a palette is not applied.
 
     Args:
-        path: a local file, usually PNG, with one 8-bit channel.
+        path: a local file, usually PNG, with one channel of up to 8 bits.
 
     Returns:
         (H, W) uint8.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableImageError: as in :func:`read_image`, or the file does not have exactly one 8-bit channel.
+        UnreadableImageError: as in :func:`read_image`, or the file does not have exactly one 8-bit channel, or is of a
+            kind that stores other numbers than were given, as JPEG does.
     """
+    return read_label_and_palette(path)[0]
+
+
+def read_label_and_palette(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return a label map as :func:`read_label`, and the colours (n, 3) of its first values, None without a palette."""
     with _named_errors(path), _open(read_bytes(path)) as image:
-        if image.mode not in ("L", "P"):
-            raise ValueError(f"a label map needs one 8-bit channel, this file has mode {image.mode}")
-        return np.array(image)
+        _check_label(image)
+        label = np.array(image, dtype=np.uint8)
+        return label, np.array(image.getpalette()).reshape(-1, 3) if image.mode == "P" else None
 
 
-def check_ordinary_image(path: str | Path) -> None:
-    """Check, without decoding, that detectron2's own mapper will read the right pixels.
+def _check_label(image: Image.Image) -> None:
+    if image.format in _LOSSY:
+        raise ValueError(f"a label map must not be {image.format}, which changes the numbers; write it as PNG")
+    if image.mode not in ("1", "L", "P"):
+        raise ValueError(f"a label map needs one 8-bit channel, this file has mode {image.mode}")
 
-    Unlike :func:`read_image`, that mapper opens pipes and addresses (URLs), and turns 16-bit images white.
 
-    Args:
-        path: a local file.
+def displayed_size(path: str | Path) -> tuple[int, int]:
+    """Return width and height of an image as :func:`read_image` returns it, from the header alone.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableImageError: as in :func:`read_image`, or the pixels have 16 bits.
+        UnreadableImageError: the header shows that :func:`read_image` will refuse the file.
     """
-    with _named_errors(path), _open(read_bytes(path)) as image:
-        if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            raise ValueError(f"pixels of mode {image.mode} are not read here; convert the file to 8 bit")
+    with _named_errors(path), _open_regular(path) as file, Image.open(io.BufferedReader(file)) as image:
+        _check_header(image)
+        # Some versions of Pillow turn TIFF files when they open them, others when they decode them.
+        width, height = (image.tag_v2[256], image.tag_v2[257]) if image.format == "TIFF" else image.size
+        return (height, width) if image.getexif().get(0x0112) in _ROTATED else (width, height)
 
 
 @contextlib.contextmanager
@@ -177,6 +192,14 @@ def read_bytes(path: str | Path, part: tuple[str, int, int] | None = None) -> by
     """
     if part is not None:
         return _read_part(*part)
+    with _open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{size:,} bytes are more than the limit of {MAX_BYTES:,}")
+        return file.readall()
+
+
+def _open_regular(path: str | Path) -> io.FileIO:
     try:
         file = open(path, "rb", buffering=0, opener=_open_without_waiting)  # noqa: SIM115  a buffer takes longer
     except OSError as error:
@@ -185,13 +208,10 @@ def read_bytes(path: str | Path, part: tuple[str, int, int] | None = None) -> by
         if error.errno in (errno.ENXIO, errno.EISDIR):  # a socket, a folder
             raise ValueError("not a regular file") from None
         raise
-    with file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ValueError(f"{status.st_size:,} bytes are more than the limit of {MAX_BYTES:,}")
-        return file.readall()
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("not a regular file")
+    return file
 
 
 def _open_without_waiting(path: str | Path, flags: int) -> int:
@@ -265,13 +285,17 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
 def _open(data: bytes) -> Image.Image:
     """Open an image and check its format and size; its pixels are not decoded yet."""
     image = Image.open(io.BytesIO(data))
-    if image.format not in _FORMATS:
-        raise ValueError(f"{image.format} files are not read; convert it to PNG")
-    _check_size(*image.size)
+    _check_header(image)
     if image.format == "PNG":
         image.verify()  # checks the checksums, which decoding ignores
         image = Image.open(io.BytesIO(data))
     return image
+
+
+def _check_header(image: Image.Image) -> None:
+    if image.format not in _FORMATS:
+        raise ValueError(f"{image.format} files are not read; convert it to PNG")
+    _check_size(*image.size)
 
 
 def _decode_16_bit(image: Image.Image, data: bytes) -> np.ndarray | None:

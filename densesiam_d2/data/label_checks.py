@@ -41,6 +41,11 @@ _FILE_KINDS = {
     ),
     "label-unreadable": ("error", "label maps that cannot be read: {n}"),
     "label-size": ("error", "label maps of another size than their image: {n}"),
+    "label-palette": (
+        "warning",
+        "label maps whose palette shows a value in another colour than an earlier file: {n}; classes are the stored "
+        "values, not the colours: were they saved as pictures?",
+    ),
     "label-value": ("error", "label maps with values that are no class: {n}; correct them, the names or NUM_CLASSES"),
     "box-type": ("error", "annotations without a box or a class: {n}"),
     "category-unknown": ("error", "annotations of a class that does not exist: {n}"),

@@ -148,7 +148,8 @@ def read_classes(label_root: Path, file: Path | None = None) -> list[str] | None
 
     Raises:
         FileNotFoundError: ``file`` does not exist.
-        ValueError: the file is not UTF-8, is empty, has an empty line before its end, or names a class twice.
+        ValueError: the file is not UTF-8, is empty, has an empty line before its end, names more than 255 classes, or
+            names a class twice.
     """
     if file is None:
         file = next((f for f in (label_root / "classes.txt", label_root.parent / "classes.txt") if f.is_file()), None)
@@ -163,6 +164,8 @@ def read_classes(label_root: Path, file: Path | None = None) -> list[str] | None
         raise ValueError(f"{file} names no class; write one name a line, the first for pixel value 0")
     if "" in names:
         raise ValueError(f"{file}: line {names.index('') + 1} is empty; the line number is the pixel value, so name it")
+    if len(names) > 255:
+        raise ValueError(f"{file} names {len(names)} classes; label maps hold 255, with 255 as the ignore label")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{file} names the class {twice[0]!r} twice; scores go by name")

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from densesiam_d2.labels.findings import Tally
 
-from .image_file_checks import displayed_size, evenly_spaced, look_at_images, missing_files
-from .image_io import DECODING_ERRORS, UnreadableImageError, read_label
+from .image_file_checks import evenly_spaced, look_at_images, missing_files
+from .image_io import UnreadableImageError, displayed_size, read_label_and_palette
 
 __all__ = ["look_at_label_maps"]
 
@@ -38,33 +38,54 @@ def look_at_label_maps(
     if tally.findings().of("error"):
         return
     chosen = evenly_spaced(labelled, sample)
-    counts = np.zeros(256, np.int64)
+    counts, colors = np.zeros(256, np.int64), {}
     with ThreadPoolExecutor() as pool:  # decoding releases the GIL, so the threads run in parallel
         found = pool.map(_histogram, chosen)
         progress = tqdm(found, total=len(chosen), desc="label maps", unit="", disable=None, leave=False)
         for record, outcome in zip(chosen, progress, strict=True):
-            if isinstance(outcome, tuple):
+            if isinstance(outcome[0], str):
                 tally.note(*outcome)
                 continue
-            counts += _judge_values(record["sem_seg_file_name"], outcome, classes, metadata, tally)
+            path, (of_file, palette) = record["sem_seg_file_name"], outcome
+            if palette is not None:
+                _judge_palette(path, np.flatnonzero(of_file[: len(palette)]), palette, colors, tally)
+            counts += _judge_values(path, of_file, classes, metadata, tally)
     part = "" if len(chosen) == len(labelled) else f" in the sample of {len(chosen):,} of {len(labelled):,} label maps"
     _judge_classes(counts, part, classes, metadata, tally)
 
 
-def _histogram(record: dict) -> np.ndarray | tuple[str, str]:
-    """Return the count of each raw value (256,) of a label map, or the kind and the text of a finding."""
+def _histogram(record: dict) -> tuple[np.ndarray, np.ndarray | None] | tuple[str, str]:
+    """Return the count of each raw value (256,) of a label map and its palette, or kind and text of a finding."""
     path, image = record["sem_seg_file_name"], record["file_name"]
     try:
-        label = read_label(path)
-    except (UnreadableImageError, *DECODING_ERRORS) as error:
+        label, palette = read_label_and_palette(path)
+    except UnreadableImageError as error:
         return "label-unreadable", str(error)
     try:
         size = displayed_size(image)
-    except DECODING_ERRORS as error:
-        return "image-unreadable", f"{image}: {error}"
+    except UnreadableImageError as error:
+        return "image-unreadable", str(error)
     if label.shape != size[::-1]:
         return "label-size", f"{path}: {label.shape[1]} x {label.shape[0]}, its image {size[0]} x {size[1]}"
-    return cv2.calcHist([label], [0], None, [256], [0, 256]).reshape(256).astype(np.int64)
+    return cv2.calcHist([label], [0], None, [256], [0, 256]).reshape(256).astype(np.int64), palette
+
+
+def _judge_palette(path: str, values: np.ndarray, palette: np.ndarray, colors: dict, tally: Tally) -> None:
+    """Note a file that shows a value in another colour than an earlier one, as pictures of labels do.
+
+    Args:
+        path: the file.
+        values: those that occur in it.
+        palette: (n, 3) colours of the values.
+        colors: value -> colour, and the file that had it first; the new ones are added.
+        tally: gets the finding.
+    """
+    for value in values.tolist():
+        color = tuple(palette[value].tolist())
+        first, first_path = colors.setdefault(value, (color, path))
+        if color != first:
+            tally.note("label-palette", f"{path}: value {value} is {color}, but {first} in {first_path}")
+            return
 
 
 def _judge_values(

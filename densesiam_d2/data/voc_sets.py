@@ -23,6 +23,14 @@ _KINDS = {
     "xml-unreadable": ("error", "XML files that cannot be used: {n}"),
     "class-unknown": ("error", "objects of a class that the set does not have: {n}; own classes: datasets/README.md"),
     "all-difficult": ("error", "every object is difficult, and so does not count for a score"),
+    "boxes-relative": (
+        "error",
+        "boxes between 0 and 1, but VOC has pixels: {n}; multiply them by width and height of their image",
+    ),
+    "box-from-0": (
+        "warning",
+        "boxes that begin before pixel 1, but VOC counts pixels from 1: {n}; if the file counts from 0, add 1 to all",
+    ),
     "box-clipped": ("warning", "boxes that reach over the border of their image by more than a pixel: {n}"),
     "box-empty": ("error", "objects whose box has no area, or is no box: {n}; correct them"),
 }
@@ -119,6 +127,11 @@ def _annotation(entry: dict, image: dict, xml: Path, classes: list[str], tally: 
         tally.note("box-empty", f"{xml}: {entry['name']!r}, {entry['bbox']}")
         return None
     width, height = image["width"], image["height"]
+    if max(x1, y1) <= 1 < min(width, height):
+        tally.note("boxes-relative", f"{xml}: {entry['name']!r}, {entry['bbox']}")
+        return None
+    if 0 <= min(x0, y0) < 1:
+        tally.note("box-from-0", f"{xml}: {entry['name']!r}, {entry['bbox']}")
     if min(x0, y0) < 0 or 0 < width < x1 - 1 or 0 < height < y1 - 1:  # a size of 0 is a finding of its own
         tally.note("box-clipped", f"{xml}: {entry['name']!r}, {entry['bbox']} in {width} x {height} pixels")
     box = {"bbox": [x0 - 1.0, y0 - 1.0, x1, y1], "bbox_mode": BoxMode.XYXY_ABS}

@@ -140,9 +140,10 @@ def _check(args: argparse.Namespace) -> bool:
 
 def _look_at_labels(name: str, args: argparse.Namespace) -> LabelledSet:
     """Check all labels of a dataset."""
-    semantic = MetadataCatalog.get(name).get("evaluator_type") in ("sem_seg", "cityscapes_sem_seg")
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    semantic, masks = kind in ("sem_seg", "cityscapes_sem_seg"), not args.boxes and kind != "pascal_voc"
     ensure_cityscapes_api([name])
-    labelled = look_at(name, semantic=semantic, masks=not args.boxes, sample=None)
+    labelled = look_at(name, semantic=semantic, masks=masks, sample=None)
     labelled.findings = labelled.findings.accept(args.accept)
     return labelled
 

@@ -2,13 +2,15 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 
+from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.detection_mapper import DetectionDatasetMapper
-from densesiam_d2.data.image_io import UnreadableImageError
+from densesiam_d2.data.image_io import UnreadableImageError, displayed_size
 from tests.labels.coco_files import coco, rectangle, write
 from tests.labels.test_coco_json import encode
 
@@ -26,10 +28,56 @@ def test_ordinary_images_are_mapped_as_detectron2_does(mapper, tmp_path):
     assert (mapper(dict(record))["image"] == expected["image"]).all()
 
 
-def test_16_bit_images_are_refused(mapper, tmp_path):
-    Image.fromarray(np.full((20, 30), 30000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(UnreadableImageError, match=r"deep\.png: pixels of mode I;16 .* convert the file to 8 bit"):
-        mapper({"file_name": str(tmp_path / "deep.png")})
+def test_16_bit_images_are_scaled(tmp_path):
+    Image.fromarray(np.full((20, 30), 2570, np.uint16)).save(tmp_path / "deep.png")
+    cfg = get_cfg()
+    add_densesiam_config(cfg)
+    cfg.INPUT.WHITE_LEVEL = 4095
+    record = {"file_name": str(tmp_path / "deep.png")}
+    assert (DetectionDatasetMapper(get_cfg(), is_train=False)(record)["image"] == 10).all()
+    assert (DetectionDatasetMapper(cfg, is_train=False)(record)["image"] == 160).all()  # 2570 * 255 / 4095
+
+
+# EXIF orientation -> what a file stores of an image that is shown as s (EXIF 2.32, tag 0x0112).
+STORED = {
+    1: lambda s: s,
+    2: lambda s: s[:, ::-1],
+    3: lambda s: s[::-1, ::-1],
+    4: lambda s: s[::-1],
+    5: lambda s: s.T,
+    6: np.rot90,
+    7: lambda s: s[::-1, ::-1].T,
+    8: lambda s: np.rot90(s, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+def test_turned_images_are_read_as_a_viewer_shows_them(orientation, suffix, tmp_path):
+    path, exif, shown = tmp_path / f"turned.{suffix}", Image.Exif(), np.zeros((64, 96), np.uint8)
+    exif[0x0112] = orientation
+    shown[:32, :16] = 200  # a corner
+    Image.fromarray(np.ascontiguousarray(STORED[orientation](shown))).save(path, exif=exif)
+    mapper = DetectionDatasetMapper(is_train=False, augmentations=[], image_format="RGB")
+    image = mapper({"file_name": str(path), "width": 96, "height": 64})["image"].numpy()
+    assert np.abs(image.astype(int) - shown).max() < 20  # JPEG is not exact
+    assert displayed_size(path) == (96, 64)
+
+
+def test_damaged_images_are_named(mapper, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-3000])
+    with pytest.raises(UnreadableImageError, match=r"cannot read .*cut\.jpg: image file is truncated"):
+        mapper({"file_name": str(tmp_path / "cut.jpg")})
+
+
+def test_panoptic_sets_get_their_label_map_too(tmp_path):
+    write(coco(), tmp_path)
+    label = np.arange(64 * 96, dtype=np.uint8).reshape(64, 96) % 7
+    Image.fromarray(label).save(tmp_path / "label.png")
+    record = {"file_name": str(tmp_path / "images" / "p1.png"), "sem_seg_file_name": str(tmp_path / "label.png")}
+    mapped = DetectionDatasetMapper(is_train=True, augmentations=[], image_format="BGR")(record)
+    assert (mapped["sem_seg"].numpy() == label).all() and mapped["sem_seg"].dtype == torch.int64
 
 
 def test_pipes_are_refused(mapper, tmp_path):

@@ -106,6 +106,16 @@ def test_images_in_tar_files(shards, capsys):
     assert "skipped: 1 .json" in capsys.readouterr().out
 
 
+def test_a_folder_may_end_in_tar(tmp_path):
+    folder = tmp_path / "root" / "backup.tar" / "old.tar"
+    folder.mkdir(parents=True)
+    write_tar(folder / "1.tar", {"x.tar/a.png": as_png(10)})
+    assert main([str(tmp_path / "root")]) == 0
+    (image,) = ImageFiles.open(tmp_path / "root.index")
+    assert image["file_part"][0] == str(folder / "1.tar")
+    assert read_image(image["file_name"], image["file_part"])[0, 0, 0] == 10
+
+
 def test_a_tar_file_that_has_changed_is_named(shards):
     files = ImageFiles.open(shards.with_name("shards.index"))
     os.truncate(shards / "1.tar", 100)

@@ -167,3 +167,13 @@ def test_labels_keep_their_numbers(tmp_path):
     np.testing.assert_array_equal(read_label(write(tmp_path / "p.png", indexed)), label)
     with pytest.raises(ValueError, match=r"rgb\.png.*mode RGB"):
         read_label(write(tmp_path / "rgb.png", Image.new("RGB", (2, 2))))
+    bits = Image.fromarray(label > 9)
+    assert bits.mode == "1"
+    np.testing.assert_array_equal(read_label(write(tmp_path / "bits.png", bits)), [[0, 0], [1, 1]])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_labels_of_lossy_kinds_are_refused(tmp_path, kind):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "l.png", format=kind)
+    with pytest.raises(ValueError, match=rf"l\.png: a label map must not be {kind}, which changes the numbers"):
+        read_label(tmp_path / "l.png")

@@ -14,6 +14,7 @@ from detectron2.data.datasets.pascal_voc import register_pascal_voc
 from PIL import Image
 
 from densesiam_d2.data import register_sem_seg_folder
+from densesiam_d2.data.cityscapes27 import load_cityscapes27_val
 from densesiam_d2.data.label_checks import look_at
 from densesiam_d2.data.path_datasets import register_path_datasets
 from tests.data_trees import real_data, write_cityscapes_tree, write_voc_tree
@@ -228,6 +229,20 @@ def test_voc_boxes_beyond_their_image(corner, voc):
     assert found("voc", masks=False)["box-clipped"] == ("warning", 1)
 
 
+def test_voc_boxes_in_shares(voc):
+    for path in (voc / "Annotations").iterdir():
+        text = re.sub(r"<([xy]m)in>\d+", r"<\1in>0.2", path.read_text())
+        path.write_text(re.sub(r"<([xy]m)ax>\d+", r"<\1ax>0.9", text))
+    kinds = found("voc", masks=False)
+    assert kinds["boxes-relative"][0] == "error" and kinds["boxes-relative"][1] > 100
+
+
+def test_voc_boxes_counted_from_0(voc):
+    path = first_xml(voc)
+    path.write_text(re.sub(r"<xmin>\d+", "<xmin>0", path.read_text(), count=1))
+    assert found("voc", masks=False)["box-from-0"] == ("warning", 1)
+
+
 def test_voc_image_missing(voc):
     sorted((voc / "JPEGImages").glob("*.jpg"))[0].unlink()
     assert found("voc", masks=False)["image-missing"] == ("error", 1)
@@ -342,6 +357,19 @@ def test_colours(label_folder):
     assert (finding.level, finding.count) == ("error", 1) and "mode RGB" in str(finding)
 
 
+def test_palettes_that_contradict_each_other(label_folder, tmp_path):
+    """Pictures of labels, saved with as many colours as each has: a class has another value in each of them."""
+    label_folder(SOUND, SOUND, SOUND)
+    colors = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
+    for i, order in enumerate([(0, 1, 2), (0, 1, 2), (2, 1, 0)]):
+        label = Image.fromarray(SOUND.astype(np.uint8))
+        label.putpalette([number for color in order for number in colors[color]])
+        label.save(tmp_path / "labels" / f"{i}.png")
+    (finding,) = look_at("mine", semantic=True, masks=False).findings
+    assert (finding.level, finding.kind, finding.count) == ("warning", "label-palette", 1)
+    assert "2.png: value 0 is (0, 0, 255), but (0, 0, 0) in " in finding.examples[0] and "0.png" in finding.examples[0]
+
+
 def test_damaged_label_maps(label_folder, tmp_path):
     arrays = [SOUND] * 9
     label_folder(*arrays)
@@ -388,6 +416,21 @@ def test_files_without_partner_are_named(label_folder, tmp_path):
     assert found["image-alone"].examples == [str(tmp_path / "images" / "1.jpg")]
     assert found["label-alone"].examples == [str(tmp_path / "labels" / "other.png")]
     assert {f.level for f in found.values()} == {"warning"}
+
+
+def test_train_ids_under_the_name_of_cityscapes_label_ids(tmp_path):
+    for part, name in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        (tmp_path / part / "val" / "ulm").mkdir(parents=True)
+        value = 255 if part == "gtFine" else 0
+        path = tmp_path / part / "val" / "ulm" / f"ulm_0_0_{name}.png"
+        cv2.imwrite(str(path), np.full((4, 4), value, np.uint8))
+        shutil.copytree(tmp_path / part / "val", tmp_path / part / "train")
+    DatasetCatalog.register("streets", lambda: load_cityscapes27_val(tmp_path))
+    known = MetadataCatalog.get("cityscapes27_val").as_dict()
+    own = {"name", "image_roots", "sem_seg_root"}
+    MetadataCatalog.get("streets").set(**{key: value for key, value in known.items() if key not in own})
+    labelled = look_at("streets", semantic=True, masks=False)
+    assert "_labelIds.png of gtFine have values up to 33" in str(labelled.findings.of("error")[0])
 
 
 def test_pixelmaps_in_the_place_of_stuffthingmaps(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densesiam_d2.data.label_folders import pair_files
+from densesiam_d2.data.label_folders import pair_files, read_classes
 
 
 def save(path, size=(4, 4)):
@@ -64,3 +64,9 @@ def test_two_files_of_one_name(tmp_path):
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="no/such"):
         pair_files(tmp_path, tmp_path / "no/such")
+
+
+def test_more_classes_than_a_label_map_can_hold(tmp_path):
+    (tmp_path / "classes.txt").write_text("".join(f"{i}\n" for i in range(256)))
+    with pytest.raises(ValueError, match=r"classes\.txt names 256 classes; label maps hold 255"):
+        read_classes(tmp_path)
