@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "backbone_state",
     "expected_metadata",
     "from_a_converter",
+    "is_ours",
     "known_metadata",
     "save_backbone",
     "save_safetensors",
@@ -138,15 +140,50 @@ def known_metadata(checkpoint: Mapping[str, Any], found: Found) -> dict[str, Any
         ValueError: the weights are not those of the ResNet that the metadata names.
     """
     metadata = checkpoint.get("metadata")
-    if isinstance(metadata, Mapping) and "pixel_format" in metadata:  # ours; others use "metadata" too
+    if is_ours(metadata):
         facts = {str(key): value for key, value in metadata.items() if _is_plain(value) and key != "exports"}
     elif found.naming == "SimCLRv2-Pytorch":
         facts = dict(_FROM_0_TO_1)
     elif found.torchvision or from_a_converter(checkpoint):
-        facts = dict(TORCHVISION_METADATA)
+        facts = {**TORCHVISION_METADATA, **_openmmlab_facts(checkpoint)}
     else:
         return {}
     return with_kind(facts, found.kind)
+
+
+def is_ours(metadata: Any) -> bool:
+    """Tell whether the value of a checkpoint's key "metadata", which others use too, has our facts about images."""
+    return isinstance(metadata, Mapping) and metadata.keys() >= TORCHVISION_METADATA.keys()
+
+
+def _openmmlab_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the config in a checkpoint of OpenMMLab says about its images; {} for other checkpoints.
+
+    Its style "caffe" has BGR images, and strides in convolutions of size 1.
+
+    Raises:
+        ValueError: the config says different things in different places.
+    """
+    meta = checkpoint.get("meta")
+    text = str(meta.get("config") or meta.get("cfg") or "") if isinstance(meta, Mapping) else ""
+    facts = {}
+    for fact, pattern, read in (
+        ("pixel_mean", r"\bmean'?\s*[=:]\s*(\[[^]]*\])", _numbers),
+        ("pixel_std", r"\bstd'?\s*[=:]\s*(\[[^]]*\])", _numbers),
+        ("pixel_format", r"\b(?:bgr_)?to_rgb'?\s*[=:]\s*(True|False)", {"True": "RGB", "False": "BGR"}.get),
+        ("stride_in_1x1", r"\bstyle'?\s*[=:]\s*['\"](caffe|pytorch)['\"]", {"caffe": True, "pytorch": False}.get),
+    ):
+        values = [value for value in map(read, re.findall(pattern, text)) if value is not None]
+        if any(value != values[0] for value in values):
+            raise ValueError(f"the config in its meta has several values of {fact}, such as {values[0]}, {values[-1]}")
+        if values:
+            facts[fact] = values[0]
+    return facts
+
+
+def _numbers(text: str) -> list[float] | None:
+    numbers = [float(word) for word in re.findall(r"-?\d+\.?\d*", text)]
+    return numbers if len(numbers) == 3 else None
 
 
 def from_a_converter(checkpoint: Mapping[str, Any]) -> bool:

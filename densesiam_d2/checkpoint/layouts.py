@@ -45,8 +45,8 @@ _METHODS = (
     _Method("MoCo of OpenMMLab (query encoder)", "backbone", "encoder_k"),
     _Method("MoCo v3 (base encoder)", "base_encoder", "momentum_encoder"),
     _Method("PixPro (online encoder)", "encoder", "encoder_k"),
-    _Method("PyContrast (trained encoder)", "model", "model_ema", tell="encoder"),
-    _Method("DINO (teacher)", "teacher", "student"),
+    _Method("PyContrast (trained encoder)", "model", "model_ema", tell="contrast"),
+    _Method("DINO (teacher)", "teacher", "student", tell="dino_loss"),
     _Method("DINO of lightly (teacher)", "teacher_backbone", "student_backbone"),
     _Method("BYOL (online encoder)", "online_encoder", "target_encoder"),
     _Method("BYOL of Lightning Bolts (online network)", "online_network", "target_network"),
@@ -100,15 +100,21 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
     """
     tensors = tensors_in(checkpoint)
     networks = networks_in(tensors)
+    architecture = checkpoint.get("arch")
+    if isinstance(architecture, str) and re.search(r"resnet(aa|blur)\d", architecture):
+        raise ValueError(f"its arch is {architecture}, which smooths before strides and is not built here")
     if not networks:
+        hint = "rename the backbone's tensors as torchvision or detectron2 do; for another CNN of torchvision give "
+        hint += "--config-file with its MODEL.TORCHVISION.NAME"
+        if any(name.endswith("conv1_w") for name in tensors):
+            hint = "these are Caffe2's names: name the file by MODEL.WEIGHTS, which reads it as it is"
         raise ValueError(
-            f"no ResNet among its {len(tensors)} tensors, such as {', '.join(list(tensors)[:5]) or 'none'}; "
-            "rename the backbone's tensors as torchvision or detectron2 do"
+            f"no ResNet among its {len(tensors)} tensors, such as {', '.join(list(tensors)[:5]) or 'none'}; {hint}"
         )
     if prefix is None and len(networks) > 1:
         prefix = exported(checkpoint)
     if prefix is not None:
-        networks = _below(networks, bare_name(prefix.strip(".")))
+        networks = _below(networks, prefix.strip("."))
     method, network = _choose(networks, tensors)
     kind, state = _checked(network, tensors)
     fpn = _fpn_beside(network, tensors)
@@ -143,6 +149,8 @@ def exported(checkpoint: Mapping[str, Any]) -> str | None:
 
 def _below(networks: list[Network], prefix: str) -> list[Network]:
     exact = [n for n in networks if prefix in n.prefixes]
+    prefix = prefix if exact else bare_name(prefix)  # wrappers are left out of names where that tells them apart
+    exact = exact or [n for n in networks if prefix in n.prefixes]
     below = exact or [n for n in networks if f".{prefix}." in f".{n.prefixes[0]}."]
     if not below:
         raise ValueError(f"--prefix {prefix}: no ResNet lies there, but {_listed(networks)}")

@@ -21,11 +21,11 @@ from densesiam_d2.checkpoint.export import (
     from_a_converter,
     known_metadata,
 )
-from densesiam_d2.checkpoint.files import read_checkpoint
+from densesiam_d2.checkpoint.files import read_checkpoint, require_weight_file
 from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
-from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_tensor, tensors_in
+from densesiam_d2.checkpoint.tensors import bare_name, is_tensor
 
 __all__ = ["CheckedCheckpointer", "WeightsError"]
 
@@ -95,7 +95,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
             return {}
         # Only the main process needs the file: detectron2 sends the weights to machines that do not have it.
         if "://" not in path and not comm.all_gather(Path(path.partition("?")[0]).is_file())[0]:
-            raise FileNotFoundError(f"MODEL.WEIGHTS: file {path} does not exist")
+            require_weight_file(Path(path.partition("?")[0]), "MODEL.WEIGHTS: file")
+            raise FileNotFoundError(f"MODEL.WEIGHTS: file {path} does not exist in the main process")
         if "://" in path:
             self._fetch(path.partition("?")[0])
         self._weights_path = path
@@ -176,14 +177,13 @@ class CheckedCheckpointer(DetectionCheckpointer):
             content = read_checkpoint(filename, foreign=bool(self._weights_path))
         except ValueError as error:
             raise WeightsError(str(error)) from error
-        if self._weights_path:
-            self._check_finite(tensors_in(content))
         if filename.endswith(".safetensors") and "metadata" in content:  # from save_safetensors: no prefixes
             content["matching_heuristics"] = True
         if filename.endswith(".pkl") and _is_caffe2(content):
             blobs = content.get("blobs", content)  # detectors have "blobs", ImageNet models do not
             blobs = {n: value for n, value in blobs.items() if is_tensor(value) and not n.endswith("_momentum")}
-            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+            facts = {"__author__": "Caffe2", "matching_heuristics": True, "metadata": _caffe2_facts(blobs)}
+            return {"model": blobs, **facts}
         if filename.endswith(".pyth") and isinstance(content.get("model_state"), Mapping):
             state = {n: v for n, v in content["model_state"].items() if not n.endswith("num_batches_tracked")}
             return {"model": state, "__author__": "pycls", "matching_heuristics": True}
@@ -237,6 +237,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if checkpoint.get("matching_heuristics") and hasattr(self.model, "exports"):
             self._match_backbone(checkpoint)
         incompatible = super()._load_model(checkpoint)
+        self._check_finite(incompatible.missing_keys)
         self._check_filled(incompatible.missing_keys, state)
         if self._whole_model and incompatible.missing_keys:
             missing = incompatible.missing_keys
@@ -257,14 +258,13 @@ class CheckedCheckpointer(DetectionCheckpointer):
         checkpoint["model"] = align_and_update_state_dicts(own, checkpoint["model"], c2_conversion=is_caffe2)
         checkpoint["matching_heuristics"] = False
 
-    def _check_finite(self, state: Mapping[str, Any]) -> None:
-        """Raise an error for weights that are not finite: the first loss would be NaN."""
-        for name, value in state.items():
-            is_weight = name.endswith(("weight", "bias", "running_mean", "running_var"))
-            if is_weight and not np.isfinite(as_array(value)).all():
+    def _check_finite(self, missing_keys: list[str]) -> None:
+        """Raise an error for loaded weights that are not finite: the first loss would be NaN."""
+        for name, value in self.model.state_dict().items():
+            if name not in missing_keys and not torch.isfinite(value).all():
                 raise WeightsError(
-                    f"MODEL.WEIGHTS {self._weights_path}: {name} holds NaN or infinite values: the training diverged; "
-                    "give a checkpoint from before"
+                    f"MODEL.WEIGHTS {self._weights_path} fills {name} with NaN or infinite values: the training "
+                    "diverged; give a checkpoint from before"
                 )
 
     def _check_metadata(self, metadata: Mapping[str, Any]) -> None:
@@ -292,5 +292,19 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
 
 def _is_caffe2(content: Mapping[str, Any]) -> bool:
-    """Tell whether a .pkl is from Caffe2: it has no author, and tensor names such as conv1_w."""
-    return "__author__" not in content and ("blobs" in content or any(str(name).endswith("_w") for name in content))
+    """Tell whether a .pkl is from Caffe2: it has no author, and Caffe2's name of the first convolution."""
+    return "__author__" not in content and "conv1_w" in content.get("blobs", content)
+
+
+def _caffe2_facts(blobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the images that a backbone of Caffe2 takes.
+
+    Source: detectron2, detectron2/config/defaults.py (MSRA's ResNets have the standard deviation in their first layer)
+    and configs/*X_101_32x8d*.yaml.
+    """
+    first, second = (np.shape(blobs.get(f"res2_0_branch2{letter}_w", ())) for letter in "ab")
+    grouped = len(first) == len(second) == 4 and second[1] < first[0]
+    std = [57.375, 57.12, 58.395] if grouped else [1.0, 1.0, 1.0]
+    facts = {"pixel_format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": std}
+    # Basic blocks, which have no branch2c, have no convolution of size 1 to place the stride in.
+    return {**facts, "stride_in_1x1": not grouped} if "res2_0_branch2c_w" in blobs else facts

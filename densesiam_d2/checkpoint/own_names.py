@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, known_metadata
+from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, is_ours, known_metadata
 from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import to_torchvision
-from densesiam_d2.checkpoint.tensors import tensors_in
+from densesiam_d2.checkpoint.tensors import as_array, is_float, tensors_in
 
 __all__ = ["named_backbone", "under_own_names"]
 
@@ -45,16 +45,20 @@ def under_own_names(
     tensors = tensors_in(checkpoint)
     lacking = _lacking(names, tensors)
     prefixes = [prefix for prefix, lost in lacking.items() if not lost]
-    wanted = f"{prefix or exported(checkpoint)}."
-    if wanted in prefixes:
-        prefixes = [wanted]
-    elif prefix:
+    wanted = f"{exported(checkpoint) if prefix is None else prefix}.".removeprefix(".")
+    below = [place for place in prefixes if place == wanted] or [
+        place for place in prefixes if wanted and f".{place}".endswith(f".{wanted}")
+    ]
+    if below:
+        prefixes = below
+    elif prefix is not None:
         places = ", ".join(place.rstrip(".") or "the top" for place in prefixes) or "nowhere"
         raise ValueError(f"--prefix {prefix}: no whole {backbone.network} lies there; there is one below: {places}")
     if len(prefixes) == 1:
         state = {name: tensors[prefixes[0] + name] for name in names}
+        _check(state, backbone)
         facts = checkpoint.get("metadata")
-        if not (isinstance(facts, Mapping) and "pixel_format" in facts):
+        if not is_ours(facts):
             facts = {**TORCHVISION_METADATA, **backbone.input_facts}
         where = f"below {prefixes[0].rstrip('.')}" if prefixes[0] else "at the top"
         return state, dict(facts), f"{backbone.network} {where}"
@@ -66,6 +70,21 @@ def under_own_names(
     if not set(names) <= state.keys():
         raise ValueError(f"it holds a {found.kind.name}, but MODEL.TORCHVISION.NAME is {backbone.network}")
     return {name: state[name] for name in names}, known_metadata(checkpoint, found), found.layout
+
+
+def _check(state: Mapping[str, Any], backbone: nn.Module) -> None:
+    """Raise ValueError for tensors of another shape, whole numbers, and numbers that are not finite."""
+    for name, own in backbone.state_dict().items():
+        value = state.get(name, own)
+        if tuple(value.shape) != tuple(own.shape):
+            raise ValueError(
+                f"its {name} has the shape {tuple(value.shape)}, that of {backbone.network} is {tuple(own.shape)}: check "
+                "MODEL.TORCHVISION.NAME; layers of other widths than torchvision's cannot be loaded"
+            )
+        if name in state and not is_float(value):
+            raise ValueError(f"its {name} is {value.dtype}, so it is quantized: give weights in floating-point numbers")
+        if not np.isfinite(as_array(value)).all():
+            raise ValueError(f"its {name} holds NaN or infinite values: the training diverged; give one from before")
 
 
 def _lacking(names: Collection[str], tensors: Mapping[str, Any]) -> dict[str, list[str]]:

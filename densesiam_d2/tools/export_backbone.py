@@ -52,6 +52,7 @@ from densesiam_d2.checkpoint import (
     under_own_names,
     with_kind,
 )
+from densesiam_d2.checkpoint.export import is_ours
 from densesiam_d2.checkpoint.layouts import Found
 from densesiam_d2.checkpoint.tensors import as_array
 from densesiam_d2.engine.setup import load_config
@@ -91,6 +92,8 @@ def export_backbone(
         raise ValueError(f"--output {output}: --format onnx writes such files, not --format {layout}")
     if opts and config_file is None:
         raise ValueError(f"{' '.join(opts)}: keys and values change a config, so give --config-file as well")
+    if re.match(r"\w+:/", str(source)):  # Path has taken the second slash away
+        raise ValueError(f"--input {source} is an address: download it, and name the file")
     checkpoint = read_checkpoint(source, foreign=True)
     last = checkpoint.get("iteration")  # counted from 0
     iteration = last + 1 if isinstance(last, int) else None
@@ -137,7 +140,7 @@ def export_backbone(
 def _network(checkpoint: Mapping[str, Any], cfg: CfgNode | None) -> str:
     """Return the name of the CNN of torchvision that a config or else the metadata name; "" for a ResNet."""
     stored = checkpoint.get("metadata")
-    facts = expected_metadata(cfg) if cfg else stored if isinstance(stored, Mapping) else {}
+    facts = expected_metadata(cfg) if cfg else stored if is_ours(stored) else {}
     network = facts.get("network", "")
     return "" if re.match("(wide_)?resnex?t", network) else network
 

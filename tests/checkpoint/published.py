@@ -240,7 +240,11 @@ CHECKPOINTS = {
     ),
     "PyContrast": (
         "PyContrast (trained encoder), torchvision names below model.encoder",
-        {"model": prefixed("module.encoder.", ONLINE), "model_ema": prefixed("module.encoder.", OTHER)},
+        {
+            "model": prefixed("module.encoder.", ONLINE),
+            "model_ema": prefixed("module.encoder.", OTHER),
+            "contrast": {"memory": X},
+        },
     ),
     "PyContrast, one": ("torchvision names below model_ema.encoder", {"model_ema": prefixed("encoder.", ONLINE)}),
     "DINO": (
@@ -248,6 +252,7 @@ CHECKPOINTS = {
         {
             "student": {**prefixed("module.backbone.", OTHER), "module.head.mlp.0.weight": X},
             "teacher": prefixed("backbone.", ONLINE),
+            "dino_loss": {"center": X},
             "epoch": 100,
         },
     ),

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from densesiam_d2.checkpoint import recognise
+from densesiam_d2.checkpoint import known_metadata, recognise
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
 from tests.checkpoint.networks import d2_resnet, fpn_detector, prefixed, resnet_cfg
 from tests.checkpoint.published import (
@@ -114,6 +114,62 @@ def test_of_several_the_user_chooses():
         recognise(UNKNOWN, "net")
 
 
+def test_a_name_that_wrappers_have_too_is_taken_literally():
+    both = {"state_dict": ONLINE, "module.state_dict": OTHER}
+    for prefix, expected in (("state_dict", ONLINE), ("module.state_dict", OTHER)):
+        assert np.array_equal(recognise(both, prefix).state["stem.conv1.weight"], expected["conv1.weight"].numpy())
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"student": prefixed("backbone.", OTHER), "teacher": {**prefixed("backbone.", ONLINE), "head.weight": X}},
+        {"model": prefixed("encoder.", OTHER), "model_ema": prefixed("encoder.", ONLINE)},
+    ],
+    ids=["mean teacher", "average of a model"],
+)
+def test_a_teacher_alone_does_not_tell_the_method(checkpoint):
+    with pytest.raises(ValueError, match=r"2 different ResNets, .*; choose one with --prefix"):
+        recognise(checkpoint)
+
+
+@pytest.mark.parametrize("arch", ["resnetblur18", "resnetaa50"])
+def test_networks_with_the_tensors_but_not_the_layers_of_a_resnet_are_refused(arch):
+    with pytest.raises(ValueError, match=f"its arch is {arch}, which smooths before strides"):
+        recognise({"arch": arch, "state_dict": ONLINE})
+
+
+CAFFE = """
+model = dict(backbone=dict(type='ResNet', style='caffe'))
+img_norm_cfg = dict(mean=[103.530, 116.280, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
+bbox_coder = dict(target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CAFFE, ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], True)),
+        (
+            "backbone=dict(style='pytorch'), data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, "
+            "57.12, 57.375], bgr_to_rgb=True)",
+            ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], False),
+        ),
+        ({"style": "caffe", "to_rgb": False}, ("BGR", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True)),
+    ],
+)
+def test_the_config_inside_a_file_of_openmmlab_says_which_images_it_takes(text, expected):
+    checkpoint = {"state_dict": prefixed("backbone.", ONLINE), "meta": {"config": text}}
+    facts = known_metadata(checkpoint, recognise(checkpoint))
+    assert tuple(facts[key] for key in ("pixel_format", "pixel_mean", "pixel_std", "stride_in_1x1")) == expected
+
+
+def test_such_a_config_that_contradicts_itself_is_refused():
+    checkpoint = {"state_dict": ONLINE, "meta": {"cfg": "a(to_rgb=True), b(to_rgb=False)"}}
+    with pytest.raises(ValueError, match="the config in its meta has several values of pixel_format, such as RGB, BGR"):
+        known_metadata(checkpoint, recognise(checkpoint))
+
+
 def test_the_one_at_the_top_can_be_chosen():
     both = {**ONLINE, "ema": OTHER}
     with pytest.raises(ValueError, match="2 different ResNets, at the top, below ema"):
@@ -127,7 +183,7 @@ def test_equal_networks_are_one():
 
 def test_the_name_of_the_method_counts_before_the_first_step_too():
     """When student and teacher are still equal."""
-    found = recognise({"student": prefixed("backbone.", ONLINE), "teacher": prefixed("backbone.", ONLINE)})
+    found = recognise({**CHECKPOINTS["DINO"][1], "student": prefixed("backbone.", ONLINE)})
     assert found.layout == "DINO (teacher), torchvision names below teacher.backbone"
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +17,7 @@ from densesiam_d2.checkpoint import (
     save_backbone,
     save_safetensors,
 )
+from densesiam_d2.checkpoint.loading import _caffe2_facts
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
 from tests.checkpoint.networks import d2_resnet, fpn_cfg, fpn_detector, prefixed, resnet_cfg, tv_resnet
 
@@ -272,6 +274,19 @@ def test_model_zoo_files_load(tmp_path, logged):
     assert torch.equal(frozen.backbone.bottom_up.res5[1].conv2.weight, EXPORTED.res5[1].conv2.weight)
     assert torch.equal(frozen.backbone.bottom_up.stem.conv1.norm.bias, EXPORTED.stem.conv1.norm.bias)
     assert "momentum" not in logged.text
+    with pytest.raises(ValueError, match=r"pixel_format is BGR in the file .*; pixel_std is \[1\.0, 1\.0, 1\.0\]"):
+        checkpointer(frozen, fpn_cfg(18)).resume_or_load(str(tmp_path / "MSRA.pkl"), resume=False)
+    d2 = get_cfg()  # detectron2's own defaults are for these weights
+    d2.MODEL.RESNETS.DEPTH = 18
+    checkpointer(frozen, d2).resume_or_load(str(tmp_path / "MSRA.pkl"), resume=False)
+
+
+@pytest.mark.parametrize(("middle", "stride", "std"), [(64, True, 1.0), (4, False, 57.375)])
+def test_images_of_caffe2_files(middle, stride, std):
+    """MSRA's ResNets have the stride in the first convolution of a block; FAIR's ResNeXt, with groups, have not."""
+    shapes = {"a": (64, 64, 1, 1), "b": (64, middle, 3, 3), "c": (256, 64, 1, 1)}
+    facts = _caffe2_facts({f"res2_0_branch2{letter}_w": np.zeros(shape) for letter, shape in shapes.items()})
+    assert facts["stride_in_1x1"] == stride and facts["pixel_std"][0] == std
 
 
 def _caffe2_name(name):

@@ -73,8 +73,24 @@ def test_weights_that_diverged_are_refused(tmp_path, kind):
     else:
         path = tmp_path / "x.pth"
         torch.save({"model": state}, path)
-    with pytest.raises(WeightsError, match=rf"x\.p\w+: \S*{name} holds NaN or infinite values"):
+    with pytest.raises(WeightsError, match=rf"x\.p\w+(: \S*{name} holds| fills \S*{name} with) NaN or infinite values"):
         checkpointer(fpn_detector(18)).resume_or_load(str(path), resume=False)
+
+
+def test_what_is_not_taken_may_have_diverged(tmp_path):
+    state = {**tv_resnet(18).state_dict(), "fc.weight": torch.full((9, 512), torch.nan)}
+    torch.save(state, tmp_path / "x.pth")
+    model = fpn_detector(18)
+    checkpointer(model).resume_or_load(str(tmp_path / "x.pth"), resume=False)
+    assert torch.equal(model.backbone.bottom_up.res2[0].conv1.weight, state["layer1.0.conv1.weight"])
+
+
+def test_a_pickle_with_a_name_like_those_of_caffe2(tmp_path):
+    content = {"state_dict": backbone_state(EXPORTED), "lambda_w": 0.5}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
+    model = fpn_detector(18)
+    checkpointer(model).resume_or_load(str(tmp_path / "x.pkl"), resume=False)
+    assert torch.equal(model.backbone.bottom_up.res5[1].conv2.weight, EXPORTED.res5[1].conv2.weight)
 
 
 def test_a_wide_network_does_not_pass_for_an_ordinary_one(tmp_path):

@@ -1,5 +1,7 @@
 """Exported backbones in torchvision, timm and mmpretrain: the documented lines load them, and features are equal."""
 
+import re
+
 import pytest
 import torch
 import torchvision
@@ -89,6 +91,51 @@ def test_another_network_in_all_formats(tmp_path, capsys):
         expect = expected_metadata(rgb_cfg("mobilenet_v2"))
         CheckedCheckpointer(model, expect=expect).resume_or_load(str(again), resume=False)
         assert all(torch.equal(a, b) for a, b in zip(model.backbone.parameters(), ours.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda v: v.repeat(2, *[1] * (v.dim() - 1)) if v.dim() else v,
+            r"has the shape \(64, 3, 3, 3\), that",
+        ),
+        (lambda v: v.to(torch.int8), "is torch.int8, so it is quantized"),
+        (lambda v: v * torch.nan if v.is_floating_point() else v, "holds NaN or infinite values"),
+    ],
+    ids=["wider", "whole numbers", "diverged"],
+)
+def test_other_numbers_in_another_network_are_refused(tmp_path, capsys, change, message):
+    state = with_statistics("mobilenet_v2").state_dict()
+    torch.save({name: change(value) for name, value in state.items()}, tmp_path / "x.pth")
+    (tmp_path / "c.yaml").write_text(rgb_cfg("mobilenet_v2").dump())
+    command = ["--input", str(tmp_path / "x.pth"), "--output", str(tmp_path / "b.pkl")]
+    assert main([*command, "--config-file", str(tmp_path / "c.yaml")]) == 2
+    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "b.pkl").exists()
+
+
+@pytest.mark.parametrize(("prefix", "added"), [("", 0), ("net", 1), ("average.net", 1)])
+def test_where_another_network_lies(tmp_path, prefix, added):
+    state = with_statistics("mobilenet_v2").state_dict()
+    ema = {f"average.net.{name}": value + 1 for name, value in state.items()}
+    torch.save({**state, **ema}, tmp_path / "two.pth")
+    (tmp_path / "c.yaml").write_text(rgb_cfg("mobilenet_v2").dump())
+    command = ["--input", str(tmp_path / "two.pth"), "--format", "torchvision", "--output", str(tmp_path / "b.pth")]
+    assert main([*command, "--config-file", str(tmp_path / "c.yaml"), "--prefix", prefix]) == 0
+    assert torch.equal(torch.load(tmp_path / "b.pth")["features.0.0.weight"], state["features.0.0.weight"] + added)
+
+
+@pytest.mark.parametrize("metadata", [{"network": {"depth": 18}}, {"network": "ResNet18"}, {"pixel_format": "rgb24"}])
+def test_metadata_of_others(tmp_path, capsys, metadata):
+    torch.save({"state_dict": torchvision.models.resnet18().state_dict(), "metadata": metadata}, tmp_path / "x.pth")
+    assert main(["--input", str(tmp_path / "x.pth"), "--output", str(tmp_path / "b.pkl")]) == 0
+    printed = capsys.readouterr().out
+    assert "pixel_format: RGB" in printed and "pixel_mean: [123.675, 116.28, 103.53]" in printed
+
+
+def test_addresses_are_not_fetched(capsys):
+    assert main(["--input", "torchvision://mobilenet_v2", "--output", "b.pkl"]) == 2
+    assert "torchvision:/mobilenet_v2 is an address: download it, and name the file" in capsys.readouterr().err
 
 
 def test_which_of_two_networks(tmp_path, capsys):
