@@ -15,7 +15,7 @@ from densesiam_d2.evaluation.matching import MATCHINGS
 from densesiam_d2.modeling import BASELINES, METHODS, model_output, trains_on_views
 from densesiam_d2.rules import Rule
 
-__all__ = ["check_config"]
+__all__ = ["ConfigError", "check_config"]
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _SEM_SEG = (
@@ -31,6 +31,10 @@ _SCORES = {
     "monitor": _SEM_SEG,
     "probe": ("mIoU", "pACC", "start_mIoU", "start_pACC"),
 }
+
+
+class ConfigError(ValueError):
+    """A value of the config does not fit another part, which shows only when the model is built."""
 
 
 def check_config(cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False) -> None:
@@ -116,6 +120,12 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems.append(
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; a ResNet-{resnets.DEPTH} has {width}"
         )
+    unknown = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in resnets.OUT_FEATURES]
+    if unknown and cfg.MODEL.BACKBONE.NAME in ("build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"):
+        problems.append(
+            f"MODEL.FPN.IN_FEATURES has {unknown[0]!r}, which is not among MODEL.RESNETS.OUT_FEATURES "
+            f"{list(resnets.OUT_FEATURES)}"
+        )
     if not trains_on_views(cfg):
         bare = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith(UNLABELLED_PREFIXES)]
         if bare:
@@ -172,7 +182,7 @@ def _combinations(cfg: CfgNode) -> list[str]:
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
         problems.append(f"TEST.SLIDE_STRIDE is {test.SLIDE_STRIDE}; it must be 1 to SLIDE_WINDOW, {test.SLIDE_WINDOW}")
     solver = cfg.SOLVER
-    fractions = [step for step in solver.STEPS if 0 < step < 1]
+    fractions = [step for step in solver.STEPS if _holds(lambda v: 0 < v < 1, step)]
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.EPOCHS > 0 and len(fractions) < len(solver.STEPS):
         problems.append(f"SOLVER.STEPS is {solver.STEPS}; with SOLVER.EPOCHS they are shares of training in (0, 1)")
     if solver.EPOCHS == 0 and fractions:

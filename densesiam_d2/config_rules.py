@@ -3,7 +3,13 @@
 import math
 import re
 
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
 from detectron2.utils.registry import Registry
 
 from densesiam_d2.modeling.backbone import torchvision_cnns
@@ -32,6 +38,7 @@ def _anchors(sizes: list) -> bool:
 
 
 _NORM = one_of("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
+_POOLER = one_of("ROIAlignV2", "ROIAlign", "ROIAlignRotated", "ROIPool")
 
 RULES: dict[str, Rule] = {
     "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
@@ -43,7 +50,10 @@ RULES: dict[str, Rule] = {
     "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
     "INPUT.FORMAT": one_of("RGB", "BGR"),
     "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
+    "INPUT.MAX_SIZE_TEST": POSITIVE,
+    "INPUT.MAX_SIZE_TRAIN": POSITIVE,
     "INPUT.MIN_SIZE_TEST": NOT_NEGATIVE,
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
     "INPUT.MIN_SIZE_TRAIN": (all_of(lambda v: v >= 0), "one or more numbers >= 0"),
     "INPUT.RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
     "INPUT.WHITE_LEVEL": (lambda v: 1 <= v <= 65535, "in [1, 65535]"),
@@ -74,19 +84,34 @@ RULES: dict[str, Rule] = {
     "INPUT.SSL.SOLARIZE_PROB": PROBABILITY_PAIR,
     "INPUT.SSL.PATCH_GRID": NOT_NEGATIVE,
     "INPUT.SSL.PATCH_SIZE": POSITIVE,
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": (
+        _anchors,
+        "a list of numbers > 0 for each feature map, such as [[0.5, 1.0, 2.0]]",
+    ),
     "MODEL.ANCHOR_GENERATOR.SIZES": (_anchors, "a list of numbers > 0 for each feature map, such as [[32], [64]]"),
     "MODEL.BACKBONE.NAME": _registered_in(BACKBONE_REGISTRY),
     "MODEL.DEVICE": (lambda v: re.fullmatch(r"(cpu|cuda)(:\d+)?", v), "cpu or cuda"),
+    "MODEL.FPN.NORM": _NORM,
+    "MODEL.FPN.OUT_CHANNELS": POSITIVE,
     "MODEL.META_ARCHITECTURE": _registered_in(META_ARCH_REGISTRY),
-    "MODEL.PIXEL_MEAN": (lambda v: len(v) == 3, "three numbers"),
+    "MODEL.PIXEL_MEAN": (all_of(math.isfinite, 3), "three numbers"),
     "MODEL.PIXEL_STD": (all_of(lambda v: v > 0, 3), "three numbers > 0"),
+    "MODEL.PROPOSAL_GENERATOR.NAME": (
+        lambda v: v == "PrecomputedProposals" or v in PROPOSAL_GENERATOR_REGISTRY,
+        "the name of a proposal generator, such as RPN",
+    ),
     "MODEL.RESNETS.DEPTH": (lambda v: v in (18, 34, 50, 101, 152), "one of 18, 34, 50, 101, 152"),
     "MODEL.RESNETS.NORM": _NORM,
+    "MODEL.RESNETS.NUM_GROUPS": POSITIVE,
+    "MODEL.RESNETS.RES5_DILATION": (lambda v: v in (1, 2), "1 or 2"),
     "MODEL.RESNETS.OUT_FEATURES": (
         all_of(lambda v: v in ("stem", "res2", "res3", "res4", "res5")),
         "one or more of stem, res2, res3, res4, res5",
     ),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLER,
+    "MODEL.ROI_HEADS.NAME": _registered_in(ROI_HEADS_REGISTRY),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": PROBABILITY,
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLER,
     "MODEL.SSL.NORM": _NORM,
     "MODEL.SEM_SEG_HEAD.NAME": _registered_in(SEM_SEG_HEADS_REGISTRY),
     "MODEL.SEM_SEG_HEAD.NORM": _NORM,
@@ -130,12 +155,17 @@ RULES: dict[str, Rule] = {
     "SOLVER.POLY_LR_CONSTANT_ENDING": PROBABILITY,
     "SOLVER.POLY_LR_POWER": POSITIVE,
     "SOLVER.REFERENCE_WORLD_SIZE": NOT_NEGATIVE,
-    "SOLVER.STEPS": (lambda v: list(v) == sorted(v), "in ascending order"),
+    "SOLVER.STEPS": (
+        lambda v: all(isinstance(step, int | float) for step in v) and list(v) == sorted(v),
+        "numbers in ascending order",
+    ),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
     "SOLVER.CHECKPOINT_KEEP_EVERY": NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_KEEP_LAST": NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_PERIOD": POSITIVE,
     "SOLVER.WARMUP_EPOCHS": (lambda v: v >= 0 and math.isfinite(v), ">= 0"),
     "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
+    "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
     "SOLVER.WEIGHT_DECAY": NOT_NEGATIVE,
     "TEST.BEST_METRIC": (
         lambda v: not v or "/" in v or v.removeprefix("-").startswith(("loss_", "total_loss", "lr")),

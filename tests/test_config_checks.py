@@ -144,6 +144,21 @@ BAD = [
     ("TEST.CENTER_CROP_SIZE", -1, ">= 0"),
     ("TEST.SLIDE_WINDOW", -1, ">= 0"),
     ("TEST.SLIDE_STRIDE", -1, ">= 0"),
+    ("INPUT.MAX_SIZE_TRAIN", 0, "> 0"),
+    ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choise", "choice, range"),
+    ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [], "numbers > 0 for each feature map"),
+    ("MODEL.DEVICE", "mps", "cpu or cuda"),
+    ("MODEL.FPN.NORM", "BatchNorm", "SyncBN"),
+    ("MODEL.FPN.OUT_CHANNELS", 0, "> 0"),
+    ("MODEL.PIXEL_MEAN", ["a", "b", "c"], "three numbers"),
+    ("MODEL.PROPOSAL_GENERATOR.NAME", "RPNN", "such as RPN"),
+    ("MODEL.RESNETS.NUM_GROUPS", 0, "> 0"),
+    ("MODEL.RESNETS.RES5_DILATION", 3, "1 or 2"),
+    ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV3", "ROIAlignV2"),
+    ("MODEL.ROI_HEADS.NAME", "StandartROIHeads", "the name of a roi_head"),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "clip", "value, norm"),
+    ("SOLVER.STEPS", ("x",), "numbers in ascending order"),
+    ("SOLVER.WARMUP_METHOD", "xyz", "linear, constant"),
 ]
 
 
@@ -164,6 +179,10 @@ COMBINATIONS = [
     (
         ["MODEL.META_ARCHITECTURE", "DenseSiamSegmentor"],
         "MODEL.SEM_SEG_HEAD.NAME is 'SemSegFPNHead'",
+    ),
+    (
+        ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.FPN.IN_FEATURES", ["res9"]],
+        "MODEL.FPN.IN_FEATURES has 'res9', which is not among MODEL.RESNETS.OUT_FEATURES ['res4']",
     ),
     (["TEST.BEST_METRIC", "-monitor/mIoU"], "TEST.BEST_METRIC is '-monitor/mIoU'; set TEST.MONITOR.DATASET"),
     (["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 0], "TEST.SLIDE_STRIDE is 0"),

@@ -78,8 +78,8 @@ def _check(state: Mapping[str, Any], backbone: nn.Module) -> None:
         value = state.get(name, own)
         if tuple(value.shape) != tuple(own.shape):
             raise ValueError(
-                f"its {name} has the shape {tuple(value.shape)}, that of {backbone.network} is {tuple(own.shape)}: check "
-                "MODEL.TORCHVISION.NAME; layers of other widths than torchvision's cannot be loaded"
+                f"its {name} has the shape {tuple(value.shape)}, that of {backbone.network} is {tuple(own.shape)}: "
+                "check MODEL.TORCHVISION.NAME; layers of other widths than torchvision's cannot be loaded"
             )
         if name in state and not is_float(value):
             raise ValueError(f"its {name} is {value.dtype}, so it is quantized: give weights in floating-point numbers")

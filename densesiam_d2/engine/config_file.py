@@ -151,4 +151,4 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
         return f"{config_file} or the command line: {text}{tuples if 'DATASETS.' in text else ''}"
     key = unknown.group(1)
     near = difflib.get_close_matches(key, all_keys(cfg), n=1)
-    return f"no config key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{config_file} or the command line: no config key {key}" + (f"; did you mean {near[0]}?" if near else "")

@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from densesiam_d2.checkpoint.loading import WeightsError
+from densesiam_d2.config_checks import ConfigError
 from densesiam_d2.data.image_io import UnreadableImageError
 from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
 from densesiam_d2.labels.findings import LabelsError
@@ -41,9 +42,9 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
         args: the parsed command line.
 
     Raises:
-        SystemExit: code 2: labels cannot be used, or weights or checkpoint do not fit the config, or, in a single
-            process, images cannot be read or the training diverged. Code 75: the run was asked to stop, has saved, and
-            can be resumed. Code 1: a child process failed for another reason.
+        SystemExit: code 2: labels cannot be used, the model cannot be built, weights or checkpoint do not fit the
+            config, or, in a single process, images cannot be read or the training diverged. Code 75: the run was asked
+            to stop, has saved, and can be resumed. Code 1: a child process failed for another reason.
     """
     device, timeout = cfg.MODEL.DEVICE, timedelta(seconds=cfg.RUN.DIST_TIMEOUT_SECONDS)
     if under_torchrun():
@@ -114,7 +115,7 @@ def _run(main, cfg, args) -> None:
         # A loader process puts its traceback before the message.
         print(f"train_net.py: {str(error).rpartition(f'{type(error).__name__}: ')[2].strip()}", file=sys.stderr)
         sys.exit(2)
-    except (WeightsError, LabelsError) as error:
+    except (ConfigError, WeightsError, LabelsError) as error:
         if comm.is_main_process():
             print(f"train_net.py: {error}", file=sys.stderr)
         _leave_group()

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
+from densesiam_d2.config_checks import ConfigError
 from densesiam_d2.data.order import seeded
 from densesiam_d2.engine.hooks import unwrap
 from densesiam_d2.probe.features import FrozenFeatures, build_random_features
@@ -103,5 +104,5 @@ def _prepare(cfg: CfgNode) -> tuple[FrozenFeatures, tuple]:
         try:
             features = build_random_features(cfg, settings.FEATURES, size=settings.SIZE, seed=0)
         except ValueError as error:
-            raise ValueError(f"TEST.PROBE.FEATURES: {error}") from error
+            raise ConfigError(f"TEST.PROBE.FEATURES: {error}") from error
     return features, sets

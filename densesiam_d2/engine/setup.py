@@ -103,7 +103,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     """Return the checked config of a run, and set its number of processes; call it before the processes are started.
 
     Args:
-        args: the parsed command line; without a GPU ``num_gpus`` becomes 1, unless the command line sets MODEL.DEVICE.
+        args: the parsed command line; without a GPU ``num_gpus`` becomes 1, unless the command line sets MODEL.DEVICE cpu.
 
     Returns:
         The config; MODEL.DEVICE is "cuda" or "cpu".
@@ -156,11 +156,12 @@ def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ValueError(f"--machine-rank {args.machine_rank}: of --num-machines {args.num_machines} the first is 0")
     if args.num_machines > 1 and args.dist_url == "auto":
         raise ValueError("--num-machines above 1 needs --dist-url tcp://HOST:PORT, an address of the first machine")
+    asked = dict(zip(args.opts[::2], args.opts[1::2], strict=True)).get("MODEL.DEVICE")
     if cfg.MODEL.DEVICE.startswith("cuda"):
         available = torch.cuda.device_count()
         if args.num_gpus > available:
             raise ValueError(f"--num-gpus {args.num_gpus}, but this machine has {available}")
-    elif "MODEL.DEVICE" not in args.opts and not torch.cuda.is_available():
+    elif not (torch.cuda.is_available() or asked == "cpu"):
         instead = f" instead of --num-gpus {args.num_gpus}" if args.num_gpus > 1 else ""
         print(
             f"No GPU found: running on the CPU, in one process{instead}. "

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
+from densesiam_d2.config_checks import ConfigError
 from densesiam_d2.data.datasets import check_records
 from densesiam_d2.data.detection_mapper import DetectionDatasetMapper
 from densesiam_d2.data.loader import TrainLoader, build_labelled_train_loader, build_two_view_train_loader
@@ -162,7 +163,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        model = super().build_model(cfg)
+        try:
+            model = super().build_model(cfg)
+        except ValueError as error:
+            raise ConfigError(f"the model cannot be built: {error}") from error
         # Convolutions are faster in this memory format: a little on the CPU, much more on tensor cores.
         return model.to(memory_format=torch.channels_last)
 

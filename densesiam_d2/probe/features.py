@@ -154,7 +154,10 @@ def build_random_features(cfg: CfgNode, names: Sequence[str], *, size: int, seed
         try:
             backbone = _build(cfg, seed)
         except (KeyError, AssertionError) as error:
-            raise ValueError(f"features {' '.join(names)}: the backbone has no such output ({error})") from error
+            raise ValueError(
+                f"features {' '.join(names)}: the backbone does not have all of these outputs; they have names such as "
+                "res2, res3, res4, res5"
+            ) from error
     return FrozenFeatures(
         backbone=backbone,
         names=names,

@@ -319,10 +319,38 @@ def test_weights_that_do_not_fit_are_one_line(pretrained, tmp_path):
     assert "depth is 18 in the file but MODEL.RESNETS.DEPTH is 34" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["MODEL.SSL.IN_FEATURE", "res6"], "the model cannot be built: MODEL.SSL.IN_FEATURE 'res6' is not among"),
+        (["MODEL.SSL.CHECKPOINT_STAGES", "['layer1']"], "MODEL.SSL.CHECKPOINT_STAGES has 'layer1'; ResNet has the"),
+        (
+            ["TEST.PROBE.TRAIN", "{scenes}", "TEST.PROBE.TEST", "{scenes}", "TEST.PROBE.FEATURES", "['res9']"],
+            "TEST.PROBE.FEATURES: features res9: the backbone does not have all of these outputs",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_line(options, message, scenes, tmp_path, capsys):
+    options = [word.format(scenes=scenes) for word in options]
+    words = [*CPU, "DATASETS.TRAIN", scenes, "OUTPUT_DIR", str(tmp_path / "out"), *options]
+    with pytest.raises(SystemExit) as stopped:
+        train_net.run(words=["--config-file", str(ROOT / "configs" / PRETRAIN), *words])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_mistake_is_one_line_and_exit_code_2():
     done = _command("train_net.py", "--config-file", "configs/pretrain.yaml", "SOLVER.BASE_LRR", "1.0")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and "did you mean SOLVER.BASE_LR?" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
+def test_a_gpu_that_is_asked_for_and_not_there_is_told(scenes, capsys):
+    words = ["--num-gpus", "2", "--config-file", str(ROOT / "configs" / PRETRAIN), "DATASETS.TRAIN", scenes]
+    args = argument_parser().parse_args([*words, "MODEL.DEVICE", "cuda"])
+    assert checked_config(args).MODEL.DEVICE == "cpu" and args.num_gpus == 1
+    assert "No GPU found: running on the CPU, in one process instead of --num-gpus 2" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
