@@ -103,7 +103,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     """Return the checked config of a run, and set its number of processes; call it before the processes are started.
 
     Args:
-        args: the parsed command line; without a GPU ``num_gpus`` becomes 1, unless the command line sets MODEL.DEVICE cpu.
+        args: the parsed command line; without a GPU ``num_gpus`` becomes 1, unless it sets MODEL.DEVICE cpu.
 
     Returns:
         The config; MODEL.DEVICE is "cuda" or "cpu".
