@@ -103,7 +103,7 @@ RULES: dict[str, Rule] = {
     "MODEL.RESNETS.DEPTH": (lambda v: v in (18, 34, 50, 101, 152), "one of 18, 34, 50, 101, 152"),
     "MODEL.RESNETS.NORM": _NORM,
     "MODEL.RESNETS.NUM_GROUPS": POSITIVE,
-    "MODEL.RESNETS.RES5_DILATION": (lambda v: v in (1, 2), "1 or 2"),
+    "MODEL.RESNETS.RES5_DILATION": (lambda v: v in (1, 2, 4), "1 or 2, or 4 with build_resnet_deeplab_backbone"),
     "MODEL.RESNETS.OUT_FEATURES": (
         all_of(lambda v: v in ("stem", "res2", "res3", "res4", "res5")),
         "one or more of stem, res2, res3, res4, res5",

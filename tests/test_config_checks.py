@@ -153,7 +153,7 @@ BAD = [
     ("MODEL.PIXEL_MEAN", ["a", "b", "c"], "three numbers"),
     ("MODEL.PROPOSAL_GENERATOR.NAME", "RPNN", "such as RPN"),
     ("MODEL.RESNETS.NUM_GROUPS", 0, "> 0"),
-    ("MODEL.RESNETS.RES5_DILATION", 3, "1 or 2"),
+    ("MODEL.RESNETS.RES5_DILATION", 3, "1 or 2, or 4"),
     ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV3", "ROIAlignV2"),
     ("MODEL.ROI_HEADS.NAME", "StandartROIHeads", "the name of a roi_head"),
     ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "clip", "value, norm"),
