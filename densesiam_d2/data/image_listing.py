@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from densesiam_d2.text_lines import read_lines
+from densesiam_d2.text_lines import printable, read_lines
 
 from .image_index import ImageFiles, write_index
 from .image_io import IMAGE_SUFFIXES
@@ -70,14 +70,21 @@ def load_image_list(path: str | Path) -> list[dict]:
         raise ValueError(f"the list of images {path} is a folder: folder: reads its images")
     if not path.is_file():
         raise FileNotFoundError(f"the list of images {path} does not exist")
-    names = [line.strip() for line in read_lines(path)]
-    files = [path.parent / name for name in names if name]  # an absolute name replaces the folder
+    names = [name for line in read_lines(path) if (name := line.strip())]
+    files = [path.parent / name for name in names]  # an absolute name replaces the folder
     if not files:
         raise ValueError(f"the list of images {path} is empty")
-    missing = [file for file in files if not file.is_file()]
+    missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
     if missing:
-        examples = ", ".join(map(str, missing[:3]))
-        raise FileNotFoundError(f"{len(missing)} of the {len(files)} images in {path} do not exist, first {examples}")
+        kinds = {
+            "\\": "; names with backslashes are from Windows: write / instead",
+            "://": "; addresses are not fetched: download the images, and name the files",
+        }
+        hint = next((text for part, text in kinds.items() if part in missing[0]), "")
+        examples = ", ".join(printable(name[:200]) for name in missing[:3])
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(files)} images in {path} do not exist, first {examples}{hint}"
+        )
     return [{"file_name": str(file), "image_id": i} for i, file in enumerate(files)]
 
 

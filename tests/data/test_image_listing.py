@@ -117,3 +117,14 @@ def test_names_are_registered_once_and_read_late(folder, tmp_path, registered):
     (tmp_path / "later").mkdir()
     Image.new("RGB", (8, 6)).save(tmp_path / "later" / "a.png")
     assert len(DatasetCatalog.get(late)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [(r"images\a.png", "are from Windows: write / instead"), ("https://x.org/a.png", "addresses are not fetched")],
+)
+def test_names_of_another_kind_in_a_list(tmp_path, name, hint):
+    (tmp_path / "list.txt").write_text(f"{name}\n")
+    with pytest.raises(FileNotFoundError) as raised:
+        load_image_list(tmp_path / "list.txt")
+    assert name in str(raised.value) and hint in str(raised.value)
