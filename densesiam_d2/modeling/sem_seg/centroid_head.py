@@ -3,8 +3,6 @@
 Shape shorthand: N images, V views that are clustered, C decoder channels, K clusters, h,w cells at the finest stride.
 """
 
-import math
-
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -13,7 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from densesiam_d2.layers import nearest, with_idle
-from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder, check_finest_stride, features_of
+from densesiam_d2.modeling.sem_seg.decoder import (
+    TopDownDecoder,
+    check_finest_stride,
+    clustering_weights,
+    features_of,
+)
 
 __all__ = ["CentroidSemSegHead", "Centroids"]
 
@@ -79,9 +82,7 @@ class CentroidSemSegHead(nn.Module):
         self.decoder = TopDownDecoder(input_shape, conv_dim)
         sizes = [num_classes, aux_classes] if aux_classes else [num_classes]
         self.clusterings = nn.ModuleList(Centroids(num_views, size, conv_dim) for size in sizes)
-        # As DenseSiam weighs its classifiers: a cross-entropy over K clusters is about log K.
-        logs = [math.log(size) for size in reversed(sizes)]
-        self.loss_weights = [log / sum(logs) for log in logs] if aux_classes else [1.0]
+        self.loss_weights = clustering_weights(num_classes, aux_classes)[: len(sizes)]
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):

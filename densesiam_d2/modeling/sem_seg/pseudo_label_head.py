@@ -3,7 +3,6 @@
 Shape shorthand: N images, C decoder channels, K clusters, h,w cells at the finest stride, H,W input pixels.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,7 +14,12 @@ from torch.nn import functional as F
 
 from densesiam_d2.layers import ClusterMerging, conv_mlp, with_idle
 from densesiam_d2.losses import balanced_logits, pseudo_label_loss
-from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder, check_finest_stride, features_of
+from densesiam_d2.modeling.sem_seg.decoder import (
+    TopDownDecoder,
+    check_finest_stride,
+    clustering_weights,
+    features_of,
+)
 from densesiam_d2.modeling.sem_seg.loss import masked_cross_entropy
 
 __all__ = ["ClusterClassifier", "PseudoLabelSemSegHead"]
@@ -209,16 +213,9 @@ class PseudoLabelSemSegHead(nn.Module):
         return {"loss_sem_seg": with_idle(self.loss_weight * loss, parameters)}
 
     def similarity_weights(self) -> tuple[float, float]:
-        """Return the weights of the soft cross-entropy between views, for the main and the auxiliary classifier.
-
-        A cross-entropy over K clusters is about log K. Each weight is proportional to the log K of the other
-        classifier, so that both terms count the same: 0.5955 and 0.4045 for 27 and 128 clusters. Without an auxiliary
-        classifier its weight is 0.
-        """
-        if not self.aux_classes:
-            return self.similarity_weight, 0.0
-        main, aux = math.log(self.num_clusters), math.log(self.aux_classes)
-        return self.similarity_weight * aux / (aux + main), self.similarity_weight * main / (aux + main)
+        """Return the weights of the soft cross-entropy between views, for the main and the auxiliary classifier."""
+        main, aux = clustering_weights(self.num_clusters, self.aux_classes)
+        return self.similarity_weight * main, self.similarity_weight * aux
 
     def _upsample(self, logits: torch.Tensor) -> torch.Tensor:
         return F.interpolate(logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False)
