@@ -15,7 +15,7 @@ from densesiam_d2.evaluation.matching import MATCHINGS
 from densesiam_d2.modeling import BASELINES, METHODS, model_output, trains_on_views
 from densesiam_d2.rules import Rule
 
-__all__ = ["ConfigError", "check_config"]
+__all__ = ["ConfigError", "check_config", "check_values"]
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _SEM_SEG = (
@@ -48,14 +48,27 @@ def check_config(cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False) 
     Raises:
         ValueError: at least one value cannot work.
     """
-    problems = _misspelt(cfg)
-    for key, (check, text) in _all_rules().items():
-        value = attrgetter(key)(cfg)
-        if not _holds(check, value):
-            problems.append(f"{key} is {value!r}; it must be {text}")
-    problems += _combinations(cfg) + (_evaluation(cfg) if eval_only else _training(cfg, world_size))
+    _raise(_wrong_values(cfg) + _combinations(cfg) + (_evaluation(cfg) if eval_only else _training(cfg, world_size)))
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Raise one error that lists every value that no run can have; for tools that do not train.
+
+    Raises:
+        ValueError: there is one.
+    """
+    _raise(_wrong_values(cfg))
+
+
+def _raise(problems: list[str]) -> None:
     if problems:
         raise ValueError("the config cannot work:\n  " + "\n  ".join(problems))
+
+
+def _wrong_values(cfg: CfgNode) -> list[str]:
+    values = {key: attrgetter(key)(cfg) for key in _all_rules()}
+    wrong = {key: text for key, (check, text) in _all_rules().items() if not _holds(check, values[key])}
+    return _misspelt(cfg) + [f"{key} is {values[key]!r}; it must be {text}" for key, text in wrong.items()]
 
 
 def _all_rules() -> dict[str, Rule]:

@@ -19,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 from densesiam_d2.checkpoint.files import require_weight_file
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.config import all_keys
-from densesiam_d2.config_checks import check_config
+from densesiam_d2.config_checks import check_config, check_values
 from densesiam_d2.data.datasets import check_datasets, other_scored_sets, probe_sets
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.config_file import load_config
@@ -79,6 +79,7 @@ def _positive(word: str) -> int:
 def load_trained_config(config_file: str, weights: str, opts: list[str] = ()) -> CfgNode:
     """Return :func:`load_config` for applying trained weights in one process; it raises the same errors."""
     cfg = load_config(config_file, opts)
+    check_values(cfg)
     cfg.MODEL.WEIGHTS = weights
     replace_sync_bn(cfg)
     return cfg

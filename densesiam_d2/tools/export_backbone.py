@@ -55,6 +55,7 @@ from densesiam_d2.checkpoint import (
 from densesiam_d2.checkpoint.export import is_ours
 from densesiam_d2.checkpoint.layouts import Found
 from densesiam_d2.checkpoint.tensors import as_array
+from densesiam_d2.config_checks import check_values
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.modeling.backbone import TorchvisionBackbone
 from densesiam_d2.tools.command_line import naming, tool
@@ -163,7 +164,9 @@ def _config(source: Path, config_file: Path | None, opts: Sequence[str]) -> CfgN
         raise ValueError(f"{source}: nothing says which images this backbone expects; give --config-file")
     if config_file is not None and not config_file.is_file():
         raise FileNotFoundError(f"--config-file {config_file} does not exist")
-    return load_config(str(config_file or beside), list(opts))
+    cfg = load_config(str(config_file or beside), list(opts))
+    check_values(cfg)
+    return cfg
 
 
 @tool

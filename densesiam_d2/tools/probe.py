@@ -50,6 +50,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch.utils.data import Subset
 
+from densesiam_d2.config_checks import check_values
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.engine.setup import load_config, replace_sync_bn
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
@@ -129,6 +130,7 @@ def _probe_all(args: argparse.Namespace) -> dict:
     """Run the probes, print a table, and return the content of the output file."""
     _check(args)
     cfg = load_config(args.config_file, args.opts)
+    check_values(cfg)
     replace_sync_bn(cfg)
     seed = max(cfg.SEED, 0)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (args.train,), (args.test,)

@@ -175,6 +175,9 @@ def test_tool_takes_the_pixels_of_a_config_for_somebody_elses_weights(tmp_path, 
     assert main([*command, *pixels]) == 2
     assert "keys and values change a config, so give --config-file as well" in capsys.readouterr().err
     assert main([*command, "--config-file", str(tmp_path / "inputs.yaml"), *pixels]) == 0
+    capsys.readouterr()
+    assert main([*command, "--config-file", str(tmp_path / "inputs.yaml"), "MODEL.PIXEL_STD", "[0.0,0.0,0.0]"]) == 2
+    assert "MODEL.PIXEL_STD is [0.0, 0.0, 0.0]; it must be three numbers > 0" in capsys.readouterr().err
     metadata = read_checkpoint(tmp_path / "b.pkl")["metadata"]
     assert metadata["pixel_mean"] == [0.0] * 3 and metadata["pixel_std"] == [255.0] * 3
     assert metadata["pixel_format"] == "RGB" and metadata["source"] == "simclr.pth"
