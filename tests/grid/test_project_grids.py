@@ -64,7 +64,7 @@ def test_other_starts_change_the_weights_only(monkeypatch):
     monkeypatch.chdir(ROOT)
     from_imagenet = {(a["dataset"], a["system"]): cfg for a, cfg in label_free_configs("unsup_segmentation")}
     others = list(label_free_configs("unsup_segmentation_starts"))
-    assert len(others) == 3 * 2 * 9  # data sets, starts, systems
+    assert len(others) == 3 * 2 * 10  # data sets, starts, systems
     for axes, cfg in others:
         assert cfg == from_imagenet[axes["dataset"], axes["system"]], axes
 
