@@ -41,25 +41,27 @@ def newest_valid(folder: str | Path) -> tuple[Path | None, list[str]]:
     Returns:
         The file, or None if all are damaged; and one line for each file that was rejected.
     """
-    folder, rejected = Path(folder), []
+    folder, rejected, whole = Path(folder), [], []
     tagged = _tagged(folder)
     if tagged is None:
         rejected.append(f"{folder / TAG} is missing or names no .pth file of that folder")
-    elif damage := find_damage(tagged):
-        rejected.append(f"{tagged}: {damage}")
-    else:
-        return tagged, rejected
-    whole = []
-    for path in own_checkpoints(folder):
-        if path == tagged:
+    for path in [tagged, *own_checkpoints(folder)] if tagged else own_checkpoints(folder):
+        if path == tagged and rejected:
             continue
         if damage := find_damage(path):
             rejected.append(f"{path}: {damage}")
             continue
         try:
-            whole.append((read_checkpoint(path).get("iteration", -1), path))
+            content = read_checkpoint(path)
         except ValueError as error:
             rejected.append(str(error))
+            continue
+        if not content.keys() >= {"model", "iteration"}:
+            rejected.append(f"{path} is no checkpoint of a training: it lacks the keys model and iteration")
+        elif path == tagged:
+            return path, rejected
+        else:
+            whole.append((content["iteration"], path))
     return max(whole)[1] if whole else None, rejected
 
 

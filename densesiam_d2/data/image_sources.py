@@ -97,8 +97,9 @@ class ImageSource:
         """
         if output.exists() and not output.is_dir():
             raise ValueError(f"--output {output} is a file: name a folder")
-        if self._path.is_dir() and output.resolve().is_relative_to(self._path.resolve()):
-            raise ValueError(f"--output {output} lies in --input {self._path}: the next run would read its results")
+        inside = output.resolve().is_relative_to(self._path.resolve()) if self._path.is_dir() else False
+        if inside or (self.root and output.resolve() == self.root.resolve()):
+            raise ValueError(f"--output {output} lies in --input {self.root}: a run on it would read the results")
 
     def left_out(self) -> list[str]:
         """Return lines for a person that name, after reading, the files that were skipped or could not be read."""

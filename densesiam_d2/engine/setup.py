@@ -16,6 +16,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.files import require_weight_file
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.config import all_keys
@@ -27,7 +28,15 @@ from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.launch import under_torchrun
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 
-__all__ = ["argument_parser", "checked_config", "load_config", "load_trained_config", "replace_sync_bn", "setup"]
+__all__ = [
+    "argument_parser",
+    "checked_config",
+    "load_config",
+    "load_trained_config",
+    "record_config",
+    "replace_sync_bn",
+    "setup",
+]
 
 
 RESUME_MODES = ("must", "auto", "never")
@@ -180,6 +189,8 @@ def _settle_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
 def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     """Start logging and adapt the config to this run's processes and labels; call it in every process.
 
+    config.yaml of OUTPUT_DIR stays as it is; :func:`record_config` writes it when the training begins.
+
     Args:
         cfg: the result of :func:`checked_config`; it is not changed.
         args: the parsed command line.
@@ -203,16 +214,29 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     settle_labels(cfg, fixed=args.opts[::2], eval_only=args.eval_only, weights=weights)
     cfg.freeze()
     _raise_file_limit()
-    _keep_config(cfg)
-    default_setup(cfg, args)
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    earlier = path.read_bytes() if comm.is_main_process() and path.is_file() else None
+    default_setup(cfg, args)  # writes config.yaml, also if the run is refused later
+    if earlier is not None:
+        with atomic_write(path) as file:
+            file.write(earlier)
+    elif comm.is_main_process() and not args.eval_only:
+        path.unlink()
     return cfg
 
 
-def _keep_config(cfg: CfgNode) -> None:
-    """Rename an earlier, different config.yaml by its date, because default_setup would overwrite it."""
+def record_config(cfg: CfgNode) -> None:
+    """Make a config the config.yaml of OUTPUT_DIR; an earlier, different one is renamed by its date.
+
+    Call it when a training is sure to begin: a run that is refused, or that evaluates only, leaves the file as it is.
+    """
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if comm.is_main_process() and path.is_file() and path.read_text() != cfg.dump():
+    if not comm.is_main_process() or (path.is_file() and path.read_text() == cfg.dump()):
+        return
+    if path.is_file():
         path.rename(path.with_suffix(time.strftime(".%Y%m%d-%H%M%S.yaml", time.localtime(path.stat().st_mtime))))
+    with atomic_write(path) as file:
+        file.write(cfg.dump().encode())
 
 
 def _raise_file_limit() -> None:

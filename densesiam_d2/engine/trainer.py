@@ -19,7 +19,6 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from fvcore.common.history_buffer import HistoryBuffer
 from torch.nn.parallel import DistributedDataParallel
 
-from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
 from densesiam_d2.config_checks import ConfigError
@@ -33,6 +32,7 @@ from densesiam_d2.engine.exact_resume import ExactResumeHook
 from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, export_backbone, unwrap
 from densesiam_d2.engine.probe import ProbeHook
 from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
+from densesiam_d2.engine.setup import record_config
 from densesiam_d2.engine.signals import handle_stop_signals
 from densesiam_d2.engine.step import StepTrainer
 from densesiam_d2.engine.training_pictures import TrainingPicturesHook
@@ -150,7 +150,8 @@ class Trainer(DefaultTrainer):
         super().before_train()
 
     def train(self):
-        """Run training; on SIGTERM or SIGUSR1 it saves a checkpoint and exits with code 75."""
+        """Write config.yaml and run training; on SIGTERM or SIGUSR1 it saves a checkpoint and exits with code 75."""
+        record_config(self.cfg)
         if any(isinstance(hook, EarlyStopHook) and hook.exhausted() for hook in self._hooks):
             logger.info("This run has ended by TEST.PATIENCE %d: nothing is left to train", self.cfg.TEST.PATIENCE)
             self.max_iter = self.start_iter
@@ -265,7 +266,7 @@ def _write_pictures(evaluator: SemSegConfusionEvaluator, name: str, folder: Path
 
 
 def in_iterations(cfg, data_loader):
-    """Return a config with epochs as iterations, scaled to this number of processes, and write it to OUTPUT_DIR.
+    """Return a config with epochs as iterations, scaled to this number of processes.
 
     Raises:
         ValueError: the loader is not one of this project, so the number of images is not known.
@@ -280,14 +281,6 @@ def in_iterations(cfg, data_loader):
     set_epochs(cfg, len(data_loader.dataset))
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     cfg.freeze()
-    folder, text = Path(cfg.OUTPUT_DIR), cfg.dump()
-    if comm.is_main_process() and folder.is_dir():
-        with atomic_write(folder / "config.yaml") as file:
-            file.write(text.encode())
-        # On a resume, setup() compared the earlier config.yaml with epochs, and kept it although it is equal to this.
-        for earlier in folder.glob("config.*.yaml"):
-            if earlier.read_text() == text:
-                earlier.unlink()
     return cfg
 
 

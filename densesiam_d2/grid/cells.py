@@ -1,6 +1,7 @@
 """A cell of a grid: one command with a folder of its own, and the scores that it leaves there."""
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class Score:
     path: str
 
     def read(self, folder: Path) -> float | None:
-        """Return the number in the file of a cell's folder; None where the file holds null.
+        """Return the number in the file of a cell's folder; None where the file holds null or NaN.
 
         Raises:
             ValueError: the file or the number is not there.
@@ -61,7 +62,7 @@ class Score:
             value = value[key]
         if value is not None and not isinstance(value, int | float):
             raise ValueError(f"score {self.name}: {self.path} in {path} is no number")
-        return value
+        return None if value is None or math.isnan(value) else value
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class Budget:
         values = tuple(float(value) for value in found[2].split(",")) if found else ()
         if not values or min(values) <= 0:
             raise ValueError(f"--budget {word}: write pairs=N or minutes=M, several with commas between them")
+        if len(set(values)) < len(values):
+            raise ValueError(f"--budget {word} names a value twice")
         return cls(found[1], values)
 
     def iterations(self, value: float, batch: int, seconds_per_step: float | None) -> int:

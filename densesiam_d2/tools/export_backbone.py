@@ -91,6 +91,8 @@ def export_backbone(
     """
     if layout != "onnx" and output.suffix == ".onnx":
         raise ValueError(f"--output {output}: --format onnx writes such files, not --format {layout}")
+    if output.resolve() == source.resolve():
+        raise ValueError(f"--output {output} is the input, which it would replace: name another file")
     if opts and config_file is None:
         raise ValueError(f"{' '.join(opts)}: keys and values change a config, so give --config-file as well")
     if re.match(r"\w+:/", str(source)):  # Path has taken the second slash away

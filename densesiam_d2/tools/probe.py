@@ -128,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _probe_all(args: argparse.Namespace) -> dict:
     """Run the probes, print a table, and return the content of the output file."""
+    if "" in args.weights:
+        raise ValueError("--weights '' is empty: name a file, or random")
     _check(args)
     cfg = load_config(args.config_file, args.opts)
     check_values(cfg)

@@ -28,6 +28,7 @@ a video are written to ``images/``. ``DATASETS.TRAIN "('masks:I,labels=O/labels'
 import argparse
 import contextlib
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -252,6 +253,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.matching and not classes:
         names = [f"{name} = {typed[i] or 'no class'}" for i, name in enumerate(names)]
 
+    _clear(args.output, args.input[0] if source.root is None else None)
     annotations = args.output / "annotations.json"
     with CocoWriter(annotations, names, args.min_area) if classes else contextlib.nullcontext() as coco:
         settings = {"alpha": args.alpha, "threshold": args.threshold, "min_area": args.min_area}
@@ -265,6 +267,26 @@ def _run(args: argparse.Namespace) -> None:
         checkpoint = Path(args.weights).name
         write_gallery(page, gallery, typed, palette(num), source=title, checkpoint=checkpoint, sha256=sha256)
     _report(args, source, gallery, seconds, coco, table)
+
+
+def _clear(output: Path, video: Path | None) -> None:
+    """Remove the label maps of an earlier run, whose ids may mean something else.
+
+    Args:
+        output: the folder of the results.
+        video: the video, of which earlier frames are removed too; None for images.
+
+    Raises:
+        ValueError: the folder has label maps that this tool has not written.
+    """
+    ours = ("classes.json", "gallery.html", "counts.csv", ".counts.csv.partial")
+    folders = [output / "labels", output / "overlays"] + ([output / "images" / video.stem] if video else [])
+    if folders[0].is_dir() and not any((output / name).exists() for name in ours):
+        raise ValueError(f"--output {output} has a folder labels that this tool has not written: name another folder")
+    for name in ("classes.json", "classes.txt", "annotations.json"):  # first, because they give the ids their meaning
+        (output / name).unlink(missing_ok=True)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _report(

@@ -133,6 +133,21 @@ def test_metadata_of_others(tmp_path, capsys, metadata):
     assert "pixel_format: RGB" in printed and "pixel_mean: [123.675, 116.28, 103.53]" in printed
 
 
+def test_the_input_is_not_overwritten(tmp_path, capsys):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "x.pth")
+    before = (tmp_path / "x.pth").read_bytes()
+    words = [
+        "--input",
+        str(tmp_path / "x.pth"),
+        "--format",
+        "torchvision",
+        "--output",
+        str(tmp_path / ".." / tmp_path.name / "x.pth"),
+    ]
+    assert main(words) == 2 and (tmp_path / "x.pth").read_bytes() == before
+    assert "is the input, which it would replace: name another file" in capsys.readouterr().err
+
+
 def test_addresses_are_not_fetched(capsys):
     assert main(["--input", "torchvision://mobilenet_v2", "--output", "b.pkl"]) == 2
     assert "torchvision:/mobilenet_v2 is an address: download it, and name the file" in capsys.readouterr().err

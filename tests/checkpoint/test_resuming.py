@@ -37,6 +37,12 @@ def test_the_last_one_when_all_is_well(folder):
     assert resumed_from(folder) == 29
 
 
+def test_a_file_that_another_tool_wrote_is_passed_over(folder, caplog):
+    torch.save(model_of(-1).state_dict(), folder / "model_0000029.pth")
+    assert resumed_from(folder) == 19
+    assert f"{folder}/model_0000029.pth is no checkpoint of a training: it lacks the keys" in caplog.text
+
+
 @pytest.mark.parametrize("content", [None, b"", b"model_0000039.pth", b"\xff\xfe"])
 def test_a_bad_tag_does_not_matter(folder, content):
     (folder / "last_checkpoint").unlink()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from detectron2.data import DatasetCatalog
 
 import train_net
 from densesiam_d2.checkpoint.files import read_checkpoint
+from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.data.sample_sets import register_scenes
 from densesiam_d2.engine import argument_parser, checked_config, launch, load_config
 
@@ -47,6 +49,19 @@ def pretrained(scenes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
     run(PRETRAIN, *CPU, "DATASETS.TRAIN", f"('{scenes}',)", "SOLVER.MAX_ITER", 6, "OUTPUT_DIR", folder)
     return folder
+
+
+def test_only_a_training_that_begins_changes_config_yaml(pretrained, scenes, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "run")
+    before = (folder / "config.yaml").read_text()
+    options = [*CPU, "DATASETS.TRAIN", f"('{scenes}',)", "OUTPUT_DIR", folder]
+    with pytest.raises(WeightsError, match=r"SOLVER\.IMS_PER_BATCH was 4 and is 2"):
+        run(PRETRAIN, *options, "SOLVER.IMS_PER_BATCH", 2, flags=("--resume",))
+    assert (folder / "config.yaml").read_text() == before and not list(folder.glob("config.*.yaml"))
+    run(PRETRAIN, *options, "SOLVER.MAX_ITER", 7, flags=("--resume",))
+    assert load_config(str(folder / "config.yaml")).SOLVER.MAX_ITER == 7
+    (earlier,) = folder.glob("config.*.yaml")
+    assert earlier.read_text() == before
 
 
 def test_pretraining_writes_its_files(pretrained):

@@ -145,6 +145,7 @@ def error_of(run, capsys, *more, **kwargs):
 
 def test_wrong_usage_is_one_line(run, capsys, tmp_path):
     assert "saved.pth does not exist" in error_of(run, capsys, weights=["random", str(tmp_path / "saved.pth")])
+    assert "--weights '' is empty: name a file, or random" in error_of(run, capsys, weights=[""])
     assert "names random twice" in error_of(run, capsys, weights=["random", "random"])
     assert "features res7: the backbone" in error_of(run, capsys, "--features", "res7")
     assert "--knn [0] must be positive" in error_of(run, capsys, "--knn", "0")

@@ -119,6 +119,24 @@ def test_the_white_level_counts(run, tmp_path):
     assert np.array_equal(eight, twelve) and len(np.unique(eight)) > 1
 
 
+def test_maps_of_an_earlier_run_do_not_stay(run, tmp_path):
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    (tmp_path / "out" / "images" / "mine.jpg").write_bytes(b"not ours")
+    run()
+    assert (tmp_path / "out" / "labels" / "town" / "b.png").is_file()
+    run(source="images/a.jpg")
+    left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {name for name in left if "/" in name} == {"labels/a.png", "overlays/a.jpg", "images/mine.jpg"}
+
+
+def test_label_maps_of_others_are_not_overwritten(run, tmp_path, capsys):
+    (tmp_path / "out" / "labels").mkdir(parents=True)
+    (tmp_path / "out" / "labels" / "a.png").write_bytes(b"by hand")
+    run(status=2)
+    assert "has a folder labels that this tool has not written" in capsys.readouterr().err
+    assert (tmp_path / "out" / "labels" / "a.png").read_bytes() == b"by hand"
+
+
 def test_labels_are_the_models_argmax(run, tmp_path):
     """Against detectron2's own predictor, which takes BGR."""
     run("SOLVER.IMS_PER_BATCH", 1)
@@ -161,6 +179,7 @@ def test_a_matching_that_is_none(run, tmp_path, content, capsys):
         ({"weights": "none.pth"}, (), r"segment: weight file .*none\.pth does not exist"),
         ({"source": "nowhere"}, (), r"segment: --input .*nowhere: no such folder"),
         ({"output": "images/out"}, (), r"segment: --output .* lies in --input"),
+        ({"source": "images/a.jpg", "output": "images"}, (), r"segment: --output .* lies in --input"),
         ({"output": "seg.yaml"}, (), r"segment: --output .*seg\.yaml is a file: name a folder"),
         ({}, ("--matching", "m.json", "--names", "n.json"), r"--names n\.json and --matching m\.json both name"),
         (
