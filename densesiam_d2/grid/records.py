@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 
 import densesiam_d2
 from densesiam_d2.atomic import atomic_write
@@ -21,6 +22,7 @@ __all__ = [
     "State",
     "code_version",
     "conflict",
+    "files_of",
     "hardware",
     "portable",
     "read_record",
@@ -34,6 +36,8 @@ NAME = "cell.json"
 
 # What every record has from the start of its cell.
 _KEYS = {"state", "words", "command", "needs", "code", "hardware", "date", "seconds"}
+
+_YAML, _WEIGHTS = (".yaml", ".yml"), (".pkl", ".pth", ".safetensors")
 
 _PORTABLE = ("seconds", "code", "hardware", "date")
 
@@ -91,10 +95,36 @@ def conflict(cell: Cell, record: Mapping, needed: Mapping[str, Mapping]) -> str 
         return None
     if record["words"] != cell.fixed_words:
         return f"{cell.name} was {state} with another command: {record['command']}"
+    now, then = files_of(cell), record.get("files", {})
+    changed = [file for file in then if file in now and now[file] != then[file]]
+    if changed:
+        return f"{cell.name} was {state} with another content of {changed[0]}: name another folder, or restore the file"
     for name, date in record["needs"].items():
         if needed[name].get("date") != date:
             return f"{cell.name} was {state} from a run of {name} that is not there any more"
     return None
+
+
+def files_of(cell: Cell) -> dict[str, str]:
+    """Return a checksum for each yaml and each weight file that a cell's command names, but for those of the grid.
+
+    The checksum of a yaml is that of its values, with those of its ``_BASE_``, so comments may change.
+    """
+    words = [word for word in cell.words if word.endswith((*_YAML, *_WEIGHTS)) and not word.startswith(str(cell.root))]
+    files = [Path(word) for word in words if os.path.isfile(word)]  # noqa: PTH113  False for words that are too long
+    return {str(file): checksum for file in files if (checksum := _checksum(file, file.stat().st_mtime_ns))}
+
+
+@functools.cache
+def _checksum(file: Path, _changed: int) -> str | None:
+    if file.suffix in _WEIGHTS:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    try:
+        content = CfgNode.load_yaml_with_base(str(file))
+    except Exception:  # it is the command that tells what is wrong with its file
+        return None
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def superfluous(cells: Sequence[Cell], records: Mapping[str, Mapping]) -> set[str]:

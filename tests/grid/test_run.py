@@ -1,7 +1,9 @@
 """Real processes of tiny commands."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +117,30 @@ def test_a_done_cell_with_another_command_is_refused(tmp_path):
     with pytest.raises(ValueError, match="one was done with another command: python"):
         run_cells([cell(tmp_path, "one", SCORE + ";1")], show=silent)
     assert runs(tmp_path) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "same", "other"),
+    [
+        ("a.yaml", b"SEED: 1\n", b"SEED: 1  # a comment\n", b"SEED: 2\n"),
+        ("base.yaml", b"SEED: 1\n", b"SEED:   1\n", b"SEED: 2\n"),  # the _BASE_ of top.yaml
+        ("a.pkl", b"old weights", b"old weights", b"new weights"),
+    ],
+)
+def test_a_done_cell_with_other_files_is_refused(tmp_path, name, before, same, other):
+    (tmp_path / name).write_bytes(before)
+    (tmp_path / "top.yaml").write_text("_BASE_: base.yaml\n")
+    named = str(tmp_path / ("top.yaml" if name == "base.yaml" else name))
+    done = cell(tmp_path / "grid", "one")
+    done = dataclasses.replace(done, words=(*done.words, named))
+    assert run_cells([done], show=silent) == {}
+    (tmp_path / name).write_bytes(same)
+    assert run_cells([done], show=silent) == {}
+    (tmp_path / name).write_bytes(other)
+    os.utime(named)
+    with pytest.raises(ValueError, match=rf"one was done with another content of {re.escape(named)}: name another"):
+        run_cells([done], show=silent)
+    assert runs(tmp_path / "grid") == ["one"]
 
 
 def test_a_failed_cell_with_another_command_starts_anew(tmp_path):
