@@ -82,7 +82,7 @@ def test_what_cannot_work_stops_before_the_grid(words, tmp_path, capsys):
         ),
         (words(labels=["5"]), "--labels 5: masks:"),
         (words("SOLVER.MAX_ITER", "3"), "SOLVER.MAX_ITER is set by this tool: leave it out"),
-        (words("SOLVER.BASE_RL", "3"), f"{CONFIG} or the command line: no config key SOLVER.BASE_RL; did you mean SOLVER"),
+        (words("SOLVER.BASE_RL", "3"), f"{CONFIG} or the command line: no config key SOLVER.BASE_RL; did you"),
         ([*words()[:-2], "--output", str(tmp_path / "out"), "--jobs", "0"], "--jobs 0: at least 1"),
         ([*words()[:-2], "--output", str(tmp_path / "out"), "--length", "inf"], "--length inf: a number above 0"),
         ([*words()[:-2], "--output", str(tmp_path / "out"), "--length", "nan"], "--length nan: a number above 0"),
