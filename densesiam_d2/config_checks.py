@@ -66,9 +66,12 @@ def _raise(problems: list[str]) -> None:
 
 
 def _wrong_values(cfg: CfgNode) -> list[str]:
-    values = {key: attrgetter(key)(cfg) for key in _all_rules()}
-    wrong = {key: text for key, (check, text) in _all_rules().items() if not _holds(check, values[key])}
-    return _misspelt(cfg) + [f"{key} is {values[key]!r}; it must be {text}" for key, text in wrong.items()]
+    problems = _misspelt(cfg)
+    for key, (check, text) in _all_rules().items():
+        value = attrgetter(key)(cfg)
+        if not _holds(check, value):
+            problems.append(f"{key} is {value!r}; it must be {text}")
+    return problems
 
 
 def _all_rules() -> dict[str, Rule]:

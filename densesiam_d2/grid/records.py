@@ -95,8 +95,9 @@ def conflict(cell: Cell, record: Mapping, needed: Mapping[str, Mapping]) -> str 
         return None
     if record["words"] != cell.fixed_words:
         return f"{cell.name} was {state} with another command: {record['command']}"
-    now, then = files_of(cell), record.get("files", {})
-    changed = [file for file in then if file in now and now[file] != then[file]]
+    then = record.get("files")  # not in restored records
+    now = files_of(cell) if then else {}
+    changed = [file for file in now if now[file] != then.get(file, now[file])]
     if changed:
         return f"{cell.name} was {state} with another content of {changed[0]}: name another folder, or restore the file"
     for name, date in record["needs"].items():
