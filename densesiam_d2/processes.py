@@ -4,8 +4,9 @@ import ctypes
 import signal
 import sys
 
-__all__ = ["PREEMPTED", "end_with_parent"]
+__all__ = ["INTERRUPTED", "PREEMPTED", "end_with_parent"]
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it: a second Ctrl-C ended the program without a save
 PREEMPTED = 75  # EX_TEMPFAIL, the exit code of what was stopped: the scheduler should start it again
 
 

@@ -1,5 +1,13 @@
+import signal
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+
+def pytest_configure():
+    """Let Ctrl-C interrupt also in the background of a script, where shells have it ignored: tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

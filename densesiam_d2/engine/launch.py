@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from datetime import timedelta
@@ -20,7 +21,7 @@ from densesiam_d2.config_checks import ConfigError
 from densesiam_d2.data.image_io import UnreadableImageError
 from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
 from densesiam_d2.labels.findings import LabelsError
-from densesiam_d2.processes import end_with_parent
+from densesiam_d2.processes import INTERRUPTED, end_with_parent
 
 __all__ = ["launch", "under_torchrun"]
 
@@ -44,7 +45,8 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         SystemExit: code 2: labels cannot be used, the model cannot be built, weights or checkpoint do not fit the
             config, or, in a single process, images cannot be read or the training diverged. Code 75: the run was asked
-            to stop, has saved, and can be resumed. Code 1: a child process failed for another reason.
+            to stop, has saved, and can be resumed. Code 130: Ctrl-C came twice, nothing was saved. Code 1: a child
+            process failed for another reason.
     """
     device, timeout = cfg.MODEL.DEVICE, timedelta(seconds=cfg.RUN.DIST_TIMEOUT_SECONDS)
     if under_torchrun():
@@ -69,11 +71,15 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
                 args=(main, cfg, args),
                 timeout=timeout,
             )
+    except KeyboardInterrupt:
+        print("train_net.py: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except ProcessExitedException as error:
         rank = args.machine_rank * args.num_gpus + error.error_index
-        if error.exit_code not in (2, PREEMPTED):  # these have printed the reason
+        explained = error.exit_code in (2, PREEMPTED, INTERRUPTED)  # the process has printed the reason
+        if not explained:
             print(f"train_net.py: rank {rank} on {socket.gethostname()}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code if error.exit_code in (2, PREEMPTED) else 1)
+        sys.exit(error.exit_code if explained else 1)
     except ProcessRaisedException as error:
         rank = args.machine_rank * args.num_gpus + error.error_index
         lines = str(error).strip().splitlines()
@@ -82,8 +88,9 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _pass_on(number: int) -> None:
+    """Pass a signal on; Ctrl-C as SIGTERM, because a terminal sends SIGINT to the children too, and two end them."""
     for child in multiprocessing.active_children():
-        os.kill(child.pid, number)
+        os.kill(child.pid, signal.SIGTERM if number == signal.SIGINT else number)
 
 
 def _run_child(main, cfg, args) -> None:
@@ -93,16 +100,22 @@ def _run_child(main, cfg, args) -> None:
 
 
 def _run_or_exit(main, cfg, args) -> None:
-    """Run one of several processes; exit at once with code 2 if the run cannot start."""
+    """Run one of several processes; exit at once if the run cannot start (code 2) or Ctrl-C came twice (130)."""
     try:
         _run(main, cfg, args)
+    except KeyboardInterrupt:
+        _exit_now(INTERRUPTED)
     except SystemExit as error:
         if error.code != 2:
             raise
-        # Nothing needs cleaning up yet. A normal exit sometimes aborts, because threads of the process group still run.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(2)
+        _exit_now(2)
+
+
+def _exit_now(code: int) -> None:
+    """Exit without cleaning up: with threads of the process group still running, a normal exit sometimes aborts."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(main, cfg, args) -> None:

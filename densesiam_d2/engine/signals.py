@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, which schedulers send to ask a run to end."""
+"""SIGTERM and SIGUSR1, which schedulers send to ask a run to end, and SIGINT, which is Ctrl-C."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ from densesiam_d2.processes import PREEMPTED
 
 __all__ = ["PREEMPTED", "handle_stop_signals"]
 
-_NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+_NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _depth = 0  # number of active handle_stop_signals
 _masks = threading.local()  # signal mask before a fork
 
@@ -27,7 +27,8 @@ def _after_fork(*, in_child: bool) -> None:
     if _depth:
         if in_child:
             for number in _NUMBERS:
-                signal.signal(number, signal.SIG_DFL)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
@@ -40,16 +41,29 @@ os.register_at_fork(
 
 @contextlib.contextmanager
 def handle_stop_signals(react: Callable[[int], None]) -> Iterator[None]:
-    """Inside the ``with`` block, SIGTERM and SIGUSR1 to this process call ``react`` with their number.
+    """Inside the ``with`` block, SIGTERM, SIGUSR1 and SIGINT to this process call ``react`` with their number.
 
-    In forked processes, such as those of a pool, the signals end the process as usual. Outside the main thread this
-    does nothing, because only the main thread can set handlers.
+    A second SIGINT raises KeyboardInterrupt, for a person who does not want to wait for the reaction. A SIGINT that is
+    ignored stays ignored: shells do so for commands in the background of a script. In forked processes, such as those
+    of a pool, the signals end the process as usual. Outside the main thread this does nothing, because only the main
+    thread can set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     global _depth
-    before = {number: signal.signal(number, lambda number, frame: react(number)) for number in _NUMBERS}
+    interrupted = False
+
+    def handle(number: int, frame) -> None:
+        nonlocal interrupted
+        if number == signal.SIGINT:
+            if interrupted:
+                raise KeyboardInterrupt
+            interrupted = True
+        react(number)
+
+    numbers = [n for n in _NUMBERS if n != signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
     _depth += 1
     try:
         yield

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import signal
 import weakref
 from pathlib import Path
 
@@ -150,7 +151,7 @@ class Trainer(DefaultTrainer):
         super().before_train()
 
     def train(self):
-        """Write config.yaml and run training; on SIGTERM or SIGUSR1 it saves a checkpoint and exits with code 75."""
+        """Write config.yaml and run training; on SIGTERM, SIGUSR1 or Ctrl-C save and exit with code 75."""
         record_config(self.cfg)
         if any(isinstance(hook, EarlyStopHook) and hook.exhausted() for hook in self._hooks):
             logger.info("This run has ended by TEST.PATIENCE %d: nothing is left to train", self.cfg.TEST.PATIENCE)
@@ -160,7 +161,8 @@ class Trainer(DefaultTrainer):
 
     def _ask_to_stop(self, number: int) -> None:
         self._trainer.stop_requested = True
-        os.write(2, b"asked to stop: saving after this step, then leaving\n")  # logging is not safe in a handler
+        again = b" (Ctrl-C again: at once, without saving)" if number == signal.SIGINT else b""
+        os.write(2, b"asked to stop: saving after this step, then leaving%b\n" % again)  # a handler must not log
 
     @classmethod
     def build_model(cls, cfg):

@@ -9,7 +9,7 @@ import pytest
 from densesiam_d2.engine.signals import handle_stop_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_the_process_reacts_while_it_holds(number):
     before, seen = signal.getsignal(number), []
     with handle_stop_signals(seen.append):
@@ -17,6 +17,24 @@ def test_the_process_reacts_while_it_holds(number):
         time.sleep(0.01)
     assert seen == [number]
     assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_is_a_keyboard_interrupt():
+    seen = []
+    with handle_stop_signals(seen.append):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert seen == [signal.SIGINT]
+
+
+def test_a_ctrl_c_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with handle_stop_signals(lambda number: pytest.fail("it reacted")):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_pool_that_is_forked_meanwhile_ends_as_usual():

@@ -8,6 +8,7 @@ FAULT is kind:iteration[:rank]; the rank is 0 unless given. Kinds:
 - nan_param: a weight is NaN after this step, before any checkpoint
 - kill_worker: SIGKILL to a loader worker, as the system does when memory runs out
 - hang_worker: SIGSTOP to all loader workers
+- sleep: the process waits for a minute before the step
 - slow: each step from this one on takes 0.2 s longer
 
 Where the environment variable DENSESIAM_D2_TEST_ONCE names a file, faults happen only while it does not exist.
@@ -44,6 +45,8 @@ class FaultHook(HookBase):
             return
         if self._kind in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self._kind])
+        elif self._kind == "sleep":
+            time.sleep(60)
         elif self._kind == "raise":
             raise ZeroDivisionError("a fault was asked for")
         elif self._kind in ("nan_loss", "nan_grad"):

@@ -70,6 +70,33 @@ def test_a_signal_to_the_launcher_is_passed_on(images, tmp_path):
     assert (tmp_path / last).is_file() and last != "model_0000004.pth"
 
 
+@pytest.mark.parametrize("num_gpus", ["1", "2"])
+def test_ctrl_c_saves_and_leaves_with_75(images, tmp_path, num_gpus):
+    words = options(images, tmp_path, "SOLVER.MAX_ITER", 500, "DATALOADER.NUM_WORKERS", 1)
+    process = start(words, "--num-gpus", num_gpus, faults="slow:0", start_new_session=True)
+    wait_for(lambda: saved(tmp_path))
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of a command
+    assert process.wait(60) == 75
+    last = (tmp_path / "last_checkpoint").read_text()
+    assert (tmp_path / last).is_file() and last != "model_0000004.pth"
+
+
+@pytest.mark.parametrize("num_gpus", ["1", "2"])
+def test_a_second_ctrl_c_ends_a_run_at_once(images, tmp_path, num_gpus):
+    output = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = start(options(images, tmp_path), "--num-gpus", num_gpus, faults="sleep:7", **output)
+    wait_for(lambda: saved(tmp_path))
+    time.sleep(1)  # it is in the wait before step 7 then
+    os.killpg(process.pid, signal.SIGINT)
+    for line in process.stderr:
+        if "asked to stop" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and "goes on from the last checkpoint" in errors
+    assert saved(tmp_path) == ["model_0000004.pth"]
+
+
 def test_no_process_outlives_a_killed_launcher(images, tmp_path):
     """In the background of a script SIGINT is ignored, which is what torch would end its processes by."""
     words = options(images, tmp_path, "SOLVER.MAX_ITER", 500, "DATALOADER.NUM_WORKERS", 1)
