@@ -316,12 +316,13 @@ def _command(*words, **environment) -> subprocess.CompletedProcess:
     )
 
 
-def test_modules_that_the_readme_names_explain_themselves():
-    modules = sorted(set(re.findall(r"python -m (densesiam_d2[\w.]+)", (ROOT / "README.md").read_text())))
-    assert len(modules) >= 4
-    for module in modules:
-        done = _command("-m", module, "--help")
-        assert done.returncode == 0 and "usage:" in done.stdout, module
+def test_tools_stand_in_the_readme_and_explain_themselves():
+    tools = [path.stem for path in (ROOT / "densesiam_d2/tools").glob("*.py") if "__main__" in path.read_text()]
+    section = (ROOT / "README.md").read_text().split("## Tools")[1].split("##")[0]
+    assert sorted(tools) == sorted(re.findall(r"`([a-z]\w+)`", section))
+    for name in tools:
+        done = _command("-m", f"densesiam_d2.tools.{name}", "--help")
+        assert done.returncode == 0 and "usage:" in done.stdout, name
 
 
 def test_weights_that_do_not_fit_are_one_line(pretrained, tmp_path):
