@@ -57,7 +57,7 @@ from densesiam_d2.data.white_level import DARK, dark_text, white_level_for
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.labels.findings import Finding
 from densesiam_d2.text_lines import printable, read_lines
-from densesiam_d2.tools.command_line import tool
+from densesiam_d2.tools.command_line import check_output_file, tool
 from densesiam_d2.tools.reader_pool import CheckedImage, check_images
 
 __all__ = ["main"]
@@ -91,9 +91,9 @@ def _check(args: argparse.Namespace) -> bool:
     """Run all checks, write the files, and tell whether nothing is wrong."""
     if args.workers < 1 or not 0 < args.timeout < math.inf:
         raise ValueError(f"--workers {args.workers} and --timeout {args.timeout} must be positive and finite")
-    for path in filter(None, (args.report, args.list, args.write_manifest)):
-        if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-            raise ValueError(f"{path} cannot be written: name a file in a folder that exists")
+    for option in ("report", "list", "write_manifest"):
+        if path := getattr(args, option):
+            check_output_file(f"--{option.replace('_', '-')}", path)
     with_checksums = bool(args.manifest or args.write_manifest)
     if with_checksums and len(args.sources) > 1:
         raise ValueError("paths in a manifest are relative to one folder: give one source")

@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from densesiam_d2.processes import PREEMPTED
 
-__all__ = ["naming", "tool"]
+__all__ = ["check_output_file", "naming", "tool"]
 
 
 @contextlib.contextmanager
@@ -19,6 +20,16 @@ def naming(source: str | Path) -> Iterator[None]:
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(str(source)) else f"{source}: {text}") from error
+
+
+def check_output_file(option: str, path: Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold.
+
+    Raises:
+        ValueError: a folder has this name, or the file's folder does not exist or cannot be written to.
+    """
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"{option} {path} cannot be written: name a file in a folder that exists")
 
 
 def tool(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:

@@ -25,7 +25,7 @@ from densesiam_d2.evaluation.confusion import confusion_matrix
 from densesiam_d2.labels.cluster_names import ClusterNames, file_sha256, majority_names
 from densesiam_d2.labels.subset import subset_of
 from densesiam_d2.probe.truth import IGNORE, LabelledImages
-from densesiam_d2.tools.command_line import tool
+from densesiam_d2.tools.command_line import check_output_file, tool
 from densesiam_d2.tools.segment import known_classes
 
 __all__ = ["count_classes", "main"]
@@ -60,8 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise ValueError(f"--seed {args.seed} must be at least 0")
-    if args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a folder: name a file, such as names.json")
+    check_output_file("--output", args.output)
     cfg = load_trained_config(args.config_file, args.weights, args.opts)
     classes = known_classes(cfg)
     if classes:

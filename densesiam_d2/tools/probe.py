@@ -39,7 +39,6 @@ Exit status: 0, or 2 for wrong usage, data or weights.
 
 import argparse
 import itertools
-import os
 import shlex
 import statistics
 import sys
@@ -62,7 +61,7 @@ from densesiam_d2.probe.passes import Images
 from densesiam_d2.probe.retrieval import probe_retrieval
 from densesiam_d2.probe.run import probe
 from densesiam_d2.probe.truth import labelled_pair
-from densesiam_d2.tools.command_line import tool
+from densesiam_d2.tools.command_line import check_output_file, tool
 
 __all__ = ["main"]
 
@@ -197,8 +196,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("epochs", "seeds"):
         if vars(args)[name] < 1:
             raise ValueError(f"--{name} {vars(args)[name]} must be positive")
-    if args.output and (args.output.is_dir() or not os.access(args.output.absolute().parent, os.W_OK)):
-        raise ValueError(f"--output {args.output} cannot be written: name a file in a folder that exists")
+    if args.output:
+        check_output_file("--output", args.output)
 
 
 def _build(cfg: CfgNode, args: argparse.Namespace, weights: str, seed: int):

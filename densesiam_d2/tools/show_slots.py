@@ -30,7 +30,7 @@ from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.modeling.meta_arch import SlotCon
 from densesiam_d2.reporting.pictures import find_records
 from densesiam_d2.reporting.slot_drawing import draw_slots, mark_region
-from densesiam_d2.tools.command_line import tool
+from densesiam_d2.tools.command_line import check_output_file, tool
 
 __all__ = ["best_images", "image_scores", "main"]
 
@@ -106,7 +106,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--config-file", required=True, help="the yaml that the checkpoint was trained with")
     parser.add_argument("--weights", required=True, help="checkpoint of SlotCon, such as model_final.pth")
     parser.add_argument("--input", help="a folder of images; by default DATASETS.TRAIN of the config")
-    parser.add_argument("--output", required=True, help="the picture to write, such as slots.png")
+    parser.add_argument("--output", required=True, type=Path, help="the picture to write, such as slots.png")
     parser.add_argument("--num", type=int, default=20, help="number of slots (default 20)")
     parser.add_argument("--top", type=int, default=5, help="images per slot (default 5)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="changes of the config, as KEY VALUE pairs")
@@ -119,8 +119,9 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    if Path(arguments.output).suffix.lower() not in IMAGE_SUFFIXES:
+    if arguments.output.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"--output {arguments.output} must end like an image, such as slots.png")
+    check_output_file("--output", arguments.output)
     cfg = load_trained_config(arguments.config_file, arguments.weights, arguments.opts)
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in META_ARCH_REGISTRY or not issubclass(META_ARCH_REGISTRY.get(name), SlotCon):

@@ -208,7 +208,7 @@ def test_named_by_labels_and_scored(run, labelled, tmp_path, catalog, capsys):  
         (["--name-from", labelled, "--num", "9"], "--num 9 must lie between 1 and the 2 images with labels"),
         (["--name-from", labelled, "--num", "0"], "--num 0 must lie between 1 and the 2 images with labels"),
         (["--name-from", labelled, "--seed", "-1"], "--seed -1 must be at least 0"),
-        (["--name-from", labelled, "--output", str(tmp_path)], "--output .* is a folder: name a file"),
+        (["--name-from", labelled, "--output", str(tmp_path)], "--output .* cannot be written: name a file"),
         (["--name-from", "nothing"], "--name-from nothing is not a data set"),
     ):
         assert name_clusters.main([*model, "--output", str(tmp_path / "n.json"), *words]) == 2

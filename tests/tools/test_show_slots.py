@@ -58,6 +58,7 @@ def test_command(tmp_path, capsys):
     output = ["--output", str(tmp_path / "slots.png")]
     for words, message in (
         ([*base, *inputs, "--output", "slots"], "must end like an image"),
+        ([*base, *inputs, "--output", str(tmp_path / "no" / "slots.png")], "slots.png cannot be written"),
         ([*base, *output, "--input", str(tmp_path / "nowhere")], "nowhere does not exist"),
         ([*base, *output], r"DATASETS\.TRAIN is empty"),
         ([*base, *inputs, *output, "MODEL.META_ARCHITECTURE", "BYOL"], "trains BYOL, which has no slots"),
