@@ -12,7 +12,7 @@ __all__ = ["Entry", "Table", "insert_table"]
 
 CHANGED = "changed"  # done, but with another command
 NULL = "null"  # done, but the score is not a number
-_LISTED = 20  # cells of a stage that never started are named up to this number
+_LISTED = 20  # rows, and cells of a stage, that never started are named up to this number
 
 
 @dataclasses.dataclass
@@ -26,6 +26,11 @@ class Entry:
 
     values: list[float] = dataclasses.field(default_factory=list)
     others: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def started(self) -> bool:
+        """Whether one of the cells was ever started."""
+        return bool(self.values) or any(state != State.MISSING for state in self.others)
 
     @property
     def mean(self) -> float | None:
@@ -114,16 +119,26 @@ class Table:
         return state
 
     def markdown(self) -> str:
-        """Return the table, the times, the machines, and the list of missing cells as Markdown."""
+        """Return the table, the times, the machines, and what is missing as Markdown.
+
+        Rows without a single cell that was started are not in the table but in the list of what is missing.
+        """
         lines = [_line([*self.axes, *self.scores]), _line(["---"] * len(self.axes) + ["---:"] * len(self.scores))]
-        lines += [
-            _line([*row, *(str(entries.get(score, "")) for score in self.scores)]) for row, entries in self.rows.items()
-        ]
+        empty = []
+        for row, entries in self.rows.items():
+            if any(entry.started for entry in entries.values()):
+                lines.append(_line([*row, *(str(entries.get(score, "")) for score in self.scores)]))
+            else:
+                empty.append("/".join(str(value) for value in row if value != ""))
         if self.seconds:
             lines += ["", "Seconds of a cell, median (min to max): " + "; ".join(map(self._time, self.seconds)) + "."]
             lines += [f"Code: {'; '.join(self.codes)}.", f"Hardware: {'; '.join(self.machines)}."]
         if self.missing:
             lines += ["", f"Not done ({len(self.missing)}):", ""]
+            if empty:
+                lines.append(
+                    f"- {len(empty)} rows are not in the table, because none of their cells was started{_names(empty)}"
+                )
             never: dict[str, list[str]] = {}
             for name, reason in self.missing.items():
                 if reason == State.MISSING:
@@ -131,9 +146,7 @@ class Table:
                     never.setdefault(stage, []).append(rest or name)
                 else:
                     lines.append(f"- {name}: {reason}")
-            for stage, names in never.items():
-                listed = f": {', '.join(names)}" if len(names) <= _LISTED else ""
-                lines.append(f"- {stage}: {len(names)} never started{listed}")
+            lines += [f"- {stage}: {len(names)} never started{_names(names)}" for stage, names in never.items()]
         return "\n".join(lines) + "\n"
 
     def _time(self, stage: str) -> str:
@@ -160,6 +173,10 @@ class Table:
             "machines": self.machines,
             "cells": self.cells,
         }
+
+
+def _names(names: Sequence[str]) -> str:
+    return f": {', '.join(names)}" if len(names) <= _LISTED else ""
 
 
 def _machine(hardware: Mapping) -> str:

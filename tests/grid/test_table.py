@@ -79,6 +79,13 @@ def test_cells_that_never_started_are_named_up_to_20(tmp_path):
     assert "\n- t: 21 never started\n" in Table(cells).markdown()
 
 
+def test_rows_that_never_started_are_listed_below_the_table(cells, tmp_path):
+    waiting = [make(tmp_path, name, seed, state="missing") for name in ("a", "b") for seed in (0, 1)]
+    lines = Table([*cells, *waiting]).markdown().splitlines()
+    assert [line.split()[1] for line in lines[2:6]] == ["full", "part", "null", "new"] and not lines[6]
+    assert "- 2 rows are not in the table, because none of their cells was started: a, b" in lines
+
+
 def test_a_score_that_the_grid_names_later_is_read_from_the_files(tmp_path):
     cell = make(tmp_path, "full", 0, scores={})
     (cell.folder / "r.json").write_text('{"AP": 7.0}')
