@@ -230,6 +230,12 @@ def _training(cfg: CfgNode, world_size: int) -> list[str]:
             f"SOLVER.ACCUMULATE is {parts}; {name} compares the images of a batch with each other, so the batch "
             "cannot be split: set 1"
         )
+    epochs = [key for key in ("EPOCHS", "WARMUP_EPOCHS") if cfg.SOLVER[key] > 0]
+    if epochs and not trains_on_views(cfg) and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        problems.append(
+            f"SOLVER.{epochs[0]} is {cfg.SOLVER[epochs[0]]}; it needs DATALOADER.SAMPLER_TRAIN TrainingSampler, not "
+            f"{cfg.DATALOADER.SAMPLER_TRAIN}: set it to 0, and SOLVER.MAX_ITER or WARMUP_ITERS instead"
+        )
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.PRECISION != "bf16":
         problems.append("SOLVER.AMP.PRECISION is 'fp16'; the CPU has only 'bf16'")
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and world_size > 1:

@@ -353,6 +353,14 @@ def test_bad_value_of_the_input_is_named(key, value, text):
     assert f"{key} is {value!r}; it must be" in str(error.value) and text in str(error.value)
 
 
+def test_epochs_need_the_sampler_whose_images_are_counted():
+    sampler = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    with pytest.raises(
+        ValueError, match=r"SOLVER\.EPOCHS is 12\.0; it needs DATALOADER\.SAMPLER_TRAIN TrainingSampler"
+    ):
+        check_config(_cfg(*sampler, "SOLVER.EPOCHS", 12.0))
+
+
 def test_pretraining_has_one_sampler():
     sampler = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
     check_config(_cfg(*sampler))  # of a labelled training

@@ -1,6 +1,7 @@
 """Load MODEL.WEIGHTS, and stop the run if the file does not fill the backbone, instead of training from scratch."""
 
 import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
+from torch import distributed as dist
 from torch import nn
 
 from densesiam_d2.atomic import atomic_write
@@ -93,7 +95,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if not path:
             logger.info("MODEL.WEIGHTS is empty: random weights")
             return {}
-        # Only the main process needs the file: detectron2 sends the weights to machines that do not have it.
+        # Only the main process needs the file: load() sends it to machines that do not have it.
         if "://" not in path and not comm.all_gather(Path(path.partition("?")[0]).is_file())[0]:
             require_weight_file(Path(path.partition("?")[0]), "MODEL.WEIGHTS: file")
             raise FileNotFoundError(f"MODEL.WEIGHTS: file {path} does not exist in the main process")
@@ -105,6 +107,27 @@ class CheckedCheckpointer(DetectionCheckpointer):
         finally:
             self._weights_path = ""
             self._parsed_url_during_load = None  # detectron2 does not reset it after an error
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a file; processes that do not have it, on other machines, get it from the main process.
+
+        Args:
+            path: the file or address; empty loads nothing.
+            checkpointables: names of what to load beside the model; None means everything.
+
+        Returns:
+            The content without model and checkpointables.
+        """
+        file, mark, query = path.partition("?")
+        found = comm.all_gather(Path(file).is_file())
+        if not found[0] or all(found):
+            return super().load(path, checkpointables)
+        content = [Path(file).read_bytes() if comm.is_main_process() else None]
+        dist.broadcast_object_list(content)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / Path(file).name
+            copy.write_bytes(content[0])
+            return super().load(f"{copy}{mark}{query}", checkpointables)
 
     def _fetch(self, path: str) -> None:
         try:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, build_detection_train_loader
+from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
@@ -34,7 +35,7 @@ from .quarantine import Quarantine
 from .two_view_mapper import TwoViewDatasetMapper, collate_views
 from .white_level import warn_of_dark_images
 
-__all__ = ["TrainLoader", "build_labelled_train_loader", "build_two_view_train_loader"]
+__all__ = ["TrainLoader", "build_labelled_train_loader", "build_two_view_train_loader", "protect_workers"]
 
 MAX_SUBSTITUTES = 20  # for one image; so many unreadable images in a row mean that the disk is broken
 
@@ -141,7 +142,7 @@ class TrainLoader:
             self.dataset,
             batch_sampler=self.batches,
             collate_fn=self._collate,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
             generator=torch.Generator(),  # without it, starting the workers would draw from torch's global generator
             **self._options,
         )
@@ -160,18 +161,37 @@ def _end_workers(batches: Callable[[], Generator | None]) -> None:
     """At the exit of the process, close its loader and kill the remaining workers, because they ignore SIGTERM."""
     if batches() is not None:
         batches().close()
-        for child in multiprocessing.active_children():
-            if child.daemon:
-                child.kill()
+        _kill_workers()
 
 
-def _prepare_worker(worker_id: int) -> None:
+def protect_workers(loader: DataLoader) -> DataLoader:
+    """Let the workers of detectron2's loader ignore the signals that ask a job to stop, as those of TrainLoader do."""
+    loader.worker_init_fn = functools.partial(prepare_worker, first=loader.worker_init_fn)
+    _kill_workers_at_exit()
+    return loader
+
+
+@functools.cache
+def _kill_workers_at_exit() -> None:
+    """Make sure, once, that multiprocessing does not wait at the exit for workers that ignore SIGTERM."""
+    Finalize(None, _kill_workers, exitpriority=20)
+
+
+def _kill_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+def prepare_worker(worker_id: int, first: Callable[[int], None] | None = None) -> None:
     """Prepare a new worker: it ends when its parent ends, and ignores the signals that ask a job to stop."""
     cv2.setNumThreads(0)  # loader workers run in parallel already; threads inside each would slow all of them down
     faulthandler.enable(2)  # on SIGABRT, which the watchdog sends, the worker prints where it hangs
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # sent to all processes of a job; only the main process must react
     end_with_parent()
+    if first is not None:
+        first(worker_id)
 
 
 def _run_seed(cfg: CfgNode) -> int:
@@ -278,7 +298,9 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
         logger.warning(
             "DATALOADER.SAMPLER_TRAIN %s: the order of images starts again after --resume", cfg.DATALOADER.SAMPLER_TRAIN
         )
-        return build_detection_train_loader(cfg, mapper=mapper)
+        loader = build_detection_train_loader(cfg, mapper=mapper)
+        protect_workers(loader.dataset if isinstance(loader, AspectRatioGroupedDataset) else loader)
+        return loader
     groups = None
     if parts["aspect_ratio_grouping"]:
         if all("width" in record and "height" in record for record in records):

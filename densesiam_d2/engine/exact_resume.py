@@ -73,7 +73,7 @@ class ExactResumeHook(HookBase):
             loader.batches.start = self.trainer.start_iter
         elif self.trainer.start_iter:
             logger.warning("this loader cannot go on where the run stopped: the order of images starts anew")
-        if self.trainer.start_iter and comm.is_main_process():
+        if comm.is_main_process():
             cut_metrics(self._metrics, self.trainer.start_iter)
 
     def before_step(self) -> None:

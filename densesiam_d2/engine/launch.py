@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.config_checks import ConfigError
 from densesiam_d2.data.image_io import UnreadableImageError
-from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
+from densesiam_d2.engine.signals import PREEMPTED, STOP_SIGNALS, handle_stop_signals
 from densesiam_d2.labels.findings import LabelsError
 from densesiam_d2.processes import INTERRUPTED, end_with_parent
 
@@ -60,8 +61,9 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
     if torch.device(device).type == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else detectron2 would use GPUs and NCCL
     alone = args.num_gpus * args.num_machines == 1
+    passed_on: list[int] = []
     try:
-        with contextlib.nullcontext() if alone else handle_stop_signals(_pass_on):
+        with contextlib.nullcontext() if alone else handle_stop_signals(functools.partial(_pass_on, passed_on)):
             launch_d2(
                 _run if alone else _run_child,
                 args.num_gpus,
@@ -72,10 +74,14 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
                 timeout=timeout,
             )
     except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.kill()
         print("train_net.py: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except ProcessExitedException as error:
         rank = args.machine_rank * args.num_gpus + error.error_index
+        if passed_on and -error.exit_code in STOP_SIGNALS:  # it was still starting, with nothing to save
+            sys.exit(PREEMPTED)
         explained = error.exit_code in (2, PREEMPTED, INTERRUPTED)  # the process has printed the reason
         if not explained:
             print(f"train_net.py: rank {rank} on {socket.gethostname()}: {error}", file=sys.stderr)
@@ -87,10 +93,14 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _pass_on(number: int) -> None:
+def _pass_on(passed_on: list[int], number: int) -> None:
     """Pass a signal on; Ctrl-C as SIGTERM, because a terminal sends SIGINT to the children too, and two end them."""
-    for child in multiprocessing.active_children():
+    passed_on.append(number)
+    children = multiprocessing.active_children()
+    for child in children:
         os.kill(child.pid, signal.SIGTERM if number == signal.SIGINT else number)
+    if not children:
+        sys.exit(PREEMPTED)
 
 
 def _run_child(main, cfg, args) -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from detectron2.config import CfgNode
@@ -22,6 +21,26 @@ __all__ = ["BestCheckpointHook", "CheckpointHook", "best_period"]
 MAX_FAILURES = 3
 
 logger = logging.getLogger(__name__)
+
+
+class _Attempts:
+    """Saves that may fail: the third failure in a row raises its error."""
+
+    def __init__(self):
+        self._failures = 0
+
+    def __call__(self, name: str, save: Callable[[], None], *, must_work: bool) -> bool:
+        """Call ``save`` and tell whether it worked; with ``must_work`` its first failure raises."""
+        try:
+            save()
+        except (OSError, FloatingPointError) as error:
+            self._failures += 1
+            logger.error("could not save %s, no. %d in a row: %s", name, self._failures, error)
+            if must_work or self._failures >= MAX_FAILURES:
+                raise
+            return False
+        self._failures = 0
+        return True
 
 
 class CheckpointHook(HookBase):
@@ -42,47 +61,45 @@ class CheckpointHook(HookBase):
         """
         self._checkpointer, self._period = checkpointer, period
         self._keep_last, self._keep_every = keep_last, keep_every
-        self._failures = 0
+        self._attempt = _Attempts()
 
     def after_step(self) -> None:
         done, last = self.trainer.iter + 1, self.trainer.iter + 1 >= self.trainer.max_iter
         stop = getattr(self.trainer._trainer, "stop_agreed", False) and not last
         if (done % self._period == 0 or last or stop) and comm.is_main_process():
-            self._save("model_final" if last else f"model_{self.trainer.iter:07d}", must_work=last or stop)
+            name = "model_final" if last else f"model_{self.trainer.iter:07d}"
+            self._attempt(name, functools.partial(self._save, name), must_work=last or stop)
         if stop:
             comm.synchronize()
             logger.warning("A signal asked to stop: saved at iteration %d, go on by --resume", self.trainer.iter)
             raise SystemExit(PREEMPTED)
 
-    def _save(self, name: str, *, must_work: bool) -> None:
-        try:
-            self._check()
-            self._checkpointer.save(name, iteration=self.trainer.iter)
-            self._failures = 0
-            self._remove_old()
-        except (OSError, FloatingPointError) as error:
-            self._failures += 1
-            logger.error("could not save %s, no. %d in a row: %s", name, self._failures, error)
-            if must_work or self._failures >= MAX_FAILURES:
-                raise
-
-    def _check(self) -> None:
-        folder = Path(self._checkpointer.save_dir)
-        tensors = [t for t in self._checkpointer.model.state_dict().values() if t.is_floating_point()]
-        if tensors and not torch.nn.utils.get_total_norm(tensors).isfinite():
-            raise FloatingPointError("the model has weights that are not finite")
-        needed = max((path.stat().st_size for path in own_checkpoints(folder)), default=0)
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise OSError(errno.ENOSPC, f"a checkpoint needs {needed >> 20} MiB, {free >> 20} are free", str(folder))
+    def _save(self, name: str) -> None:
+        _check(self._checkpointer)
+        self._checkpointer.save(name, iteration=self.trainer.iter)
+        self._remove_old()
 
     def _remove_old(self) -> None:
         if not self._keep_last:
             return
-        numbered = [path for path in own_checkpoints(self._checkpointer.save_dir) if _iterations(path)]
+        # Later iterations than this one: a run was resumed from before them, perhaps because they are damaged.
+        done, files = self.trainer.iter + 1, own_checkpoints(self._checkpointer.save_dir)
+        numbered = [path for path in files if 0 < _iterations(path) <= done]
         for path in sorted(numbered, key=_iterations)[: -self._keep_last]:
             if not (self._keep_every and _iterations(path) % self._keep_every == 0):
                 path.unlink(missing_ok=True)
+
+
+def _check(checkpointer) -> None:
+    """Raise FloatingPointError for weights that are not finite, and OSError if a checkpoint does not fit the disk."""
+    folder = Path(checkpointer.save_dir)
+    tensors = [t for t in checkpointer.model.state_dict().values() if t.is_floating_point()]
+    if tensors and not torch.nn.utils.get_total_norm(tensors).isfinite():
+        raise FloatingPointError("the model has weights that are not finite")
+    needed = max((path.stat().st_size for path in own_checkpoints(folder)), default=0)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"a checkpoint needs {needed >> 20} MiB, {free >> 20} are free", str(folder))
 
 
 def _iterations(path: Path) -> int:
@@ -107,7 +124,8 @@ class BestCheckpointHook(hooks.BestCheckpointer):
 
     Compared is the mean of what was logged since the last comparison. That is a score itself, and for a number that
     training logs often, it keeps the noise of single batches out. Checkpoints hold the best value and what is needed
-    for the next comparison; register the hook before the one that writes them.
+    for the next comparison; register the hook before the one that writes them. A failed save is tried again at the next
+    comparison, as by :class:`CheckpointHook`; the best value stays that of the file.
 
     Attributes:
         waited: number of comparisons since the best one.
@@ -122,51 +140,55 @@ class BestCheckpointHook(hooks.BestCheckpointer):
             metric: a name in the event storage, such as "segm/AP"; with "-" before it the lowest value is the best.
             on_best: called with the number of finished iterations when a best model was saved.
         """
-        untagged = SimpleNamespace(save=functools.partial(checkpointer.save, tag=False))
         name = metric.removeprefix("-")
-        super().__init__(period, untagged, name, mode="max" if name == metric else "min")
+        super().__init__(period, checkpointer, name, mode="max" if name == metric else "min")
         self._on_best = on_best
-        self._compared_at = -1
-        self._resumed_with: list[float] = []  # what was logged between the last comparison and the checkpoint
+        self._attempt = _Attempts()
+        self._sum, self._count = 0.0, 0  # of what was logged since the last comparison
+        self._noted_at = -1
         self.waited = 0
 
     def after_step(self) -> None:
         if comm.is_main_process():
+            self._note()
             super().after_step()
 
     def after_train(self) -> None:
         if comm.is_main_process():
+            self._note()
             super().after_train()
 
+    def _note(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self._val_metric, (0.0, -1))
+        if iteration > self._noted_at:
+            self._sum, self._count, self._noted_at = self._sum + value, self._count + 1, iteration
+
     def _best_checking(self) -> None:
-        storage, name = self.trainer.storage, self._val_metric
-        values = self._logged()
-        self._compared_at, self._resumed_with = storage.iter, []
-        if not values:
+        storage, name, before = self.trainer.storage, self._val_metric, (self.best_metric, self.best_iter)
+        if not self._count:
             logger.warning("TEST.BEST_METRIC %s was not logged since the last comparison: nothing is saved", name)
             return
-        value, best = sum(values) / len(values), self.best_metric
+        value, best = self._sum / self._count, self.best_metric
+        self._sum, self._count = 0.0, 0
         self.waited += 1
         if (best is None or self._compare(value, best)) and self._update_best(value, storage.iter):
-            self.waited = 0
-            self._checkpointer.save(self._file_prefix, iteration=storage.iter)
-            logger.info("%s is %.5g, the best so far: saved %s", name, value, self._file_prefix)
-            self._on_best(min(storage.iter + 1, self.trainer.max_iter))
+            ended = storage.iter >= self.trainer.max_iter
+            if self._attempt(self._file_prefix, self._save, must_work=ended):
+                self.waited = 0
+                logger.info("%s is %.5g, the best so far: saved %s", name, value, self._file_prefix)
+            else:
+                self.best_metric, self.best_iter = before
 
-    def _logged(self) -> list[float]:
-        """Return what was logged since the last comparison."""
-        histories = self.trainer.storage.histories()
-        history = histories[self._val_metric].values() if self._val_metric in histories else []
-        return self._resumed_with + [value for value, iteration in history if iteration > self._compared_at]
+    def _save(self) -> None:
+        iteration = self.trainer.storage.iter
+        _check(self._checkpointer)
+        self._checkpointer.save(self._file_prefix, tag=False, iteration=iteration)
+        self._on_best(min(iteration + 1, self.trainer.max_iter))
 
     def state_dict(self) -> dict:
-        return {
-            "best_metric": self.best_metric,
-            "best_iter": self.best_iter,
-            "waited": self.waited,
-            "logged": self._logged(),
-        }
+        best = {"best_metric": self.best_metric, "best_iter": self.best_iter, "waited": self.waited}
+        return {**best, "sum": self._sum, "count": self._count}
 
     def load_state_dict(self, state: dict) -> None:
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
-        self.waited, self._resumed_with = state.get("waited", 0), state.get("logged", [])  # new in this version
+        self.waited, self._sum, self._count = state.get("waited", 0), state.get("sum", 0.0), state.get("count", 0)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 from densesiam_d2.processes import PREEMPTED
 
-__all__ = ["PREEMPTED", "handle_stop_signals"]
+__all__ = ["PREEMPTED", "STOP_SIGNALS", "handle_stop_signals"]
 
-_NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _depth = 0  # number of active handle_stop_signals
 _masks = threading.local()  # signal mask before a fork
 
@@ -19,16 +19,19 @@ _masks = threading.local()  # signal mask before a fork
 def _before_fork() -> None:
     """Block the signals until the new process has set its own handlers; an early signal would be lost otherwise."""
     if _depth:
-        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def _after_fork(*, in_child: bool) -> None:
-    """In the new process, let the signals end it as usual: a Python handler does not interrupt every wait."""
+    """In the new process, let the signals end it as usual: a Python handler does not interrupt every wait.
+
+    But ignore SIGINT: a terminal sends it to all processes, and the parent, which may still need this one, reacts.
+    """
     if _depth:
         if in_child:
-            for number in _NUMBERS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, signal.SIG_DFL)
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
@@ -45,8 +48,8 @@ def handle_stop_signals(react: Callable[[int], None]) -> Iterator[None]:
 
     A second SIGINT raises KeyboardInterrupt, for a person who does not want to wait for the reaction. A SIGINT that is
     ignored stays ignored: shells do so for commands in the background of a script. In forked processes, such as those
-    of a pool, the signals end the process as usual. Outside the main thread this does nothing, because only the main
-    thread can set handlers.
+    of a pool, SIGTERM and SIGUSR1 end the process as usual, and SIGINT is ignored. Outside the main thread this does
+    nothing, because only the main thread can set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -62,7 +65,7 @@ def handle_stop_signals(react: Callable[[int], None]) -> Iterator[None]:
             interrupted = True
         react(number)
 
-    numbers = [n for n in _NUMBERS if n != signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [n for n in STOP_SIGNALS if n != signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in numbers}
     _depth += 1
     try:

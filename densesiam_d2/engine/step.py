@@ -212,10 +212,11 @@ class StepTrainer(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        fused = [group.get("fused") for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         super().load_state_dict(state_dict)
-        for group, own in zip(self.optimizer.param_groups, fused, strict=True):  # keep this run's choice
-            group["fused"] = own
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)  # rate, decay and momentum are those of this run's config
         scale = state_dict.get("grad_scaler")
         if scale and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(scale)

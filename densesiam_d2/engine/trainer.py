@@ -25,7 +25,12 @@ from densesiam_d2.checkpoint.loading import CheckedCheckpointer
 from densesiam_d2.config_checks import ConfigError
 from densesiam_d2.data.datasets import check_records
 from densesiam_d2.data.detection_mapper import DetectionDatasetMapper
-from densesiam_d2.data.loader import TrainLoader, build_labelled_train_loader, build_two_view_train_loader
+from densesiam_d2.data.loader import (
+    TrainLoader,
+    build_labelled_train_loader,
+    build_two_view_train_loader,
+    protect_workers,
+)
 from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
 from densesiam_d2.engine.collapse import CollapseMonitor
 from densesiam_d2.engine.early_stop import EarlyStopHook, LeaveLoopHook, StoppedEarly
@@ -34,7 +39,7 @@ from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, export_b
 from densesiam_d2.engine.probe import ProbeHook
 from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
 from densesiam_d2.engine.setup import record_config
-from densesiam_d2.engine.signals import handle_stop_signals
+from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
 from densesiam_d2.engine.step import StepTrainer
 from densesiam_d2.engine.training_pictures import TrainingPicturesHook
 from densesiam_d2.engine.watchdog import WatchdogHook
@@ -61,8 +66,11 @@ class Trainer(DefaultTrainer):
         ``DefaultTrainer.__init__`` is not called: it pins every process to a GPU and checks no weights.
         """
         TrainerBase.__init__(self)
-        scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        data_loader = self.build_train_loader(scaled)
+        scaled = in_this_many_processes(cfg)
+        try:
+            data_loader = self.build_train_loader(scaled)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         cfg = in_iterations(cfg, data_loader) if cfg.SOLVER.EPOCHS > 0 or cfg.SOLVER.WARMUP_EPOCHS > 0 else scaled
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -79,6 +87,7 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
+        self._past_last_step = False
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
@@ -141,7 +150,7 @@ class Trainer(DefaultTrainer):
             CommonMetricPrinter(self.max_iter),
             SafeWriter(lambda: JSONWriter(str(Path(folder) / "metrics.json"))),
             # TensorBoard hides what a killed run wrote after its last checkpoint.
-            SafeWriter(lambda: TensorboardXWriter(folder, purge_step=self.start_iter or None)),
+            SafeWriter(lambda: TensorboardXWriter(folder, purge_step=self.start_iter)),
             SSLMetricPrinter(),
         ]
 
@@ -159,7 +168,14 @@ class Trainer(DefaultTrainer):
         with handle_stop_signals(self._ask_to_stop), contextlib.suppress(StoppedEarly):
             return super().train()
 
+    def after_train(self) -> None:
+        self._past_last_step = True
+        super().after_train()
+
     def _ask_to_stop(self, number: int) -> None:
+        if self._past_last_step:
+            os.write(2, b"asked to stop: leaving what follows training; --resume does it again\n")
+            raise SystemExit(PREEMPTED)
         self._trainer.stop_requested = True
         again = b" (Ctrl-C again: at once, without saving)" if number == signal.SIGINT else b""
         os.write(2, b"asked to stop: saving after this step, then leaving%b\n" % again)  # a handler must not log
@@ -195,7 +211,7 @@ class Trainer(DefaultTrainer):
         mapper = DetectionDatasetMapper(cfg, False) if instances else SemSegDatasetMapper(cfg, False, [dataset_name])
         parts = build_detection_test_loader.from_config(cfg, dataset_name, mapper=mapper)
         check_records([dataset_name], parts["dataset"])
-        return build_detection_test_loader(**parts)
+        return protect_workers(build_detection_test_loader(**parts))
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
@@ -271,19 +287,32 @@ def in_iterations(cfg, data_loader):
     """Return a config with epochs as iterations, scaled to this number of processes.
 
     Raises:
-        ValueError: the loader is not one of this project, so the number of images is not known.
+        ConfigError: the loader is not one of this project, so the number of images is not known.
     """
     if not isinstance(data_loader, TrainLoader):
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.EPOCHS and WARMUP_EPOCHS need DATALOADER.SAMPLER_TRAIN TrainingSampler, not "
             f"{cfg.DATALOADER.SAMPLER_TRAIN}: set them to 0, and SOLVER.MAX_ITER"
         )
     cfg = cfg.clone()
     cfg.defrost()
     set_epochs(cfg, len(data_loader.dataset))
-    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     cfg.freeze()
-    return cfg
+    return in_this_many_processes(cfg)
+
+
+def in_this_many_processes(cfg):
+    """Return a config scaled from SOLVER.REFERENCE_WORLD_SIZE processes to those of this run.
+
+    detectron2 rounds short periods to 0, which would turn evaluation off, and checkpoints into a division by zero.
+    """
+    scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+    if scaled is not cfg:
+        scaled.defrost()
+        scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
+        scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)
+        scaled.freeze()
+    return scaled
 
 
 def distribute(model):

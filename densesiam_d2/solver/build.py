@@ -21,6 +21,8 @@ _LAST_LAYERS = re.compile(r"(roi_heads|sem_seg_head)\.(\w+\.)*(box_)?predictor\.
 class FixedLRMultiplier(LRMultiplier):
     """A multiplier that leaves parameter groups with ``fix_lr`` at their initial learning rate.
 
+    A resumed run goes on at the checkpoint's iteration, but with its own rates, which may be new.
+
     Source: the predictor's fixed learning rate of SimSiam (facebookresearch/simsiam, main_simsiam.py).
     """
 
@@ -30,6 +32,12 @@ class FixedLRMultiplier(LRMultiplier):
             base if group.get("fix_lr") else lr
             for base, lr, group in zip(self.base_lrs, super().get_lr(), groups, strict=True)
         ]
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.last_epoch = min(state_dict["last_epoch"], self._max_iter)  # SOLVER.MAX_ITER may be lower now
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
 
 
 class PolyWithFloor(ParamScheduler):

@@ -20,6 +20,7 @@ from densesiam_d2.checkpoint import (
 from densesiam_d2.checkpoint.loading import _caffe2_facts
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
 from tests.checkpoint.networks import d2_resnet, fpn_cfg, fpn_detector, prefixed, resnet_cfg, tv_resnet
+from tests.evaluation.processes import in_two_processes
 
 EXPORTED = d2_resnet(18, seed=7)
 
@@ -70,6 +71,33 @@ def test_safetensors_fill_as_pkl_does_and_are_checked(tmp_path, logged):
     save_safetensors(path, half, {})
     with pytest.raises(ValueError, match="backbone: 75 of 100 tensors filled"):
         checkpointer(model).resume_or_load(str(path), resume=False)
+
+
+def test_a_machine_without_the_file_gets_it_from_the_main_process(backbone_pkl, tmp_path):
+    def filled(rank):
+        model = fpn_detector(18, seed=rank)
+        path = backbone_pkl if rank == 0 else str(tmp_path / "elsewhere" / "backbone.pkl")
+        checkpointer(model, fpn_cfg(18)).resume_or_load(path, resume=False)
+        return model.backbone.bottom_up
+
+    for backbone in in_two_processes(filled):
+        assert_filled(backbone)
+
+
+def test_a_machine_without_the_checkpoint_resumes_as_the_main_process(tmp_path):
+    def resumed(rank):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        scaler = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5 if rank == 0 else 0.1)
+        own = checkpointer(torch.nn.Linear(1, 1), save_dir=str(folder), save_to_disk=rank == 0, optimizer=scaler)
+        if rank == 0:
+            own.save("model_0000004", iteration=4)
+        dist.barrier()
+        extra = own.load(str(folder / "model_0000004.pth"))
+        return extra["iteration"], scaler.param_groups[0]["lr"], own.model.weight.item()
+
+    main, other = in_two_processes(resumed)
+    assert main == other and main[:2] == (4, 0.5)
 
 
 def test_safetensors_of_others_load(tmp_path, logged):

@@ -1,6 +1,8 @@
 import itertools
 import logging
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.loader import (
@@ -19,9 +22,11 @@ from densesiam_d2.data.loader import (
     TrainLoader,
     build_labelled_train_loader,
     build_two_view_train_loader,
+    protect_workers,
 )
 from densesiam_d2.data.order import EndlessBatches, SampleKey, shuffled
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper, collate_views
+from densesiam_d2.engine.signals import handle_stop_signals
 
 from .photos import smooth_image
 from .test_two_view_mapper import make_cfg
@@ -224,3 +229,33 @@ def test_labelled_records_without_anything_to_learn_from(tmp_path):
     annotations = []
     with pytest.raises(ValueError, match=r"\('mine',\): no image has an annotation that counts"):
         build_labelled_train_loader(cfg)
+
+
+class Slow(Dataset):
+    """Thirty numbers, which take a while; -1 from a worker that was not prepared."""
+
+    prepared = False
+
+    def prepare(self, worker_id):
+        self.prepared = True
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, i):
+        time.sleep(0.02)
+        return i if self.prepared else -1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_of_detectron2s_loaders_outlive_a_signal_to_the_job(number):
+    """A terminal, and torchrun, send it to all processes; the main process then ends an evaluation by itself."""
+    seen, got, dataset = [], [], Slow()
+    loader = protect_workers(DataLoader(dataset, num_workers=1, worker_init_fn=dataset.prepare))
+    with handle_stop_signals(seen.append):
+        for batch in loader:
+            got.append(batch.item())
+            if len(got) == 3:
+                for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+                    os.kill(process.pid, number)
+    assert got == list(range(30)) and seen == [number]

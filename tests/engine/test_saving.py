@@ -42,6 +42,16 @@ def test_the_newest_and_every_so_many_are_kept(tmp_path):
     assert saved(tmp_path) == ["model_0000029", "model_0000059", "model_0000079", "model_0000089", "model_final"]
 
 
+def test_files_of_later_iterations_do_not_take_the_place_of_new_ones(tmp_path):
+    """A run that was resumed from iteration 50, because the files after it are damaged, keeps what it saves."""
+    for iteration in (89, 99):
+        (tmp_path / f"model_{iteration:07d}.pth").write_bytes(b"damaged")
+    run(tmp_path, 70, first=50, keep_last=1)
+    assert saved(tmp_path) == ["model_0000069", "model_0000089", "model_0000099"]
+    run(tmp_path, 100, first=70, max_iter=200, keep_last=1)  # past them
+    assert saved(tmp_path) == ["model_0000099"]
+
+
 def fill_disk(folder, iteration):
     """Let the save of this iteration find a full disk."""
     (folder / f".model_{iteration:07d}.pth.partial").symlink_to("/dev/full")
@@ -118,6 +128,7 @@ def test_the_best_score_is_remembered(tmp_path):
 
 def best_of(folder, metric, logged, *, period=10, max_iter=30):
     """Run the hook over iterations that log a number, {iteration: value}; the weight is the iteration."""
+    folder.mkdir(exist_ok=True)
     model = nn.Linear(1, 1)
     hook = BestCheckpointHook(period, CheckedCheckpointer(model, str(folder)), metric)
     with EventStorage() as storage:
@@ -138,6 +149,33 @@ def test_numbers_of_training_are_averaged_over_the_period(tmp_path):
     logged = {3: 0.9, 9: 0.1, 12: 0.6, 15: 0.5, 19: 0.7, 25: 0.95, 27: 0.0, 29: 0.25}
     assert best_of(tmp_path / "a", "ssl/view_agreement", logged) == (pytest.approx(0.6), 19)
     assert best_of(tmp_path / "b", "-ssl/view_agreement", logged) == (pytest.approx(0.4), 29)
+
+
+def test_every_number_of_a_long_period_counts(tmp_path):
+    """3,000 values from 2,999 down to 0 have the mean 1,499.5, also in a run that was resumed in between."""
+    name, period = "total_loss", 3000
+    assert (
+        best_of(tmp_path / "a", name, {i: 2999.0 - i for i in range(3000)}, period=period, max_iter=3001)[0] == 1499.5
+    )
+    hook = None
+    for part in (range(1200), range(1200, 3000)):
+        state = hook and hook.state_dict()
+        hook = BestCheckpointHook(period, CheckedCheckpointer(nn.Linear(1, 1), str(tmp_path)), name)
+        if state:
+            hook.load_state_dict(state)
+        with EventStorage() as storage:
+            for storage.iter in part:
+                hook.trainer = SimpleNamespace(iter=storage.iter, max_iter=3001, storage=storage)
+                storage.put_scalar(name, 2999.0 - storage.iter)
+                hook.after_step()
+    assert hook.best_metric == 1499.5
+
+
+def test_a_best_model_that_cannot_be_saved_is_tried_again(tmp_path, caplog):
+    """The disk is full for the best score, 30; the second best, after it, takes the place."""
+    tmp_path.joinpath(".model_best.pth.partial").symlink_to("/dev/full")
+    assert best_of(tmp_path, "monitor/mIoU", {9: 30.0, 19: 20.0, 29: 10.0}) == (20, 19)
+    assert "could not save model_best, no. 1 in a row: [Errno 28]" in caplog.text
 
 
 def test_scores_are_compared_as_they_are(tmp_path):

@@ -59,6 +59,21 @@ def test_a_process_that_waits_in_c_code_ends_as_usual():
         assert process.exitcode == -signal.SIGTERM
 
 
+def test_a_forked_process_leaves_ctrl_c_to_its_parent():
+    context = multiprocessing.get_context("fork")
+    lock = context.Lock()
+    lock.acquire()
+    with handle_stop_signals(lambda number: None):
+        process = context.Process(target=lock.acquire)
+        process.start()
+        os.kill(process.pid, signal.SIGINT)
+        process.join(1)
+        assert process.exitcode is None
+        lock.release()
+        process.join(20)
+        assert process.exitcode == 0
+
+
 def test_other_threads_are_left_alone():
     errors = []
 

@@ -119,6 +119,17 @@ def test_the_fused_optimizer_stays_so_after_a_plain_checkpoint():
     assert trainer.optimizer.param_groups[0]["fused"] is True
 
 
+def test_rate_decay_and_momentum_are_those_of_this_run():
+    stored, trainer = trainer_of([good()]), trainer_of([good()])
+    steps(stored, 1)
+    trainer.optimizer.param_groups[0].update(lr=0.01, weight_decay=0.0, momentum=0.5)
+    trainer.load_state_dict(stored.state_dict())
+    group = trainer.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.01, 0.0, 0.5)
+    momenta = (t.optimizer.state_dict()["state"][0]["momentum_buffer"] for t in (trainer, stored))
+    assert torch.equal(*momenta)
+
+
 def test_the_gradient_alone_counts_too(caplog):
     trainer = trainer_of([good(), good()])
     trainer.model.linear.weight.register_hook(lambda gradient: gradient * float("nan"))

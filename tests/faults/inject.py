@@ -8,6 +8,7 @@ FAULT is kind:iteration[:rank]; the rank is 0 unless given. Kinds:
 - nan_param: a weight is NaN after this step, before any checkpoint
 - kill_worker: SIGKILL to a loader worker, as the system does when memory runs out
 - hang_worker: SIGSTOP to all loader workers
+- term_at_end: SIGTERM after the last step, where the evaluation is
 - sleep: the process waits for a minute before the step
 - slow: each step from this one on takes 0.2 s longer
 
@@ -55,6 +56,10 @@ class FaultHook(HookBase):
             number = signal.SIGKILL if self._kind == "kill_worker" else signal.SIGSTOP
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, number)
+
+    def after_train(self) -> None:
+        if self._kind == "term_at_end":
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _happened(self) -> bool:
         once = os.environ.get("DENSESIAM_D2_TEST_ONCE")

@@ -81,6 +81,32 @@ def test_ctrl_c_saves_and_leaves_with_75(images, tmp_path, num_gpus):
     assert (tmp_path / last).is_file() and last != "model_0000004.pth"
 
 
+def test_a_signal_after_the_last_step_leaves_with_75(images, tmp_path):
+    done = train(options(images, tmp_path), faults="term_at_end:0")
+    assert done.returncode == 75 and "leaving what follows training" in done.stderr, done.stderr[-2000:]
+    assert train(options(images, tmp_path), "--resume").returncode == 0
+
+
+def test_a_signal_while_processes_start_leaves_with_75(images, tmp_path):
+    process = start(options(images, tmp_path), "--num-gpus", "2", faults="slow:0", stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: children(process.pid))
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors[-2000:]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_frozen_process(images, tmp_path):
+    process = start(options(images, tmp_path), "--num-gpus", "2", faults="stop:7:1", start_new_session=True)
+    wait_for(lambda: saved(tmp_path))
+    ranks = children(process.pid)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 130
+    wait_for(lambda: not any(map(alive, ranks)), 10)
+
+
 @pytest.mark.parametrize("num_gpus", ["1", "2"])
 def test_a_second_ctrl_c_ends_a_run_at_once(images, tmp_path, num_gpus):
     output = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}

@@ -51,6 +51,14 @@ def test_rows_of_metrics_come_once(images, tmp_path):
     assert rows(tmp_path) == [19, 21]
 
 
+def test_rows_before_the_first_checkpoint_come_once(images, tmp_path):
+    words = options(images, tmp_path, "SOLVER.MAX_ITER", 22, "SOLVER.CHECKPOINT_PERIOD", 100)
+    assert train(words, faults="kill:21").returncode == -9
+    assert rows(tmp_path) == [19]
+    assert train(words, "--resume", "auto").returncode == 0
+    assert rows(tmp_path) == [19, 21]
+
+
 def test_two_processes_resume_bit_identical(images, tmp_path):
     two = options(images, "OUTPUT", "SOLVER.MAX_ITER", 8)
     first, second = ([str(f) if word == "OUTPUT" else word for word in two] for f in (tmp_path / "a", tmp_path / "b"))
@@ -107,6 +115,18 @@ def test_other_schedules_are_listed(images, straight, tmp_path):
     done = train(options(images, tmp_path, "SOLVER.MAX_ITER", 13), "--resume")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "resumed with another setting: SOLVER.MAX_ITER was 12 and is 13" in done.stdout
+
+
+def test_a_lower_rate_is_used(images, tmp_path):
+    """Two runs go on from iteration 5, one with a rate of zero, which changes no weight."""
+    words = options(images, tmp_path, "SOLVER.WEIGHT_DECAY", 0.0)
+    assert train(words, faults="kill:6").returncode == -9
+    before = torch.load(tmp_path / "model_0000004.pth", weights_only=True)["model"]
+    done = train(options(images, tmp_path, "SOLVER.BASE_LR", 1e-30), "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "resumed with another setting: SOLVER.BASE_LR was" in done.stdout
+    after = final_state(tmp_path)["model"]
+    assert all(torch.equal(after[name], before[name]) for name in before if name.endswith("weight"))
 
 
 def test_modes_of_resume(images, tmp_path):

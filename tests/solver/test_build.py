@@ -274,6 +274,24 @@ def test_saved_state_continues_the_schedule(name):
         scheduler.step()
 
 
+def test_a_resumed_schedule_has_this_runs_rate():
+    cfg = _cfg(LR_SCHEDULER_NAME="WarmupCosineLR", FIX_PREDICTOR_LR=True, MAX_ITER=20)
+    stored = build_lr_scheduler(cfg, build_optimizer(cfg, Model()))
+    stored.optimizer.step()
+    for _ in range(10):
+        stored.step()
+    cfg.SOLVER.BASE_LR = BASE_LR / 10
+    model = Model()
+    optimizer = build_optimizer(cfg, model)
+    build_lr_scheduler(cfg, optimizer).load_state_dict(stored.state_dict())
+    rates = _rates_by_name(optimizer, model)
+    assert {rates[name] for name in rates if name.startswith("dense.predictor")} == {BASE_LR / 10}
+    # Half of the cosine is done: (1 + cos(pi / 2)) / 2.
+    assert [rates[name] for name in rates if "predictor" not in name] == pytest.approx(
+        [BASE_LR / 20] * (len(rates) - 4)
+    )
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "LARS"])
 def test_gradient_clipping_survives_the_grouping(optimizer):
     cfg = _cfg(FIX_PREDICTOR_LR=True, OPTIMIZER=optimizer)

@@ -6,8 +6,10 @@ import pytest
 import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
+from detectron2.utils import comm
 
 from densesiam_d2.config import add_densesiam_config
+from densesiam_d2.engine.trainer import in_this_many_processes
 from densesiam_d2.solver import set_epochs
 
 
@@ -71,6 +73,15 @@ def test_the_result_loads_again_and_stays(tmp_path):
     set_epochs(again, 999)
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
     assert (again.SOLVER.MAX_ITER, again.SOLVER.STEPS, again.SOLVER.WARMUP_ITERS) == (120, (90, 108), 10)
+
+
+def test_scaling_leaves_no_period_of_zero(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 8)
+    keys = ["SOLVER.REFERENCE_WORLD_SIZE", 1, "SOLVER.CHECKPOINT_PERIOD", 3]
+    scaled = in_this_many_processes(_cfg(*keys, "TEST.EVAL_PERIOD", 2))
+    assert (scaled.SOLVER.CHECKPOINT_PERIOD, scaled.TEST.EVAL_PERIOD) == (1, 1)
+    assert in_this_many_processes(_cfg(*keys, "TEST.EVAL_PERIOD", 0)).TEST.EVAL_PERIOD == 0
+    assert in_this_many_processes(_cfg(*keys, "TEST.EVAL_PERIOD", 800)).TEST.EVAL_PERIOD == 100
 
 
 @pytest.mark.parametrize("processes", [2, 8, 32])
