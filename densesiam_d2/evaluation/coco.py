@@ -50,7 +50,8 @@ class RepairedCOCOEvaluator(COCOEvaluator):
         """
         # The stock __init__ would read the file without repairs, and fail on some files.
         self._logger, self._cpu_device = logger, torch.device("cpu")
-        self._distributed, self._output_dir, self._tasks, self._kpt_oks_sigmas = True, output_dir, None, ()
+        self._distributed, self._output_dir, self._kpt_oks_sigmas = True, output_dir, ()
+        self._tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)  # also where nothing is predicted
         self._use_fast_impl = coco_evaluation.COCOeval_opt is not coco_evaluation.COCOeval  # whether it is built
         self._metadata = metadata = MetadataCatalog.get(dataset_name)
         json_file = PathManager.get_local_path(metadata.get("json_file") or _convert_records(dataset_name, output_dir))

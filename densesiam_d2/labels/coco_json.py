@@ -48,15 +48,16 @@ def read_coco(
     content = _load(Path(json_file), tally)
     images = _images(content["images"], tally)
     categories = _categories(content["categories"], tally)
-    annotations = []
+    annotations, maskless = [], []
     if "json" not in tally and "no-annotations" not in tally:
-        annotations = _annotations(content["annotations"], images, categories, masks, tally)
+        annotations, maskless = _annotations(content["annotations"], images, categories, masks, tally)
         _judge(annotations, content["annotations"], categories, tally)
     for annotation in annotations if masks is False else ():
         annotation.pop("segmentation", None)
     findings = tally.findings()
     if subset and not findings.of("error"):
-        annotated = sorted({a["image_id"] for a in annotations if not a["iscrowd"]})
+        # Those without a mask count, so that the same images are drawn whatever a model needs.
+        annotated = sorted({a["image_id"] for a in (*annotations, *maskless) if not a["iscrowd"]})
         chosen = {annotated[i] for i in subset_of(len(annotated), *subset)}
         images = {i: image for i, image in images.items() if i in chosen}
         annotations = [a for a in annotations if a["image_id"] in chosen]
@@ -148,9 +149,11 @@ def _categories(entries: list, tally: Tally) -> dict[int, dict]:
     return dict(sorted(categories.items()))
 
 
-def _annotations(entries: list, images: dict, categories: dict, masks: bool | None, tally: Tally) -> list[dict]:
-    """Return copies of the usable annotations."""
-    kept, seen = [], {}
+def _annotations(
+    entries: list, images: dict, categories: dict, masks: bool | None, tally: Tally
+) -> tuple[list[dict], list[dict]]:
+    """Return copies of the usable annotations, and, if masks are needed, of those that only lack a usable one."""
+    kept, maskless, seen = [], [], {}
     texts = {"image": {str(i): i for i in images}, "category": {str(i): i for i in categories}}
     progress = tqdm(entries, desc="annotations", unit="", disable=None if len(entries) > 10_000 else True, leave=False)
     for position, entry in enumerate(progress):
@@ -167,6 +170,8 @@ def _annotations(entries: list, images: dict, categories: dict, masks: bool | No
             continue
         annotation = {**entry, "iscrowd": _crowd(entry, name, tally)}
         if masks is not False and not _clean_mask(annotation, name, image, masks is True, tally) and masks:
+            if _clean_box(annotation, name, image, Tally(COCO_KINDS, "")):
+                maskless.append(annotation)
             continue
         if not _clean_box(annotation, name, image, tally):
             continue
@@ -178,7 +183,7 @@ def _annotations(entries: list, images: dict, categories: dict, masks: bool | No
             tally.note("keypoints", name)
             del annotation["keypoints"]
         kept.append(annotation)
-    return kept
+    return kept, maskless
 
 
 def _are_keypoints(values: Any) -> bool:

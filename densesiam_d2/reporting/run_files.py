@@ -112,6 +112,11 @@ class RunFiles:
         return int(self.metrics["total_loss"][0][-1]) if "total_loss" in self.metrics else 0
 
     @property
+    def seeds(self) -> dict | None:
+        """The content of ``results.json`` if this is the folder of a run with ``--seeds``, else None."""
+        return self.results if "seeds" in self.results else None
+
+    @property
     def evaluated_only(self) -> bool:
         """Whether nothing was trained into this folder."""
         return self.start is not None and self.start.eval_only
@@ -131,14 +136,19 @@ class RunFiles:
         """Return the command that does the same again, into ``<OUTPUT_DIR>_again``; None if it is not known."""
         if self.start is None:
             return None
-        words = ["python", "train_net.py", "--config-file", self.start.config_file]
-        for name in ("num_gpus", "num_machines"):
-            if getattr(self.start, name, 1) != 1:
-                words += [f"--{name.replace('_', '-')}", str(getattr(self.start, name))]
+        words = self.train_net(self.start.config_file)
         words += ["--eval-only"] if self.start.eval_only else []
         pairs = zip(self.start.opts[::2], self.start.opts[1::2], strict=False)
         words += [word for key, value in pairs if key != "OUTPUT_DIR" for word in (key, str(value))]
         return shlex.join([*words, "OUTPUT_DIR", f"{self.folder}_again"])
+
+    def train_net(self, config_file: str) -> list[str]:
+        """Return the words that call train_net.py with a config file and this run's number of processes."""
+        words = ["python", "train_net.py", "--config-file", config_file]
+        for name in ("num_gpus", "num_machines"):
+            if getattr(self.start, name, 1) != 1:
+                words += [f"--{name.replace('_', '-')}", str(getattr(self.start, name))]
+        return words
 
     def _note(self, path: Path, strange: list[str]) -> None:
         if strange:

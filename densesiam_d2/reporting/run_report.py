@@ -102,7 +102,10 @@ def _healthy_text(panel: Panel) -> str:
 def _state(run: RunFiles) -> Section:
     section, rows = Section("State"), []
     total = run.cfg.SOLVER.MAX_ITER if run.cfg else 0
-    if run.evaluated_only:
+    if run.seeds:
+        seeds, missing = run.seeds["seeds"], len(run.seeds.get("not_done", {}))
+        rows.append(["state", f"{len(seeds)} seeds, {missing} not done; each has its own folder and report"])
+    elif run.evaluated_only:
         rows.append(["state", "evaluated, not trained"])
     else:
         done = f"{run.iterations} of {total} ({run.iterations / total:.0%})" if total else str(run.iterations)
@@ -135,7 +138,7 @@ def _scores(run: RunFiles) -> Section | None:
     if not results:
         return None
     section = Section("Scores")
-    if "seeds" in results:
+    if run.seeds:
         section.text(
             f"Mean and standard deviation of the seeds {results['seeds']}; each has a folder and its own report."
         )
@@ -248,6 +251,8 @@ def _set_aside(run: RunFiles) -> Section:
 
 def _weights(run: RunFiles) -> Section:
     section = Section("Checkpoints")
+    if run.seeds:
+        return section.text("In the folders of the seeds.")
     if not run.weights:
         return section.text("None." if run.evaluated_only else "None yet.")
     kinds = {
@@ -297,7 +302,7 @@ def _commands(run: RunFiles) -> Section:
     commands = {"The same again, in a new folder": run.command()}
     if run.cfg is not None:
         config = ["--config-file", str(folder / "config.yaml")]
-        train, weights = ["python", "train_net.py", *config], str(folder / (run.newest or "model_final.pth"))
+        train, weights = run.train_net(config[1]), str(folder / (run.newest or "model_final.pth"))
         if run.evaluated_only:
             weights = run.cfg.MODEL.WEIGHTS
         else:

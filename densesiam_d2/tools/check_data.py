@@ -101,7 +101,10 @@ def _check(args: argparse.Namespace) -> bool:
     skipped, records, labels = Counter(), {}, []
     for source in args.sources:
         register_path_datasets([source])
-        if source in DatasetCatalog and not source.startswith(UNLABELLED_PREFIXES):
+        metadata = MetadataCatalog.get(source) if source in DatasetCatalog else None
+        if metadata and metadata.get("image_roots") and not metadata.get("sem_seg_root"):  # ImageNet, and such
+            root, found = Path(), [{"file_name": record["file_name"]} for record in DatasetCatalog.get(source)]
+        elif metadata and not source.startswith(UNLABELLED_PREFIXES):
             labels.append(_look_at_labels(source, args))
             root, found = Path(), [{"file_name": path} for path in labels[-1].images]
         else:

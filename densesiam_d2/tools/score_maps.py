@@ -9,6 +9,7 @@ Prints the scores of ``SemSegConfusionEvaluator``; with ``--output`` they are in
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -89,11 +90,12 @@ def score_maps(maps: Path, dataset: str, output: Path | None = None) -> dict[str
     if own is None:
         raise ValueError(f"--maps {maps}: there is no classes.txt in it or beside it, one name a line")
     table = class_table(own, list(metadata.stuff_classes))
+    root = metadata.get("image_root") or os.path.commonpath(metadata.image_roots)  # Cityscapes has a folder a split
     for record in tqdm(records, unit=" maps", disable=None):
-        name = Path(record["file_name"]).relative_to(metadata.image_root)
+        name = Path(record["file_name"]).relative_to(root)
         path = maps / name.with_suffix(".png")
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: segment the folder {metadata.image_root}")
+            raise FileNotFoundError(f"{path} is missing: segment the folder {root}")
         labels = read_label(path)
         found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
         strays = [value for value in found if value >= len(own) and value != IGNORE]

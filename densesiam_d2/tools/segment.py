@@ -277,14 +277,16 @@ def _clear(output: Path, video: Path | None) -> None:
         video: the video, of which earlier frames are removed too; None for images.
 
     Raises:
-        ValueError: the folder has label maps that this tool has not written.
+        ValueError: the folder has files of these names that this tool has not written.
     """
     ours = ("classes.json", "gallery.html", "counts.csv", ".counts.csv.partial")
+    files = [output / name for name in ("classes.json", "classes.txt", "annotations.json")]
     folders = [output / "labels", output / "overlays"] + ([output / "images" / video.stem] if video else [])
-    if folders[0].is_dir() and not any((output / name).exists() for name in ours):
-        raise ValueError(f"--output {output} has a folder labels that this tool has not written: name another folder")
-    for name in ("classes.json", "classes.txt", "annotations.json"):  # first, because they give the ids their meaning
-        (output / name).unlink(missing_ok=True)
+    found = [path.name for path in (*files, *folders) if path.exists()]
+    if found and not any((output / name).exists() for name in ours):
+        raise ValueError(f"--output {output} has {', '.join(found)}, not written by this tool: name another folder")
+    for file in files:  # first, because they give the ids their meaning
+        file.unlink(missing_ok=True)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -413,3 +413,18 @@ def test_subsets_are_nested_and_annotated(tmp_path):
     assert [a["id"] for a in cleaned["annotations"]] == list(range(1, 9))
     with pytest.raises(ValueError, match="subset=16: there are 15 annotated images"):
         read_coco(path, subset=(16, 7))
+
+
+def test_a_subset_is_the_same_with_and_without_masks(tmp_path):
+    """Image 3 has boxes, but no polygon of three corners: it is drawn, or not, for every model alike."""
+    content = coco(40)
+    for annotation in content["annotations"]:
+        if annotation["image_id"] == 3:
+            annotation["segmentation"] = [[10, 10, 20, 20]]
+    path = write(content, tmp_path, images=False)
+    draws = [
+        {i["id"] for i in read_coco(path, masks=masks, subset=(30, 0))[0]["images"]} for masks in (True, None, False)
+    ]
+    assert draws[0] == draws[1] == draws[2] and len(draws[0]) == 30
+    kept = read_coco(path, masks=True, subset=(40, 0))[0]
+    assert len(kept["images"]) == 40 and all(a["image_id"] != 3 for a in kept["annotations"])

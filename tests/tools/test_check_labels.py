@@ -5,7 +5,9 @@ import json
 import cv2
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from densesiam_d2.data import load_image_folder
 from densesiam_d2.tools import check_data
 from tests.labels.coco_files import coco, write
 
@@ -68,3 +70,11 @@ def test_wrong_names(tmp_path, capsys):
     assert "names no folder of label maps" in capsys.readouterr().err
     assert check_data.main([f"coco:{tmp_path}/no.json", "--workers", "1"]) == 1
     assert "no.json do not exist" in capsys.readouterr().out
+
+
+def test_a_named_set_of_images_alone_has_no_labels_to_check(tmp_path):
+    write(coco(), tmp_path)
+    DatasetCatalog.register("photos_alone", lambda: load_image_folder(tmp_path / "images"))
+    MetadataCatalog.get("photos_alone").set(image_roots=[str(tmp_path / "images")])
+    status, report = check(tmp_path, "photos_alone")
+    assert status == 0 and report["images"] == 3 and "labels" not in report

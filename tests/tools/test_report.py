@@ -92,6 +92,13 @@ def test_at_its_end_without_its_images(pretraining, capsys):
     assert "dog" in scores
 
 
+def test_commands_have_the_number_of_processes(pretraining, capsys):
+    log = pretraining / "log.txt"
+    log.write_text(log.read_text().replace("eval_only=False", "eval_only=False, num_gpus=8"))
+    commands = re.findall(r"train_net\.py .*?(?=<)", section(report(pretraining, capsys), "Commands"))
+    assert len(commands) == 3 and all("--num-gpus 8" in command for command in commands)
+
+
 def test_seeds_and_half_written_files(tmp_path, capsys):
     scores = {"set": {"segm": {"AP": {"mean": 10.0, "std": 1.25, "values": [9, 11]}}}}
     (tmp_path / "results.json").write_text(
@@ -100,6 +107,7 @@ def test_seeds_and_half_written_files(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("MODEL: {META")
     text = report(tmp_path, capsys)
     assert "10.0 ± 1.2" in text and "seed_2 is not done: no" in text
+    assert "2 seeds, 1 not done" in section(text, "State") and "In the folders of the seeds." in text
     assert "Could not be read" in text and "config.yaml" in text
 
 

@@ -133,8 +133,19 @@ def test_label_maps_of_others_are_not_overwritten(run, tmp_path, capsys):
     (tmp_path / "out" / "labels").mkdir(parents=True)
     (tmp_path / "out" / "labels" / "a.png").write_bytes(b"by hand")
     run(status=2)
-    assert "has a folder labels that this tool has not written" in capsys.readouterr().err
+    assert "has labels, not written by this tool: name another folder" in capsys.readouterr().err
     assert (tmp_path / "out" / "labels" / "a.png").read_bytes() == b"by hand"
+
+
+def test_other_files_beside_the_images_are_not_removed(run, tmp_path, capsys):
+    """With the folder above the images as --output, where annotations and class names of the user lie."""
+    mine = {tmp_path / name: b"mine" for name in ("annotations.json", "classes.txt", "overlays/a.jpg")}
+    (tmp_path / "overlays").mkdir()
+    for path, content in mine.items():
+        path.write_bytes(content)
+    run(output=".", status=2)
+    assert "has classes.txt, annotations.json, overlays, not written by this tool" in capsys.readouterr().err
+    assert all(path.read_bytes() == content for path, content in mine.items())
 
 
 def test_labels_are_the_models_argmax(run, tmp_path):

@@ -12,6 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
+from densesiam_d2.data import cityscapes27
 from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.segmentor import Segmentor
@@ -265,3 +266,19 @@ def test_scores_by_hand(four_pixels, tmp_path, capsys):
     assert "a.png is missing: segment the folder" in capsys.readouterr().err
     assert score_maps.main([*words, "nothing"]) == 2
     assert "--dataset nothing is no data set" in capsys.readouterr().err
+
+
+def test_maps_of_a_set_with_two_folders_of_images(tmp_path, catalog):
+    """Cityscapes' 7 groups: label id 7, road, is in the first, 11, building, in the second; maps lie as images do."""
+    for group, (split, label) in enumerate((("val", 7), ("train", 11))):
+        for folder, ending in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+            path = tmp_path / folder / split / "ulm" / f"{split}_{ending}.png"
+            path.parent.mkdir(parents=True)
+            cv2.imwrite(str(path), np.full((2, 3), label, np.uint8))
+        path = tmp_path / "maps" / split / "ulm" / f"{split}_leftImg8bit.png"
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), np.full((2, 3), group, np.uint8))
+    (tmp_path / "maps" / "classes.txt").write_text("flat\nconstruction\n")
+    classes = cityscapes27.CITYSCAPES7_CLASSES
+    cityscapes27._register(tmp_path, "ulm", classes, [[0, 0, 0]] * 7, cityscapes27.cityscapes7_label_map())
+    assert score_maps.score_maps(tmp_path / "maps", "ulm_val")["pACC"] == 100
