@@ -26,7 +26,16 @@ from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
-from densesiam_d2.engine import Trainer, argument_parser, checked_config, claim_folder, dry_run, launch, setup
+from densesiam_d2.engine import (
+    Trainer,
+    argument_parser,
+    check_evaluators,
+    checked_config,
+    claim_folder,
+    dry_run,
+    launch,
+    setup,
+)
 from densesiam_d2.grid.seeds import run_seeds
 
 
@@ -38,6 +47,7 @@ def main(cfg, args):
         args: the parsed command line.
     """
     cfg = setup(cfg, args)
+    check_evaluators(cfg)
     if args.dry_run:
         return dry_run(cfg)
     if args.eval_only:
@@ -61,7 +71,9 @@ def run(main=main, words=None):
         cfg = checked_config(args)
         lock = claim_folder(cfg, args)  # noqa: F841 held until this function ends
         if args.seeds and not args.dry_run:
-            sys.exit(run_seeds(Path(__file__).absolute(), cfg, args))
+            # A script of the user's, which registers data sets and calls run(), is started again for each seed.
+            script = Path(__file__ if words is not None else sys.argv[0]).absolute()
+            sys.exit(run_seeds(script, cfg, args))
     except (ValueError, OSError, ImportError) as error:
         print(f"train_net.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -108,6 +108,23 @@ def _misspelt_score(metric: str) -> list[str]:
     return [f"TEST.BEST_METRIC is {metric!r}; there is no such score; did you mean {near[0]}?"]
 
 
+def _unknown_score(cfg: CfgNode) -> list[str]:
+    """Find a TEST.BEST_METRIC that is the score of a test set, but one that this run will not have."""
+    names, metric = cfg.DATASETS.TEST, cfg.TEST.BEST_METRIC
+    before, _, score = metric.removeprefix("-").rpartition("/")
+    dataset, _, task = before.rpartition("/")
+    if task not in ("bbox", "segm", "sem_seg"):
+        return []
+    if not names:
+        return [f"TEST.BEST_METRIC is {metric!r}; scores need DATASETS.TEST"]
+    if dataset not in (names if len(names) > 1 else ("",)):
+        example = f"{names[0]}/{task}/{score}" if len(names) > 1 else f"{task}/{score}"
+        return [f"TEST.BEST_METRIC is {metric!r}; with {len(names)} test sets it is called {example!r}"]
+    known = {"semantic": ["sem_seg"], "instances": ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON}.get(model_output(cfg), [])
+    scored = " and ".join(known) or "nothing"
+    return [] if task in known else [f"TEST.BEST_METRIC is {metric!r}; this model is scored by {scored}"]
+
+
 def _holds(check: Callable[[Any], bool], value: Any) -> bool:
     try:
         return check(value)
@@ -192,7 +209,7 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems.append(f"TEST.BEST_METRIC is {test.BEST_METRIC!r}; set TEST.PROBE.TRAIN and TEST.PROBE.TEST, too")
     if test.BEST_METRIC.startswith(("monitor/", "-monitor/")) and not test.MONITOR.DATASET:
         problems.append(f"TEST.BEST_METRIC is {test.BEST_METRIC!r}; set TEST.MONITOR.DATASET, too")
-    problems += _misspelt_score(test.BEST_METRIC)
+    problems += _misspelt_score(test.BEST_METRIC) or _unknown_score(cfg)
     if test.PATIENCE and not test.BEST_METRIC:
         problems.append(f"TEST.PATIENCE is {test.PATIENCE}; name the value to wait for by TEST.BEST_METRIC")
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:

@@ -1,5 +1,7 @@
 """Values that cannot work: one ValueError, naming key and value, and listing all of them."""
 
+import re
+
 import numpy as np
 import pytest
 from detectron2.config import CfgNode, get_cfg
@@ -236,8 +238,8 @@ def test_bad_combination_is_named(opts, text):
         ["MODEL.DEVICE", "cuda:1", "SEED", 2**32 - 1, "INPUT.SSL.VIEW_SIZE", 32, "INPUT.MIN_SIZE_TRAIN", (0,)],
         ["TEST.BEST_METRIC", "-total_loss"],
         ["TEST.BEST_METRIC", "ssl/used_clusters"],  # near sem_seg/used_clusters
-        ["TEST.BEST_METRIC", "a_test/segm/AP50"],
-        ["TEST.BEST_METRIC", "segm/AP-a"],
+        ["TEST.BEST_METRIC", "coco:/a.json/segm/AP50", "DATASETS.TEST", ("coco:/a.json", "b"), "MODEL.MASK_ON", True],
+        ["TEST.BEST_METRIC", "segm/AP-a", "DATASETS.TEST", ("a",), "MODEL.MASK_ON", True],
         ["TEST.BEST_METRIC", "roi_head/num_fg_samples"],
         ["MODEL.ANCHOR_GENERATOR.SIZES", [32, 64]],
         ["INPUT.SSL.VIEWS", ["crop", "same"], "INPUT.SSL.CROP_SCALE_OF", "pixels", "INPUT.SSL.CROP_SCALE", [388, 388]],
@@ -254,8 +256,25 @@ def test_every_score_of_the_evaluators_may_be_the_best_metric(catalog):
     names, _ = evaluator._score(np.array([[3, 1], [0, 2]]))
     assert {"mIoU", "mIoU_th_released", "pACC_majority", "IoU-a"} <= set(names)
     instances = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP-a"]  # of detectron2's COCOEvaluator
-    for score in [f"sem_seg/{name}" for name in names] + [f"bbox/{name}" for name in instances]:
-        check_config(_cfg("TEST.BEST_METRIC", score))
+    for kind, scores in (("SemanticSegmentor", {"sem_seg": names}), ("GeneralizedRCNN", {"bbox": instances})):
+        for score in (f"{task}/{name}" for task, names in scores.items() for name in names):
+            keys = ["MODEL.META_ARCHITECTURE", kind, "DATASETS.TEST", ("scored",)]
+            check_config(_cfg("TEST.BEST_METRIC", score, *keys))
+
+
+@pytest.mark.parametrize(
+    ("test", "metric", "text"),
+    [
+        ((), "bbox/AP", "scores need DATASETS.TEST"),
+        (("a", "b"), "bbox/AP", "with 2 test sets it is called 'a/bbox/AP'"),
+        (("a",), "a/bbox/AP", "with 1 test sets it is called 'bbox/AP'"),
+        (("a",), "sem_seg/mIoU", "this model is scored by bbox"),
+        (("a",), "-segm/AP50", "this model is scored by bbox"),
+    ],
+)
+def test_a_score_that_this_run_will_not_have_is_no_best_metric(test, metric, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        check_config(_cfg("TEST.BEST_METRIC", metric, "DATASETS.TEST", test))
 
 
 def test_several_problems_are_listed_at_once():

@@ -1,6 +1,6 @@
 """Compare a weight file with the model and the config that it is loaded for."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import nn
 from densesiam_d2.checkpoint.names import depth_of
 from densesiam_d2.checkpoint.own_names import named_backbone
 
-__all__ = ["backbone_names", "contradictions", "why_missing"]
+__all__ = ["backbone_names", "bare_names", "contradictions", "why_missing"]
 
 # Fact in the metadata of a backbone file -> the config key that must agree with it.
 _CONFIG_KEYS = {
@@ -68,7 +68,7 @@ def why_missing(missing: Collection[str], state: Mapping[str, tuple], model: nn.
     if all(name.rpartition(".")[2] in ("running_mean", "running_var") for name in missing):
         return "The file has no running statistics: set MODEL.RESNETS.NORM FrozenBN or use weights with batch norm"
     try:
-        in_file, in_model = depth_of(state), depth_of(_bare_names(backbone_names(model)))
+        in_file, in_model = depth_of(state), depth_of(bare_names(backbone_names(model)))
     except ValueError:
         in_file = in_model = None
     if in_file != in_model:
@@ -81,7 +81,8 @@ def why_missing(missing: Collection[str], state: Mapping[str, tuple], model: nn.
     return "Convert the file first: python -m densesiam_d2.tools.export_backbone --input FILE --output backbone.pkl"
 
 
-def _bare_names(names: list[str]) -> list[str]:
+def bare_names(names: Iterable[str]) -> list[str]:
+    """Return names without the prefix of the backbone, or of the box head that holds its last stage."""
     prefixes = ("backbone.bottom_up.", "backbone.", "roi_heads.")
     return [n.removeprefix(next((p for p in prefixes if n.startswith(p)), "")) for n in names]
 

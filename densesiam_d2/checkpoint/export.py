@@ -178,6 +178,9 @@ def _openmmlab_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"the config in its meta has several values of {fact}, such as {values[0]}, {values[-1]}")
         if values:
             facts[fact] = values[0]
+    # MMSelfSup normalises values of 0 to 1; Caffe's standard deviation of 1 stands beside means of 0 to 255.
+    if max(facts.get("pixel_mean", [256.0])) <= 1 and max(facts.get("pixel_std", [256.0])) <= 1:
+        facts |= {key: [255 * value for value in facts[key]] for key in ("pixel_mean", "pixel_std")}
     return facts
 
 

@@ -16,7 +16,12 @@ from torch import distributed as dist
 from torch import nn
 
 from densesiam_d2.atomic import atomic_write
-from densesiam_d2.checkpoint.comparing import backbone_names, contradictions, why_missing
+from densesiam_d2.checkpoint.comparing import (
+    backbone_names,
+    bare_names,
+    contradictions,
+    why_missing,
+)
 from densesiam_d2.checkpoint.export import (
     TORCHVISION_METADATA,
     expected_metadata,
@@ -25,6 +30,7 @@ from densesiam_d2.checkpoint.export import (
 )
 from densesiam_d2.checkpoint.files import read_checkpoint, require_weight_file
 from densesiam_d2.checkpoint.layouts import exported, recognise
+from densesiam_d2.checkpoint.names import further_blocks
 from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
 from densesiam_d2.checkpoint.tensors import bare_name, is_tensor
@@ -291,6 +297,13 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 )
 
     def _check_metadata(self, metadata: Mapping[str, Any]) -> None:
+        if self._expect and "pixel_format" not in metadata:
+            logger.warning(
+                "MODEL.WEIGHTS %s does not say which images it takes: compare INPUT.FORMAT, MODEL.PIXEL_MEAN, "
+                "MODEL.PIXEL_STD and MODEL.RESNETS.STRIDE_IN_1X1 with those of its training (most of detectron2's "
+                "model zoo: BGR, deviations of 1, and True)",
+                self._weights_path,
+            )
         problems = contradictions(metadata, self._expect)
         if problems:
             self._complain(f"MODEL.WEIGHTS {self._weights_path} contradicts the config: {'; '.join(problems)}")
@@ -302,6 +315,13 @@ class CheckedCheckpointer(DetectionCheckpointer):
             return
         missing = sorted(set(expected) & set(missing_keys))
         filled = f"backbone: {len(expected) - len(missing)} of {len(expected)} tensors filled from {self._weights_path}"
+        further = further_blocks(bare_names(expected), bare_names(state))
+        if not missing and further:
+            more = ", ..." if len(further) > 5 else ""
+            self._complain(
+                f"MODEL.WEIGHTS {self._weights_path} holds a deeper network than the config's, which has no "
+                f"{', '.join(further[:5])}{more}: check MODEL.RESNETS.DEPTH"
+            )
         if not missing:
             logger.info(filled)
             return

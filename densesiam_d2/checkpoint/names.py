@@ -4,7 +4,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["blocks_of", "check_complete", "depth_of", "from_torchvision", "rename_in_order", "to_torchvision"]
+__all__ = [
+    "blocks_of",
+    "check_complete",
+    "depth_of",
+    "from_torchvision",
+    "further_blocks",
+    "rename_in_order",
+    "to_torchvision",
+]
 
 T = TypeVar("T")
 
@@ -129,6 +137,24 @@ def depth_of(state: Iterable[str]) -> int:
     if not convs:
         raise ValueError("no ResNet tensors (stem.conv1.weight, res2.0.conv1.weight, ...) found")
     return min(_BLOCKS, key=lambda depth: len(convs.symmetric_difference(_convolutions(depth))))
+
+
+def further_blocks(own: Iterable[str], in_file: Iterable[str]) -> list[str]:
+    """Return the blocks of a file that go on where a network ends, such as res2.2 after its res2.0 and res2.1.
+
+    Args:
+        own: names of the network's tensors.
+        in_file: names in the file, below the same prefix; Caffe2's, with underscores, too.
+    """
+    blocks = {block for name in own for block in _numbered(name)}
+    sequences = {sequence for sequence, _ in blocks}
+    found = {block for name in in_file for block in _numbered(name) if block[0] in sequences and block not in blocks}
+    return sorted(f"{sequence}.{number}" for sequence, number in found)
+
+
+def _numbered(name: str) -> list[tuple[str, str]]:
+    parts = name.replace("_", ".").split(".")
+    return [(".".join(parts[:i]), part) for i, part in enumerate(parts) if part.isdigit()]
 
 
 def check_complete(state: Iterable[str]) -> int:

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import nn
 
 from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, is_ours, known_metadata
 from densesiam_d2.checkpoint.layouts import exported, recognise
-from densesiam_d2.checkpoint.names import to_torchvision
+from densesiam_d2.checkpoint.names import further_blocks, to_torchvision
 from densesiam_d2.checkpoint.tensors import as_array, is_float, tensors_in
 
 __all__ = ["named_backbone", "under_own_names"]
@@ -55,6 +56,13 @@ def under_own_names(
         places = ", ".join(place.rstrip(".") or "the top" for place in prefixes) or "nowhere"
         raise ValueError(f"--prefix {prefix}: no whole {backbone.network} lies there; there is one below: {places}")
     if len(prefixes) == 1:
+        with torch.random.fork_rng(devices=[]):  # the whole network: the backbone may end before its last blocks
+            whole = torchvision.models.get_model(backbone.network, weights=None).state_dict()
+        further = further_blocks(whole, [n.removeprefix(prefixes[0]) for n in tensors if n.startswith(prefixes[0])])
+        if further:
+            raise ValueError(
+                f"it holds a larger network than {backbone.network}, which has no {', '.join(further[:5])}"
+            )
         state = {name: tensors[prefixes[0] + name] for name in names}
         _check(state, backbone)
         facts = checkpoint.get("metadata")

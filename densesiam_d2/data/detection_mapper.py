@@ -69,11 +69,13 @@ class DetectionDatasetMapper(DatasetMapper):
         return dataset_dict
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape: tuple[int, int]) -> None:
-        configured = self.instance_mask_format
+        configured = self.instance_mask_format, self.recompute_boxes
         if self.use_instance_mask:
             masked = [a for a in dataset_dict["annotations"] if a.get("segmentation")]
             dataset_dict["annotations"] = masked
             if any(isinstance(a["segmentation"], dict) for a in masked if not a.get("iscrowd")):
                 self.instance_mask_format = "bitmask"
+            # detectron2 takes boxes anew from cropped masks, and fails where there is none.
+            self.recompute_boxes = self.recompute_boxes and any(not a.get("iscrowd") for a in masked)
         super()._transform_annotations(dataset_dict, transforms, image_shape)
-        self.instance_mask_format = configured
+        self.instance_mask_format, self.recompute_boxes = configured

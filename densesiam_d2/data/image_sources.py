@@ -124,7 +124,7 @@ class ImageSource:
         for path in self._files:
             try:
                 image = read_image(path, white_level=self._white_level)
-            except ValueError as error:
+            except (ValueError, FileNotFoundError) as error:  # damaged, or removed since the folder was listed
                 self.unreadable.append(str(error))
             else:
                 if path.lower().endswith((".tif", ".tiff")):

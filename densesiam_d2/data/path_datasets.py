@@ -6,6 +6,7 @@
 """
 
 import functools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ def load_records(names: Sequence[str]) -> list[dict]:
 
 def _register_folder(name: str, path: str) -> None:
     root = Path(path).expanduser()
-    index = root.with_name(f"{root.name}.index")
+    place = Path(os.path.normpath(root.absolute()))  # "." and "a/.." have no name
+    index = place.with_name(f"{place.name}.index")
     if (index / "index.json").is_file():
         _register_index(name, str(index), root)
     else:

@@ -5,7 +5,7 @@ from densesiam_d2.engine.exact_resume import ExactResumeHook
 from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook
 from densesiam_d2.engine.launch import launch
 from densesiam_d2.engine.run_lock import claim_folder
-from densesiam_d2.engine.setup import argument_parser, checked_config, load_config, setup
+from densesiam_d2.engine.setup import argument_parser, check_evaluators, checked_config, load_config, setup
 from densesiam_d2.engine.trainer import Trainer
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ProgressHook",
     "Trainer",
     "argument_parser",
+    "check_evaluators",
     "checked_config",
     "claim_folder",
     "dry_run",

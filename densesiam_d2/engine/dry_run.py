@@ -49,7 +49,9 @@ def dry_run(cfg: CfgNode) -> None:
 def _evaluate_one_batch(cfg: CfgNode, name: str, model: torch.nn.Module) -> None:
     evaluator = Trainer.build_evaluator(cfg, name)
     evaluator.reset()
-    batch = next(iter(Trainer.build_test_loader(cfg, name)))
+    batch = next(iter(Trainer.build_test_loader(cfg, name)), None)
+    if batch is None:  # fewer images than processes
+        return
     model.eval()
     with torch.no_grad():
         evaluator.process(batch, model(batch))

@@ -14,7 +14,6 @@ from detectron2.utils import comm
 from torch.utils.data import ConcatDataset
 
 import densesiam_d2
-from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.loader import TrainLoader
@@ -152,8 +151,9 @@ def cut_metrics(path: Path, iteration: int) -> None:
     rows = ((row.get("iteration", -1), row) for row in read_json_lines(path))
     kept = [json.dumps(row) + "\n" for number, row in rows if isinstance(number, int) and number < iteration]
     try:
-        with atomic_write(path) as file:
+        with path.open("r+b") as file:  # not a new file: detectron2's writer may have this one open already
             file.write("".join(kept).encode())
+            file.truncate()
     except OSError as error:
         logger.warning("cannot rewrite %s, which will have iterations twice: %s", path, error)
 

@@ -37,7 +37,7 @@ _CLASSIFIERS = {
 
 _NO_NAMES = (
     "nothing says what its classes are: write classes.txt, one name a line from pixel value 0 on, into the folder of "
-    "the label maps, or name a file by ,classes=FILE, or set MODEL.SEM_SEG_HEAD.NUM_CLASSES N"
+    "the label maps, or name a file by ,classes=FILE"
 )
 
 
@@ -68,7 +68,7 @@ def settle_labels(
     Raises:
         LabelsError: labels cannot be used, or contradict each other or the config; one message lists all problems.
     """
-    names = [*cfg.DATASETS.TRAIN, *_test_sets(cfg)]
+    names = [*([] if eval_only else cfg.DATASETS.TRAIN), *_test_sets(cfg)]
     register_path_datasets(names)
     verdict = None
     if comm.is_main_process():
@@ -105,7 +105,7 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
     if semantic is None:
         return _Verdict()
     train_names = cfg.DATASETS.TRAIN if key and not eval_only else ()
-    numbers = _numbers(cfg) if semantic and "MODEL.SEM_SEG_HEAD.NUM_CLASSES" in fixed else None
+    numbers = _numbers(cfg) if semantic and key and key in fixed else None  # without a key it counts clusters
     looked = {
         name: look_at(name, semantic=semantic, masks=cfg.MODEL.MASK_ON, classes=numbers)
         for name in dict.fromkeys([*train_names, *_test_sets(cfg)])
@@ -119,7 +119,8 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
     verdict = _Verdict(lines=[(logging.INFO if f.level == "repaired" else logging.WARNING, str(f)) for f in findings])
     for labelled in looked.values():
         if labelled.classes is None and not findings.of("error"):
-            findings.add("error", "class-names", labelled.name, _NO_NAMES)
+            or_number = f", or set {key} N" if key else ""
+            findings.add("error", "class-names", labelled.name, _NO_NAMES + or_number)
     if cfg.TEST.SEM_SEG_MATCHING_FIT and not findings.of("error"):
         _compare_with_fit(looked[cfg.TEST.SEM_SEG_MATCHING_FIT], [looked[n] for n in cfg.DATASETS.TEST], findings)
     if key and not findings.of("error"):

@@ -142,7 +142,7 @@ class BestCheckpointHook(hooks.BestCheckpointer):
         """
         name = metric.removeprefix("-")
         super().__init__(period, checkpointer, name, mode="max" if name == metric else "min")
-        self._on_best = on_best
+        self._name, self._on_best = metric, on_best
         self._attempt = _Attempts()
         self._sum, self._count = 0.0, 0  # of what was logged since the last comparison
         self._noted_at = -1
@@ -187,8 +187,11 @@ class BestCheckpointHook(hooks.BestCheckpointer):
 
     def state_dict(self) -> dict:
         best = {"best_metric": self.best_metric, "best_iter": self.best_iter, "waited": self.waited}
-        return {**best, "sum": self._sum, "count": self._count}
+        return {**best, "sum": self._sum, "count": self._count, "name": self._name}
 
     def load_state_dict(self, state: dict) -> None:
+        if state.get("name", self._name) != self._name:
+            logger.warning("TEST.BEST_METRIC was %s and is %s: its best starts anew", state["name"], self._name)
+            return
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
         self.waited, self._sum, self._count = state.get("waited", 0), state.get("sum", 0.0), state.get("count", 0)

@@ -3,6 +3,7 @@
 Shape shorthand: K classes or clusters, H,W pixels of the image, h,w pixels of the network's input.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import cv2
@@ -13,6 +14,8 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
+from densesiam_d2.checkpoint.comparing import contradictions
+from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.layers import resized_labels
 from densesiam_d2.modeling import model_output, num_label_ids
@@ -61,7 +64,7 @@ class Segmentor:
             cfg.defrost()
             cfg.TEST.SEM_SEG_OUTPUT = "logits"
         self.model = build_model(cfg).eval()
-        fill(self.model, cfg.MODEL.WEIGHTS)
+        fill(self.model, cfg)
         self.num_classes = num_label_ids(cfg)
         # SlotCon's logits are cosines; its loss divides them by this before the softmax.
         self.temperature = getattr(self.model, "teacher_temperature", 1.0)
@@ -108,13 +111,17 @@ def labels_of(output: dict) -> torch.Tensor:
     return output["sem_seg_labels"] if "sem_seg_labels" in output else output["sem_seg"].max(dim=0).indices
 
 
-def fill(model: nn.Module, weights: str) -> None:
-    """Load a training checkpoint; its other content, such as the optimizer, is not used.
+def fill(model: nn.Module, cfg: CfgNode) -> None:
+    """Load the training checkpoint MODEL.WEIGHTS; its other content, such as the optimizer, is not used.
 
     Raises:
-        ValueError: weights are missing or of another shape.
+        ValueError: weights are missing or of another shape, or were trained on other images than the config's.
     """
+    weights = cfg.MODEL.WEIGHTS
     checkpoint = read_checkpoint(weights)
+    metadata = checkpoint.get("metadata")
+    if isinstance(metadata, Mapping) and (problems := contradictions(metadata, expected_metadata(cfg))):
+        raise ValueError(f"{weights} contradicts the config: {'; '.join(problems)}: give the one it was trained with")
     state = {name: torch.as_tensor(value) for name, value in checkpoint.get("model", checkpoint).items()}
     wanted = model.state_dict()
     for name, tensor in wanted.items():

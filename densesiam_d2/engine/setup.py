@@ -20,12 +20,13 @@ from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.files import require_weight_file
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.config import all_keys
-from densesiam_d2.config_checks import check_config, check_values
+from densesiam_d2.config_checks import ConfigError, check_config, check_values
 from densesiam_d2.data.datasets import check_datasets, other_scored_sets, probe_sets
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.config_file import load_config
 from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.launch import under_torchrun
+from densesiam_d2.evaluation.build import require_evaluator
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 
 __all__ = [
@@ -206,7 +207,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         cfg.OUTPUT_DIR = tempfile.mkdtemp(prefix="dry_run_")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="densesiam_d2")
     replace_sync_bn(cfg)
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *(other_scored_sets(cfg) | probe_sets(cfg)).values()]
+    train = () if args.eval_only else cfg.DATASETS.TRAIN
+    names = [*train, *cfg.DATASETS.TEST, *(other_scored_sets(cfg) | probe_sets(cfg)).values()]
     register_path_datasets(names)
     ensure_cityscapes_api(names)
     own = own_checkpoints(cfg.OUTPUT_DIR) if args.resume != "never" else []
@@ -223,6 +225,15 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     elif comm.is_main_process() and not args.eval_only:
         path.unlink()
     return cfg
+
+
+def check_evaluators(cfg: CfgNode) -> None:
+    """Raise a ConfigError now, not after the training, if a set to be scored has no evaluator."""
+    for name in (*cfg.DATASETS.TEST, *other_scored_sets(cfg).values()):
+        try:
+            require_evaluator(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def record_config(cfg: CfgNode) -> None:

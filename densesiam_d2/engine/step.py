@@ -13,6 +13,8 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import distributed as dist
 from torch import nn
 
+from densesiam_d2.checkpoint.loading import WeightsError
+
 __all__ = ["StepTrainer"]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -214,7 +216,11 @@ class StepTrainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict) -> None:
         groups = self.optimizer.param_groups
         own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-        super().load_state_dict(state_dict)
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:
+            keys = "BACKBONE_LR_FACTOR, LAST_LAYERS_LR_FACTOR, BIAS_LR_FACTOR, WEIGHT_DECAY_BIAS and FIX_PREDICTOR_LR"
+            raise WeightsError(f"--resume: {error}; keep SOLVER.{keys} as they were") from error
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)  # rate, decay and momentum are those of this run's config
         scale = state_dict.get("grad_scaler")

@@ -13,7 +13,7 @@ from densesiam_d2.evaluation.names import model_order
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from densesiam_d2.evaluation.voc import VOCEvaluator
 
-__all__ = ["build_evaluator"]
+__all__ = ["build_evaluator", "require_evaluator"]
 
 _NUM_EXAMPLES = 12  # images of a label-map set that are kept as small pictures
 
@@ -33,15 +33,25 @@ def build_evaluator(
     Raises:
         ValueError: the dataset has no evaluator, or its labels or classes cannot be used.
     """
+    evaluator_type = require_evaluator(dataset_name)
+    if evaluator_type in ("scenes", "coco"):
+        evaluator_type = "sem_seg" if semantic else "coco"
+    return _BUILDERS[evaluator_type](cfg, dataset_name, output_dir)
+
+
+def require_evaluator(dataset_name: str) -> str:
+    """Return the metadata ``evaluator_type`` of a registered dataset.
+
+    Raises:
+        ValueError: there is no evaluator of this type.
+    """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in (*_BUILDERS, "scenes"):
         raise ValueError(
             f"dataset {dataset_name}: evaluator_type {evaluator_type} is unknown; known are {', '.join(_BUILDERS)}. "
             "Set it by MetadataCatalog.get(name).evaluator_type, or leave the dataset out of DATASETS.TEST"
         )
-    if evaluator_type in ("scenes", "coco"):
-        evaluator_type = "sem_seg" if semantic else "coco"
-    return _BUILDERS[evaluator_type](cfg, dataset_name, output_dir)
+    return evaluator_type
 
 
 def _build_coco(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:

@@ -50,8 +50,9 @@ class RepairedCOCOEvaluator(COCOEvaluator):
         """
         # The stock __init__ would read the file without repairs, and fail on some files.
         self._logger, self._cpu_device = logger, torch.device("cpu")
-        self._distributed, self._output_dir, self._kpt_oks_sigmas = True, output_dir, ()
-        self._tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)  # also where nothing is predicted
+        self._distributed, self._output_dir, self._tasks, self._kpt_oks_sigmas = True, output_dir, None, ()
+        wanted = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+        self._tasks_of_nothing = {task for task in wanted if wanted[task]}
         self._use_fast_impl = coco_evaluation.COCOeval_opt is not coco_evaluation.COCOeval  # whether it is built
         self._metadata = metadata = MetadataCatalog.get(dataset_name)
         json_file = PathManager.get_local_path(metadata.get("json_file") or _convert_records(dataset_name, output_dir))
@@ -69,6 +70,10 @@ class RepairedCOCOEvaluator(COCOEvaluator):
             self.absent_classes = [c["name"] for c in content["categories"] if c["id"] not in present]
             warn_of_absent(dataset_name, self.absent_classes, "instance")
             self._set_limit(cfg.TEST.DETECTIONS_PER_IMAGE, content["annotations"])
+
+    def _tasks_from_predictions(self, predictions: list[dict]) -> set[str]:
+        """Return what to score; a model that finds nothing has the scores of its kind too, which are NaN."""
+        return super()._tasks_from_predictions(predictions) if predictions else self._tasks_of_nothing
 
     def _set_limit(self, detections: int, annotations: list[dict]) -> None:
         """Score as many detections per image as the model may return, or as there are annotations.

@@ -5,13 +5,16 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from densesiam_d2.atomic import atomic_write
+
 __all__ = ["write_json"]
 
 
 def write_json(path: Path, scores: Mapping) -> None:
     """Write nested dicts of scores to a file, with null for NaN; missing folders are created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_without_nan(scores), indent=2, allow_nan=False))
+    text = json.dumps(_without_nan(scores), indent=2, allow_nan=False)
+    with atomic_write(path, many_writers=True) as file:
+        file.write(text.encode())
 
 
 def _without_nan(value):

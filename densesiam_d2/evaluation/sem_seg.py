@@ -40,17 +40,17 @@ def read_labels(path: str | Path, label_map: np.ndarray | None = None) -> np.nda
         (H, W) ids: uint8 where the file or label_map allows it.
 
     Raises:
-        ValueError: the image is damaged, has colour channels or single bits, or ids that label_map does not cover.
+        ValueError: the image is damaged, has colour channels, or ids that label_map does not cover.
     """
     try:
         with Image.open(path) as image:
             labels = np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the label map {path}: {error}") from error
-    if labels.ndim != 2 or labels.dtype == bool:
-        raise ValueError(
-            f"{path}: a label image holds one id per pixel, of 8 bits or more; this one has mode {image.mode}"
-        )
+    if labels.ndim != 2:
+        raise ValueError(f"{path}: a label image holds one id per pixel; this one has mode {image.mode}")
+    if labels.dtype == bool:  # of single bits
+        labels = labels.astype(np.uint8)
     if label_map is None:
         return labels
     if labels.dtype == np.uint8 and label_map.dtype == np.uint8:

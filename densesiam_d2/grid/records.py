@@ -22,6 +22,7 @@ __all__ = [
     "State",
     "code_version",
     "conflict",
+    "difference",
     "files_of",
     "hardware",
     "portable",
@@ -91,8 +92,15 @@ def conflict(cell: Cell, record: Mapping, needed: Mapping[str, Mapping]) -> str 
         needed: the records of the grid's cells, by name.
     """
     state = record.get("state", State.MISSING)
-    if state in (State.MISSING, State.FAILED):
-        return None
+    return None if state in (State.MISSING, State.FAILED) else difference(cell, record, needed)
+
+
+def difference(cell: Cell, record: Mapping, needed: Mapping[str, Mapping]) -> str | None:
+    """Return why the run of a record is not the cell's: another command, file, or run that it needs; else None.
+
+    The arguments are those of :func:`conflict`.
+    """
+    state = record["state"]
     if record["words"] != cell.fixed_words:
         return f"{cell.name} was {state} with another command: {record['command']}"
     then = record.get("files")  # not in restored records
@@ -111,7 +119,7 @@ def files_of(cell: Cell) -> dict[str, str]:
 
     The checksum of a yaml is that of its values, with those of its ``_BASE_``, so comments may change.
     """
-    words = [word for word in cell.words if word.endswith((*_YAML, *_WEIGHTS)) and not word.startswith(str(cell.root))]
+    words = [w for w in cell.words if w.endswith((*_YAML, *_WEIGHTS)) and not Path(w).is_relative_to(cell.root)]
     files = [Path(word) for word in words if os.path.isfile(word)]  # noqa: PTH113  False for words that are too long
     return {str(file): checksum for file in files if (checksum := _checksum(file, file.stat().st_mtime_ns))}
 
@@ -129,17 +137,23 @@ def _checksum(file: Path, _changed: int) -> str | None:
 
 
 def superfluous(cells: Sequence[Cell], records: Mapping[str, Mapping]) -> set[str]:
-    """Return the names of cells that only serve others, all of which are done: they have no scores of their own.
+    """Return the names of cells that only serve others, all of which are done or only serve such themselves.
+
+    They have no scores of their own.
 
     Args:
-        cells: all cells of the grid.
+        cells: all cells of the grid, each after those that it needs.
         records: their records, by name.
     """
-    done_of: dict[str, list[bool]] = {}
-    for cell in cells:
+    found: set[str] = set()
+    settled_of: dict[str, list[bool]] = {}
+    for cell in reversed(cells):
+        if not cell.scores and all(settled_of.get(cell.name, [False])):
+            found.add(cell.name)
+        settled = cell.name in found or records[cell.name].get("state") == State.DONE
         for name in cell.needs:
-            done_of.setdefault(name, []).append(records[cell.name].get("state") == State.DONE)
-    return {cell.name for cell in cells if not cell.scores and all(done_of.get(cell.name, [False]))}
+            settled_of.setdefault(name, []).append(settled)
+    return found
 
 
 def portable(cell: Cell, record: Mapping, cells: Mapping[str, Cell]) -> dict:

@@ -20,6 +20,7 @@ from densesiam_d2.grid.records import (
     State,
     code_version,
     conflict,
+    difference,
     files_of,
     hardware,
     read_record,
@@ -109,7 +110,9 @@ class _Run:
             lines = "\n".join(f"  {text}" for text in conflicts if text)
             raise ValueError(f"these results are not of this grid: delete their folders, or name another one\n{lines}")
         skip = superfluous(list(self._cells.values()), self._records)
-        self._left = [n for n in self._left if n not in skip and self._records[n].get("state") != State.DONE]
+        working = [c for n, c in self._cells.items() if n not in skip and self._records[n].get("state") != State.DONE]
+        self._without_files = {n for c in working for n in c.needs if self._records[n].get("restored")}
+        self._left = [n for n in self._left if n not in skip and not self._done(n)]
         self._line(f"{len(self._left)} to run")
         with handle_stop_signals(_interrupt):
             try:
@@ -124,6 +127,11 @@ class _Run:
             finally:
                 self._stop_all()
         return self._not_done
+
+    def _done(self, name: str) -> bool:
+        """Tell whether a cell is done; one that was restored without files is not, if another needs its files."""
+        record = self._records[name]
+        return record.get("state") == State.DONE and not (name in self._without_files and record.get("restored"))
 
     def _line(self, text: str) -> None:
         """Print a line with the number of finished cells and the time left."""
@@ -159,7 +167,7 @@ class _Run:
         """Tell whether another call has finished a cell, and drop it then."""
         record = self._records[cell.name] = read_record(cell)
         new_failure = record.get("state") == State.FAILED and record["date"] != self._failed_before.get(cell.name)
-        if record.get("state") == State.DONE:
+        if self._done(cell.name):
             self._left.remove(cell.name)
             self._line(f"{cell.name}: done by another call")
         elif new_failure:
@@ -170,7 +178,7 @@ class _Run:
     def _ready(self, cell: Cell) -> bool:
         """Tell whether what a cell needs is done; give it up if that will not be."""
         for name in cell.needs:
-            if self._records[name].get("state") == State.DONE:
+            if self._done(name):
                 continue
             if name not in self._left and name not in self._running:
                 reason = f"it needs {name}, which " + ("failed" if name in self._not_done else "is not done")
@@ -185,7 +193,12 @@ class _Run:
 
     def _start(self, cell: Cell, lock: TextIO) -> None:
         earlier = self._records[cell.name]
-        if earlier and earlier["words"] != cell.fixed_words:  # a failed cell of another command
+        other = difference(cell, earlier, self._records) if earlier else None
+        if other and earlier["state"] not in (State.FAILED, State.DONE):
+            lock.close()
+            self._give_up(cell, other)
+            return
+        if other or earlier.get("restored"):  # a failed cell of another command, or a record without files
             shutil.rmtree(cell.folder)
             earlier = {}
         record = {
@@ -270,7 +283,10 @@ class _Run:
     def _write(self, cell: Cell, record: dict) -> None:
         write_record(cell, record)
         self._records[cell.name] = record
-        self._ended()
+        try:
+            self._ended()
+        except OSError as error:  # of a page about the cells, which must not stop them
+            self._line(f"after {cell.name}: {error}")
 
     def _stop_all(self) -> None:
         """Ask the running commands to stop, which train_net.py does after a save; kill what takes too long."""

@@ -55,10 +55,13 @@ def read_coco(
     for annotation in annotations if masks is False else ():
         annotation.pop("segmentation", None)
     findings = tally.findings()
-    if subset and not findings.of("error"):
+    if subset:
         # Those without a mask count, so that the same images are drawn whatever a model needs.
         annotated = sorted({a["image_id"] for a in (*annotations, *maskless) if not a["iscrowd"]})
-        chosen = {annotated[i] for i in subset_of(len(annotated), *subset)}
+        number, seed = subset
+        if findings.of("error"):  # which the caller may accept, and which may be why there are so few
+            number = min(number, len(annotated))
+        chosen = {annotated[i] for i in subset_of(len(annotated), number, seed)}
         images = {i: image for i, image in images.items() if i in chosen}
         annotations = [a for a in annotations if a["image_id"] in chosen]
     for number, annotation in enumerate(annotations, start=1):

@@ -203,6 +203,6 @@ def write_report(path: Path, title: str, introduction: Sequence[str], sections: 
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style></head>\n'
         f"<body><h1>{html.escape(title)}</h1>\n{paragraphs}\n<nav>{links}</nav>\n{body}\n</body></html>\n"
     )
-    with atomic_write(path) as file:
+    with atomic_write(path, many_writers=True) as file:
         file.write(text.encode(errors="replace"))
     return path

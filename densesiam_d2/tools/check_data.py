@@ -124,6 +124,8 @@ def _check(args: argparse.Namespace) -> bool:
         by_name = {os.path.relpath(path, root): checksums.get(path) for path in paths}
     if args.manifest:
         report["manifest"] = _compare(manifest, by_name)
+    if args.report:
+        _write_lines(args.report, [json.dumps(report, indent=1)])
     _print_report(report)
 
     if args.write_manifest:
@@ -134,8 +136,6 @@ def _check(args: argparse.Namespace) -> bool:
         good = [path for path in paths if path not in unreadable]
         _write_lines(args.list, filter(_fits_list, good))
         _print_findings("left out of the list, which cannot hold such names", [p for p in good if not _fits_list(p)])
-    if args.report:
-        _write_lines(args.report, [json.dumps(report, indent=1)])
     differences = report.get("manifest", {"missing": [], "changed": []})
     wrong_labels = any(labelled.findings.of("error") for labelled in labels)
     return not (report["unreadable"] or differences["missing"] or differences["changed"] or wrong_labels)
@@ -242,7 +242,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 def _print_report(report: dict) -> None:
     print(f"{report['images']} images, {len(report['unreadable'])} unreadable")
     for key in ("kinds", "skipped"):
-        print(f"{key}:", ", ".join(f"{count} {kind}" for kind, count in report[key].most_common()) or "none")
+        print(printable(f"{key}: {', '.join(f'{n} {kind}' for kind, n in report[key].most_common()) or 'none'}"))
     print("megapixels:", ", ".join(f"{key} {value:.3g}" for key, value in report["megapixels"].items()) or "unknown")
     for labelled in report.get("labels", ()):
         counts = f"{labelled['images']} images" + (

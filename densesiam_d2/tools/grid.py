@@ -38,6 +38,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from densesiam_d2.atomic import atomic_write
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.grid import Cell, Grid, State, Table, insert_table, restore, run_cells, state_of
 from densesiam_d2.grid.placeholders import near
@@ -124,7 +125,8 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
         with naming(f"--markdown {args.markdown}"):
             text = args.markdown.read_text() if args.markdown.exists() else ""
             text = insert_table(text, args.name or args.grid.stem, table.markdown())
-        args.markdown.write_text(text)
+        with atomic_write(args.markdown) as file:
+            file.write(text.encode())
     if args.plot:
         _plot(table, *args.plot)
     if args.json:

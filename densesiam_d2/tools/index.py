@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="INDEX", help="default: FOLDER.index")
     args = parser.parse_args(argv)
     folder = Path(args.folder.removeprefix(FOLDER_PREFIX)).expanduser()
-    output = args.output or folder.resolve().with_name(f"{folder.resolve().name}.index")
+    output = args.output or folder.absolute().with_name(f"{folder.absolute().name}.index")
     print(_index(folder, output))
 
 
@@ -69,7 +69,7 @@ def _index(folder: Path, output: Path) -> str:
 
 
 def _listed(skipped: Counter) -> str:
-    return ", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common()) or "nothing"
+    return printable(", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common())) or "nothing"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.grid.placeholders import near
 from densesiam_d2.reporting.curves import Curve, read_metrics
-from densesiam_d2.tools.command_line import naming, tool
+from densesiam_d2.tools.command_line import check_output_file, naming, tool
 
 __all__ = ["compared_values", "judge_run", "main"]
 
@@ -128,6 +128,8 @@ def _judge(args: argparse.Namespace) -> None:
         ValueError: a run cannot be judged, or no run has logged a metric of ``--metrics``.
         FileNotFoundError: a run has no metrics.json.
     """
+    if args.json:
+        check_output_file("--json", args.json)
     metrics, found, logged = args.metrics or METRICS, {}, set()
     for run in args.runs:
         if not (run / "metrics.json").is_file():

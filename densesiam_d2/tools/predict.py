@@ -63,7 +63,7 @@ def build_predictor(cfg: CfgNode) -> DefaultPredictor:
     empty = cfg.clone()
     empty.MODEL.WEIGHTS = ""  # the stock predictor would go on with random values where weights do not fit
     predictor = DefaultPredictor(empty)
-    fill(predictor.model, cfg.MODEL.WEIGHTS)
+    fill(predictor.model, cfg)
     return predictor
 
 

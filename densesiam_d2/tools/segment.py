@@ -279,16 +279,18 @@ def _clear(output: Path, video: Path | None) -> None:
     Raises:
         ValueError: the folder has files of these names that this tool has not written.
     """
-    ours = ("classes.json", "gallery.html", "counts.csv", ".counts.csv.partial")
+    marker = output / ".segment"  # written first, so that a run that was stopped can be repeated
     files = [output / name for name in ("classes.json", "classes.txt", "annotations.json")]
     folders = [output / "labels", output / "overlays"] + ([output / "images" / video.stem] if video else [])
     found = [path.name for path in (*files, *folders) if path.exists()]
-    if found and not any((output / name).exists() for name in ours):
+    if found and not (marker.exists() or (output / "gallery.html").exists()):
         raise ValueError(f"--output {output} has {', '.join(found)}, not written by this tool: name another folder")
     for file in files:  # first, because they give the ids their meaning
         file.unlink(missing_ok=True)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    marker.touch()
 
 
 def _report(

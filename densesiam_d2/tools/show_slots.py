@@ -58,7 +58,7 @@ class SlotScorer:
     def __init__(self, cfg: CfgNode):
         """Build the model and load ``cfg.MODEL.WEIGHTS``; images are seen at the size of the views in training."""
         self.model = build_model(cfg).eval()
-        fill(self.model, cfg.MODEL.WEIGHTS)
+        fill(self.model, cfg)
         self.crop = ResizeCenterCrop(cfg.INPUT.SSL.VIEW_SIZE)
         self.white_level = cfg.INPUT.WHITE_LEVEL
 

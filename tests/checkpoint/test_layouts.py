@@ -155,6 +155,10 @@ bbox_coder = dict(target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2
             "57.12, 57.375], bgr_to_rgb=True)",
             ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], False),
         ),
+        (  # MMSelfSup: values of 0 to 1
+            "img_norm_cfg = dict(mean=[0.5, 0.4, 0.2], std=[0.2, 0.2, 0.4]), style='pytorch', to_rgb=True",
+            ("RGB", [127.5, 102.0, 51.0], [51.0, 51.0, 102.0], False),
+        ),
         ({"style": "caffe", "to_rgb": False}, ("BGR", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True)),
     ],
 )

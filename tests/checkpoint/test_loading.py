@@ -335,3 +335,21 @@ def test_a_pkl_that_runs_code_is_refused(tmp_path):
     with pytest.raises(ValueError, match="it holds pathlib"):
         checkpointer(fpn_detector(18)).load(str(tmp_path / "evil.pkl"))
     assert not marker.exists()
+
+
+def test_a_deeper_network_is_refused_although_it_fills_everything(tmp_path):
+    path = tmp_path / "backbone.pkl"
+    save_backbone(path, backbone_state(d2_resnet(34, seed=7)), {})
+    with pytest.raises(
+        ValueError, match=r"holds a deeper network .* has no res2\.2, res3\.2, res3\.3, .*RESNETS\.DEPTH"
+    ):
+        checkpointer(fpn_detector(18, seed=1)).resume_or_load(str(path), resume=False)
+
+
+def test_weights_that_say_nothing_of_their_images_are_told(tmp_path, logged):
+    path = tmp_path / "zoo.pkl"
+    model = fpn_detector(18, seed=1)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}))
+    checkpointer(model, fpn_cfg(18)).resume_or_load(str(path), resume=False)
+    assert "zoo.pkl does not say which images it takes: compare INPUT.FORMAT" in logged.text

@@ -132,3 +132,17 @@ def test_crowds_do_not_change_the_others(tmp_path):
 
 def test_annotations_without_a_mask_are_left_out(tmp_path):
     assert map_masks(tmp_path, POLYGON, None, RLE).gt_classes.tolist() == [0, 2]
+
+
+def test_an_image_without_masks_is_cropped(tmp_path):
+    content = coco(1)
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    write(content, tmp_path)
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON, cfg.INPUT.CROP.ENABLED = True, True
+    mapper = DetectionDatasetMapper(cfg, is_train=True)
+    for annotations in ([{"bbox": [10, 10, 40, 30], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}], []):
+        record = {"file_name": str(tmp_path / "images" / "p1.png"), "height": 64, "width": 96, "image_id": 1}
+        assert len(mapper({**record, "annotations": annotations})["instances"]) == 0
+    assert mapper.recompute_boxes

@@ -121,3 +121,14 @@ def test_12_bit_images_are_warned_of(tmp_path, caplog):
     ImageSource(tmp_path, white_level=65535)
     (message,) = caplog.messages
     assert message.endswith("set INPUT.WHITE_LEVEL 4095 [dark-images]")
+
+
+def test_a_file_that_is_removed_meanwhile_is_named(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    source = ImageSource(tmp_path, white_level=65535)
+    names = []
+    for name, _ in source:
+        names.append(name.name)
+        (tmp_path / "b.png").unlink(missing_ok=True)
+    assert names == ["a.png"] and "b.png" in source.unreadable[0]

@@ -7,7 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from densesiam_d2.data.path_datasets import register_path_datasets
+from densesiam_d2.data.path_datasets import load_records, register_path_datasets
 from tests.labels.coco_files import coco, write
 
 pytestmark = pytest.mark.usefixtures("catalog")
@@ -130,3 +130,9 @@ def test_records_of_a_coco_name_with_spaces(tmp_path):
     records = DatasetCatalog.get(name)
     assert [r["file_name"] for r in records] == [f"{folder}/images/p{i}.png" for i in (1, 2, 3)]
     assert MetadataCatalog.get(name).thing_classes == ["red", "blue"]
+
+
+def test_the_working_directory_is_a_folder(tmp_path, monkeypatch, catalog):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_records(["folder:."])) == 1

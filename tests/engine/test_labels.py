@@ -174,6 +174,18 @@ def test_clusters_are_not_touched(masks, tmp_path):
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 7 and cfg.MODEL.CLASS_NAMES == []
 
 
+def test_a_number_of_clusters_names_no_classes(masks, tmp_path):
+    """Without class names, seven clusters would make seven classes, four of which do not exist."""
+    with pytest.raises(ValueError, match=r"nothing says what its classes are: write classes\.txt.*classes=FILE \["):
+        settle_labels(config(UNSUP_SEG, "folder:/nowhere", masks, SEM_SEG, "7"), fixed=[SEM_SEG])
+
+
+def test_evaluation_needs_no_training_set(detection, tmp_path):
+    """The config.yaml of a run names a set that is not on this machine."""
+    cfg = config(MASK_RCNN, "someones_set", detection("val", "red", "blue"))
+    settle_labels(cfg, eval_only=True)
+
+
 def test_clusters_are_matched_on_a_set_with_the_same_classes(masks, tmp_path):
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
     (tmp_path / "turned.txt").write_text("road\nsky\ncar\n")

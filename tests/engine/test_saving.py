@@ -204,3 +204,15 @@ def test_when_the_best_is_compared(metric, evaluation, expected):
     cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.MONITOR.PERIOD = 11, 5
     cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC = evaluation, metric
     assert best_period(cfg) == expected
+
+
+def test_another_metric_has_its_own_best(tmp_path, caplog):
+    checkpointer = CheckedCheckpointer(nn.Linear(1, 1), str(tmp_path))
+    first = BestCheckpointHook(10, checkpointer, "segm/AP")
+    first.best_metric, first.best_iter = 32.5, 9
+    other = BestCheckpointHook(10, checkpointer, "ssl/view_agreement")
+    other.load_state_dict(first.state_dict())
+    assert other.best_metric is None and "TEST.BEST_METRIC was segm/AP and is ssl/view_agreement" in caplog.text
+    same = BestCheckpointHook(10, checkpointer, "segm/AP")
+    same.load_state_dict(first.state_dict())
+    assert same.best_metric == 32.5

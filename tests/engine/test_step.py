@@ -5,6 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
+from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.engine.step import StepTrainer
 
 
@@ -253,3 +254,10 @@ def test_only_the_death_of_a_worker_is_put_down_to_memory(error, explained):
     with pytest.raises(type(error) if not explained else RuntimeError) as caught:
         steps(trainer, 2)
     assert ("DATALOADER.NUM_WORKERS" in str(caught.value)) == explained
+
+
+def test_other_groups_of_parameters_are_one_line():
+    stored = trainer_of([good()]).state_dict()
+    stored["optimizer"]["param_groups"].append(dict(stored["optimizer"]["param_groups"][0], params=[]))
+    with pytest.raises(WeightsError, match=r"^--resume: .*parameter groups; keep SOLVER\.BACKBONE_LR_FACTOR"):
+        trainer_of([good()]).load_state_dict(stored)

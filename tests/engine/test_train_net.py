@@ -422,3 +422,16 @@ def test_readme_script(tmp_path):
     done = _command(tmp_path / "script.py", PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "model_final.pth").is_file() and (tmp_path / "out" / "backbone.pkl").is_file()
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text().splitlines()[-1])["iteration"] == 1
+
+
+def test_seeds_start_the_script_that_was_called(scenes, tmp_path, monkeypatch):
+    """A script of the user's registers data sets and calls run(); each seed must start it, not train_net.py."""
+    called = []
+    words = ["--config-file", str(ROOT / "configs" / PRETRAIN), "--seeds", "2", *map(str, CPU)]
+    words += ["DATASETS.TRAIN", str(scenes), "OUTPUT_DIR", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["mine.py", *words])
+    monkeypatch.setattr(train_net, "run_seeds", lambda script, cfg, args: called.append(script) or 0)
+    with pytest.raises(SystemExit):
+        train_net.run()
+    assert called == [Path.cwd() / "mine.py"]

@@ -1,8 +1,10 @@
 import json
 
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from densesiam_d2.config_checks import ConfigError
+from densesiam_d2.engine import check_evaluators
 from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
 from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
@@ -63,3 +65,11 @@ def test_a_set_without_evaluator_is_named(cfg, metadata):
         ValueError, match=rf"dataset {NAME}: evaluator_type None is unknown; known are coco, pascal_voc"
     ):
         build_evaluator(cfg, NAME)
+
+
+def test_a_set_without_an_evaluator_is_told_before_the_training(cfg, catalog):
+    DatasetCatalog.register("lvis_like", lambda: [])
+    MetadataCatalog.get("lvis_like").evaluator_type = "lvis"
+    cfg.DATASETS.TEST = ("lvis_like",)
+    with pytest.raises(ConfigError, match="dataset lvis_like: evaluator_type lvis is unknown"):
+        check_evaluators(cfg)

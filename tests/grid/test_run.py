@@ -14,7 +14,7 @@ import pytest
 
 from densesiam_d2.engine.run_lock import lock_file
 from densesiam_d2.grid import Cell, Score, Table, restore, run_cells
-from densesiam_d2.grid.records import read_record
+from densesiam_d2.grid.records import files_of, read_record
 
 # Adds a line to runs.txt in the grid's folder, so that a test sees what ran, and how often.
 NOTE = "import sys, time, pathlib; root = pathlib.Path(sys.argv[1]); name = sys.argv[2];"
@@ -258,3 +258,47 @@ def test_commands_end_with_a_call_that_is_killed(tmp_path):
     assert not Path(f"/proc/{child}").exists() or Path(f"/proc/{child}/stat").read_text().split()[2] == "Z"
     (tmp_path / "done").touch()
     assert call(tmp_path, STOPPED).communicate(timeout=60)[0].endswith("{}\n")
+
+
+def test_a_failed_cell_starts_anew_with_another_yaml(tmp_path):
+    """What its first attempt left, such as a checkpoint, is of another training."""
+    yaml, code = tmp_path / "a.yaml", "(root / name / 'left').open('a').write('x'); sys.exit(1 - (sys.argv[3] == 'b'))"
+    words = ("python", "-c", NOTE + code, str(tmp_path / "grid"), "one")
+    for content, left in (("SEED: 1", "x"), ("SEED: 1", "xx"), ("SEED: 2", "x")):
+        yaml.write_text(content)
+        (tmp_path / "grid").mkdir(exist_ok=True)
+        one = Cell("one", "one", (*words, str(yaml)), tmp_path / "grid")
+        assert list(run_cells([one], show=silent)) == ["one"]
+        assert (tmp_path / "grid" / "one" / "left").read_text() == left
+
+
+def test_a_page_that_cannot_be_written_stops_no_cell(tmp_path):
+    def fail():
+        raise OSError("disk full")
+
+    lines = []
+    cells = [cell(tmp_path, "one"), cell(tmp_path, "two")]
+    assert run_cells(cells, show=lines.append, ended=fail) == {} and runs(tmp_path) == ["one", "two"]
+    assert any("after one: disk full" in line for line in lines)
+
+
+def test_restored_cells_run_again_where_their_files_are_needed(tmp_path):
+    def make(root):
+        chain = [cell(root, "first"), cell(root, "second", "pass", needs=("first",))]
+        return [*chain, *(cell(root, name, needs=("second",), method=name) for name in ("done", "new"))]
+
+    cells = make(tmp_path / "old")
+    assert run_cells(cells[:3], show=silent) == {}
+    moved = make(tmp_path / "moved")
+    assert restore(moved, Table(cells).to_json()) == ["first", "done"]
+    assert run_cells(moved[:3], show=silent) == {} and not (tmp_path / "moved" / "runs.txt").exists()
+    assert run_cells(moved, show=silent) == {} and runs(tmp_path / "moved") == ["first", "second", "new"]
+
+
+def test_weights_beside_the_grids_folder_are_looked_at(tmp_path):
+    (tmp_path / "grid_old").mkdir()
+    weights = tmp_path / "grid_old" / "backbone.pkl"
+    weights.write_bytes(b"1")
+    one = Cell("one", "one", ("train", str(weights), str(tmp_path / "grid" / "one")), tmp_path / "grid")
+    assert list(files_of(one)) == [str(weights)]
+    assert one.fixed_words == ["train", str(weights), "GRID/one"]

@@ -428,3 +428,12 @@ def test_a_subset_is_the_same_with_and_without_masks(tmp_path):
     assert draws[0] == draws[1] == draws[2] and len(draws[0]) == 30
     kept = read_coco(path, masks=True, subset=(40, 0))[0]
     assert len(kept["images"]) == 40 and all(a["image_id"] != 3 for a in kept["annotations"])
+
+
+def test_a_subset_is_drawn_also_where_errors_may_be_accepted(tmp_path):
+    content = coco(40)
+    del content["annotations"][7]["segmentation"]
+    path = write(content, tmp_path, images=False)
+    cleaned, findings = read_coco(path, subset=(10, 0))
+    assert findings.of("error") and len(cleaned["images"]) == 10
+    assert len(read_coco(path, subset=(99, 0))[0]["images"]) == 40  # there is an error to be told of first

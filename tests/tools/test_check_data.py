@@ -263,3 +263,10 @@ def test_an_index_and_images_in_tar_files(photos, tmp_path, capsys):
     assert sums[0] == sums[1]
     assert check(source, "--list", tmp_path / "good.txt") == 2
     assert "--list cannot name images in tar files" in capsys.readouterr().err
+
+
+def test_endings_that_are_not_text_lose_no_report(photos, tmp_path):
+    Path(os.fsdecode(os.fsencode(photos) + b"/notes.M\xfcller")).write_bytes(b"")
+    words = [sys.executable, "-m", "densesiam_d2.tools.check_data", str(photos), "--report", str(tmp_path / "r.json")]
+    done = subprocess.run([*words, "--workers", "1"], env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, text=True)
+    assert done.returncode in (0, 1) and (tmp_path / "r.json").is_file()

@@ -85,7 +85,7 @@ def test_what_cannot_be_judged_is_named(tmp_path, capsys):
         ([run, str(tmp_path / "none")], "none holds no metrics.json: name the OUTPUT_DIR"),
         ([run, str(tmp_path / "nan")], "nan: monitor/mIoU after 20 iterations is not a number"),
         ([run, "--metrics", "-totl_loss"], "--metrics -totl_loss: no run has logged it; did you mean total_loss?"),
-        ([run, "--json", str(tmp_path)], f"Is a directory: '{tmp_path}'"),
+        ([run, "--json", str(tmp_path)], f"--json {tmp_path} cannot be written"),
     ]:
         assert main(line) == 2
         assert says in capsys.readouterr().err

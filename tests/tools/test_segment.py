@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.modeling.sem_seg import PseudoLabelSemSegHead  # noqa: F401  registers the head
 from densesiam_d2.reporting.label_colors import palette
+from densesiam_d2.tools import segment
 from densesiam_d2.tools.segment import draw_legend, main
 
 YAML = """
@@ -75,7 +76,7 @@ def test_files_for_a_folder(run, tmp_path, capsys):
         assert cv2.imread(str(out / "overlays" / f"{name}.jpg")).shape == (*size, 3)
         total += np.bincount(labels.ravel(), minlength=5)
     others = {path.name for path in out.iterdir()} - {"labels", "overlays"}
-    assert others == {"legend.png", "classes.json", "classes.txt", "counts.csv", "gallery.html"}
+    assert others == {".segment", "legend.png", "classes.json", "classes.txt", "counts.csv", "gallery.html"}
     assert len(list((out / "labels").rglob("*.*"))) == len(list((out / "overlays").rglob("*.*"))) == 3
 
     classes = json.loads((out / "classes.json").read_text())
@@ -237,3 +238,29 @@ def test_real_photos(run, tmp_path):
     for photo in photos:
         labels = cv2.imread(str(tmp_path / "out" / "labels" / f"{photo.stem}.png"), cv2.IMREAD_UNCHANGED)
         assert labels.shape == cv2.imread(str(photo)).shape[:2]
+
+
+def test_weights_of_other_images_are_refused(run, tmp_path, capsys):
+    content = torch.load(tmp_path / "model.pth", weights_only=True)
+    facts = {"pixel_format": "BGR" if "RGB" in (tmp_path / "seg.yaml").read_text() else "RGB"}
+    torch.save({**content, "metadata": facts}, tmp_path / "model.pth")
+    run(status=2)
+    assert "model.pth contradicts the config: pixel_format is" in capsys.readouterr().err
+
+
+def test_a_stopped_run_can_be_repeated_and_a_folder_of_others_cannot(run, tmp_path, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "draw_legend", stop)
+        run(status=75)
+    run()
+    labels = tmp_path / "mine" / "labels"
+    labels.mkdir(parents=True)
+    for path in (labels / "a.png", tmp_path / "mine" / "classes.json", tmp_path / "mine" / "counts.csv"):
+        path.write_text("mine")
+    capsys.readouterr()
+    run(output="mine", status=2)
+    assert "has classes.json, labels, not written by this tool" in capsys.readouterr().err
+    assert (labels / "a.png").read_text() == "mine"

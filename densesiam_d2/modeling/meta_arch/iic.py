@@ -1,5 +1,7 @@
 """IIC: Invariant Information Clustering for unsupervised segmentation (ICCV 2019, arXiv 1807.06653)."""
 
+import logging
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.engine.train_loop import HookBase
@@ -14,6 +16,8 @@ from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
 from densesiam_d2.rules import NOT_NEGATIVE, POSITIVE
 
 __all__ = ["IIC"]
+
+logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
@@ -156,11 +160,24 @@ def probabilities(z: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 class _TurnsHook(HookBase):
     """Before each step, choose the head to train: it is a function of the iteration, so a resumed run goes on exactly.
 
-    A batch belongs to the pass of its first image, in all processes.
+    A batch belongs to the pass of its first image, in all processes. Where a batch holds two passes or more, the turn
+    changes with every batch.
     """
 
     def __init__(self, model: IIC):
         self._model = model
 
+    def before_train(self) -> None:
+        if self._turn(self.trainer.max_iter - 1) == 0:
+            logger.warning(
+                "IIC trains its two heads in turns, a pass over the images each, and %d iterations end within the "
+                "first: the head that is scored stays random. Set a larger SOLVER.MAX_ITER",
+                self.trainer.max_iter,
+            )
+
     def before_step(self) -> None:
-        self._model.overclustering = self.trainer.data_loader.batches.epoch_of(self.trainer.iter) % 2 == 0
+        self._model.overclustering = self._turn(self.trainer.iter) % 2 == 0
+
+    def _turn(self, iteration: int) -> int:
+        batches = self.trainer.data_loader.batches
+        return batches.epoch_of(iteration) if batches.epoch_of(1) < 2 else iteration

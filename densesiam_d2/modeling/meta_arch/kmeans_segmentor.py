@@ -1,5 +1,6 @@
 """The baseline of label-free segmentation: k-means on the features of a backbone that does not learn, or on pixels."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -60,6 +61,8 @@ class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
         self.backbone.requires_grad_(False)
         self.in_features, self.cell_stride, self.normalize = list(in_features), stride, normalize
         self.predict_labels = predict_labels
+        strides = [self.backbone.output_shape()[name].stride for name in in_features]
+        self._side_of = math.lcm(stride, *strides)  # sides of images are padded to multiples of this
         channels = sum(self.backbone.output_shape()[name].channels for name in in_features)
         # A parameter, because a training needs one; its gradient is 0.
         self.centroids = nn.Parameter(torch.zeros(num_clusters, channels))
@@ -106,6 +109,12 @@ class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
         super().train(mode)
         self.backbone.eval()
         return self
+
+    def preprocess_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Do what :class:`SiameseMetaArch` does, and pad to whole cells, for backbones that need no padding."""
+        x = super().preprocess_image(image)
+        below, right = (-side % self._side_of for side in x.shape[2:])
+        return F.pad(x, (0, right, 0, below))
 
     @torch.no_grad()
     def cells(self, x: torch.Tensor) -> torch.Tensor:

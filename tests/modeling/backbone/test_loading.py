@@ -218,3 +218,10 @@ def test_weights_that_cannot_be_fetched_stop_the_run_in_one_line(tmp_path, monke
     with pytest.raises(WeightsError, match=rf"MODEL\.WEIGHTS torchvision://{name}: ") as error:
         load(rgb_cfg(), f"torchvision://{name}")
     assert "\n" not in str(error.value)
+
+
+def test_a_deeper_network_of_torchvision_is_refused(tmp_path):
+    path = tmp_path / "resnet34.pth"
+    torch.save(torchvision.models.resnet34().state_dict(), path)
+    with pytest.raises(ValueError, match=r"it holds a larger network than resnet18, which has no layer1\.2, layer2\.2"):
+        load(rgb_cfg("resnet18"), path)

@@ -12,7 +12,7 @@ from densesiam_d2.config_checks import check_config
 from densesiam_d2.data.order import EndlessBatches
 from densesiam_d2.losses import mutual_information_loss
 from densesiam_d2.modeling import model_output
-from densesiam_d2.modeling.meta_arch import IIC
+from densesiam_d2.modeling.meta_arch import IIC, iic
 from tests.modeling.meta_arch.tiny import freeze_statistics, gradients, method_cfg, tiny_batch, tiny_model
 
 
@@ -153,3 +153,21 @@ def test_the_head_is_iics():
     cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = "IICHead", ["res9"]
     with pytest.raises(ValueError, match=r"IN_FEATURES names \['res9'\], but the backbone only gives \['res2'"):
         tiny_model(cfg)
+
+
+@pytest.mark.parametrize(("images", "batch", "turns"), [(60, 120, [0, 1, 0, 1]), (60, 30, [0, 0, 1, 1])])
+def test_both_heads_have_their_turn_with_few_images(images, batch, turns, caplog):
+    model = SimpleNamespace(overclustering=None)
+    hook = iic._TurnsHook(model)
+    loader = SimpleNamespace(batches=EndlessBatches(images, batch, 0))
+    hook.trainer = SimpleNamespace(data_loader=loader, iter=0, max_iter=4)
+    hook.before_train()
+    assert "stays random" not in caplog.text
+    seen = []
+    for hook.trainer.iter in range(4):
+        hook.before_step()
+        seen.append(int(not model.overclustering))
+    assert seen == turns
+    hook.trainer.max_iter = 1
+    hook.before_train()
+    assert "1 iterations end within the first: the head that is scored stays random" in caplog.text

@@ -116,3 +116,15 @@ def test_evaluation_gives_each_cell_its_nearest_centroid():
             near = distances.topk(2, largest=False).values
             if near[1] - near[0] > 0.5 * near[0]:  # elsewhere the interpolation between cells may decide
                 assert labels[row, column] == distances.argmin()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("size", [(246, 240), (240, 246), (33, 41)])
+def test_images_of_any_size_without_padding_by_the_backbone(size, labels):
+    """detectron2's ResNet pads no image; the cells must cover it all the same."""
+    cfg = tiny_sem_seg_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = "KMeansSegmentor", ["res3", "res4"]
+    cfg.TEST.SEM_SEG_OUTPUT = "labels" if labels else "logits"
+    model = tiny_model(cfg).eval()
+    (result,) = model.inference([{"image": torch.zeros(3, *size)}])
+    assert (result["sem_seg_labels"] if labels else result["sem_seg"][0]).shape == size
