@@ -16,12 +16,7 @@ from torch import distributed as dist
 from torch import nn
 
 from densesiam_d2.atomic import atomic_write
-from densesiam_d2.checkpoint.comparing import (
-    backbone_names,
-    bare_names,
-    contradictions,
-    why_missing,
-)
+from densesiam_d2.checkpoint.comparing import backbone_names, bare_names, contradictions, why_missing
 from densesiam_d2.checkpoint.export import (
     TORCHVISION_METADATA,
     expected_metadata,
@@ -315,15 +310,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
             return
         missing = sorted(set(expected) & set(missing_keys))
         filled = f"backbone: {len(expected) - len(missing)} of {len(expected)} tensors filled from {self._weights_path}"
-        further = further_blocks(bare_names(expected), bare_names(state))
-        if not missing and further:
-            more = ", ..." if len(further) > 5 else ""
-            self._complain(
-                f"MODEL.WEIGHTS {self._weights_path} holds a deeper network than the config's, which has no "
-                f"{', '.join(further[:5])}{more}: check MODEL.RESNETS.DEPTH"
-            )
         if not missing:
             logger.info(filled)
+            further = further_blocks(bare_names(expected), bare_names(state))
+            if further:
+                self._complain(
+                    f"MODEL.WEIGHTS {self._weights_path} holds a deeper network than the config's, which has no "
+                    f"{', '.join(further[:5])}{', ...' if len(further) > 5 else ''}: check MODEL.RESNETS.DEPTH"
+                )
             return
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         self._complain(f"{filled}; missing {', '.join(missing[:10])}{more}. {why_missing(missing, state, self.model)}")

@@ -56,9 +56,12 @@ def under_own_names(
         places = ", ".join(place.rstrip(".") or "the top" for place in prefixes) or "nowhere"
         raise ValueError(f"--prefix {prefix}: no whole {backbone.network} lies there; there is one below: {places}")
     if len(prefixes) == 1:
-        with torch.random.fork_rng(devices=[]):  # the whole network: the backbone may end before its last blocks
-            whole = torchvision.models.get_model(backbone.network, weights=None).state_dict()
-        further = further_blocks(whole, [n.removeprefix(prefixes[0]) for n in tensors if n.startswith(prefixes[0])])
+        inside = [name.removeprefix(prefixes[0]) for name in tensors if name.startswith(prefixes[0])]
+        further = further_blocks(names, inside)
+        if further:  # the backbone may end before the last blocks of its network
+            with torch.random.fork_rng(devices=[]):
+                whole = torchvision.models.get_model(backbone.network, weights=None).state_dict()
+            further = further_blocks(whole, inside)
         if further:
             raise ValueError(
                 f"it holds a larger network than {backbone.network}, which has no {', '.join(further[:5])}"

@@ -102,5 +102,5 @@ class Cell:
     @property
     def fixed_words(self) -> list[str]:
         """The command's words without the path of the grid's folder, which may move."""
-        root = re.compile(re.escape(str(self.root)) + r"(?=/|$)")  # not in the path of a folder whose name is longer
+        root = re.compile(re.escape(str(self.root)) + r"(?![\w.-])")  # not in the path of a folder whose name is longer
         return [root.sub("GRID", word) for word in self.words]

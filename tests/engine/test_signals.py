@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -46,26 +47,28 @@ def test_a_pool_that_is_forked_meanwhile_ends_as_usual():
     assert seen == []
 
 
-def test_a_process_that_waits_in_c_code_ends_as_usual():
-    """A handler in Python would not run while a lock is waited for, if the signal came just before."""
+@contextlib.contextmanager
+def process_that_waits_in_c_code():
+    """Fork a process that waits for a lock while signals are handled; gives the process and the lock."""
     context = multiprocessing.get_context("fork")
     lock = context.Lock()
     lock.acquire()
     with handle_stop_signals(lambda number: None):
         process = context.Process(target=lock.acquire)
         process.start()
+        yield process, lock
+
+
+def test_a_process_that_waits_in_c_code_ends_as_usual():
+    """A handler in Python would not run while a lock is waited for, if the signal came just before."""
+    with process_that_waits_in_c_code() as (process, _):
         process.terminate()
         process.join(20)
         assert process.exitcode == -signal.SIGTERM
 
 
 def test_a_forked_process_leaves_ctrl_c_to_its_parent():
-    context = multiprocessing.get_context("fork")
-    lock = context.Lock()
-    lock.acquire()
-    with handle_stop_signals(lambda number: None):
-        process = context.Process(target=lock.acquire)
-        process.start()
+    with process_that_waits_in_c_code() as (process, lock):
         os.kill(process.pid, signal.SIGINT)
         process.join(1)
         assert process.exitcode is None
