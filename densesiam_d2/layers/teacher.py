@@ -10,9 +10,7 @@ __all__ = ["MomentumTeacher", "cosine_momentum"]
 
 
 def cosine_momentum(base: float, progress: float) -> float:
-    """Return the teacher's momentum: 0 in the first step, then rising from ``base`` to 1 along a cosine.
-
-    The first step copies the student into the teacher, because MODEL.WEIGHTS fills the student only.
+    """Return the teacher's momentum, which rises from ``base`` to 1 along a cosine.
 
     Args:
         base: momentum at the start, in [0, 1].
@@ -20,13 +18,16 @@ def cosine_momentum(base: float, progress: float) -> float:
 
     Source: BYOL, Sec. 3 (arXiv 2006.07733).
     """
-    return 0.0 if progress == 0 else 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
 
 
 class MomentumTeacher(nn.Module):
     """Copies of student modules, without gradient, that :meth:`update` moves towards the students.
 
     Only parameters are averaged; a batch norm of the teacher computes its own running statistics.
+
+    What a state dict lacks of the teacher is filled from the students. MODEL.WEIGHTS usually has a backbone only, so it
+    fills both. The model must register the students before the teacher, so that they are loaded first.
 
     Attributes:
         batch_part: (i, k) if the forward gets part i of k of a batch (SOLVER.ACCUMULATE), set by the training step. The
@@ -40,41 +41,28 @@ class MomentumTeacher(nn.Module):
     def __init__(self, **students: nn.Module):
         """Copy the students; each copy is a child under the same name, such as ``teacher.backbone``."""
         super().__init__()
+        self._students = students  # a dict, because submodules would be saved and trained twice
         for name, student in students.items():
             self.add_module(name, copy.deepcopy(student))
         self.requires_grad_(False)
-        self._before: list[torch.Tensor] = []  # a list, because buffers would be saved
-        self._undone, self._copied = True, False  # state of the last update
+        self._before: list[torch.Tensor] = []  # parameters before the last update; buffers would be saved
+        self.register_load_state_dict_pre_hook(_fill_from_students)
 
     @torch.no_grad()
-    def update(self, momentum: float, **students: nn.Module) -> None:
+    def update(self, momentum: float) -> None:
         """Set every parameter to ``momentum * teacher + (1 - momentum) * student``.
-
-        With momentum 0 the buffers are copied too. If such a copy is undone, the next update is also a copy, with any
-        momentum; otherwise a training that drops its first step would never copy the student.
 
         Args:
             momentum: in [0, 1].
-            **students: the modules that the constructor copied, under the same names.
         """
         if self.batch_part[0] > 0:
             return
-        copies = dict(self.named_children())
-        assert students.keys() == copies.keys(), f"the teacher has {list(copies)}, not {list(students)}"
         parameters = list(self.parameters())
-        learned = [p for name in copies for p in students[name].parameters()]
+        learned = [p for student in self._students.values() for p in student.parameters()]
         if not self._before:
             self._before = [torch.empty_like(p) for p in parameters]
         torch._foreach_copy_(self._before, parameters)
-        self._copied = momentum == 0 or (self._undone and self._copied)
-        self._undone = False
-        if self._copied:
-            torch._foreach_copy_(parameters, learned)
-            for name, module in copies.items():
-                for buffer, new in zip(module.buffers(), students[name].buffers(), strict=True):
-                    buffer.copy_(new)
-        else:
-            torch._foreach_lerp_(parameters, learned, 1 - momentum)
+        torch._foreach_lerp_(parameters, learned, 1 - momentum)
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -82,10 +70,17 @@ class MomentumTeacher(nn.Module):
 
         Buffers are not set back: the training step keeps copies of them.
         """
-        if not self._undone:
+        if self._before:
             torch._foreach_copy_(list(self.parameters()), self._before)
-            self._undone = True
+            self._before = []
 
     def _apply(self, fn, recurse: bool = True):
         self._before = [fn(tensor) for tensor in self._before]
         return super()._apply(fn, recurse)
+
+
+def _fill_from_students(teacher: MomentumTeacher, state: dict, prefix: str, *_) -> None:
+    """Add to a state dict what it lacks of the teacher."""
+    for name, student in teacher._students.items():
+        for key, value in student.state_dict(prefix=f"{prefix}{name}.").items():
+            state.setdefault(key, value.clone())

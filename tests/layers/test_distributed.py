@@ -211,7 +211,7 @@ class _Contrast(nn.Module):
         self.queue = FeatureQueue(2, 5)
 
     def forward(self, x: torch.Tensor, momentum: float) -> torch.Tensor:
-        self.teacher.update(momentum, net=self.net)
+        self.teacher.update(momentum)
         loss = F.cross_entropy(self.net(x) @ self.queue.features.clone().T, torch.zeros(len(x), dtype=torch.long))
         self.queue.push(gather(self.teacher.net(x)))
         return loss

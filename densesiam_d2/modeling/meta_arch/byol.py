@@ -91,8 +91,7 @@ class BYOL(SiameseMetaArch):
         if not self.training:
             return self.inference(batched_inputs)
         x1, x2, *_ = self.preprocess_views(batched_inputs)
-        momentum = cosine_momentum(self.momentum, self.time())
-        self.teacher.update(momentum, backbone=self.backbone, projector=self.projector)
+        self.teacher.update(cosine_momentum(self.momentum, self.time()))
         t1, t2 = self.teach(x1), self.teach(x2)  # (N, D, 1, 1)
 
         z1, z2 = self.projector(self.encode_image(x1)), self.projector(self.encode_image(x2))  # (N, D, 1, 1)

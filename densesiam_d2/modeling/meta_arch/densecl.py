@@ -85,14 +85,11 @@ class DenseCL(MoCo):
 
         Returns:
             In training, "loss_image" and "loss_dense", weighted; otherwise "features" (C, h, w) per image.
-
-        Raises:
-            RuntimeError: the model does not know the share of training done, see ``ProgressHook``.
         """
         if not self.training:
             return self.inference(batched_inputs)
         x1, x2, *_ = self.preprocess_views(batched_inputs)
-        self.update_teacher()
+        self.teacher.update(self.momentum)
         k, k_dense, k_mean, k_f = self.teach(self.embed, x2)
         q, q_dense, _, q_f = self.embed(x1, self.backbone, self.head)
 

@@ -120,15 +120,12 @@ class DetCo(MoCo):
         Returns:
             In training, "loss_image", "loss_patches" and "loss_patches_to_image", sums over the stages with their
             weights; otherwise "features" (C, h, w) per image.
-
-        Raises:
-            RuntimeError: the model does not know the share of training done, see ``ProgressHook``.
         """
         if not self.training:
             return self.inference(batched_inputs)
         x1, x2, *_ = self.preprocess_views(batched_inputs)
         patches1, patches2 = self.preprocess_patches(batched_inputs)
-        self.update_teacher()
+        self.teacher.update(self.momentum)
         keys = {"image": self.teach(self.embed, x2), "patches": self.teach(self.embed, patches2)}
         queries = {
             "image": self.embed(x1, self.backbone, self.head),

@@ -91,11 +91,6 @@ class MoCo(SiameseMetaArch):
         """
         return (F.normalize(head(self.encode_image(x, backbone)).flatten(1).float(), dim=1),)
 
-    def update_teacher(self) -> None:
-        """Move the teacher towards the student; call it once per forward."""
-        momentum = 0.0 if self.time() == 0 else self.momentum  # the first step copies: MODEL.WEIGHTS fills the student
-        self.teacher.update(momentum, backbone=self.backbone, head=self.head)
-
     @torch.no_grad()
     def teach(self, embed: Callable[..., tuple[torch.Tensor, ...]], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return ``embed(x, backbone, head)`` of the teacher, with the images shuffled over all processes meanwhile.
@@ -115,14 +110,11 @@ class MoCo(SiameseMetaArch):
 
         Returns:
             In training, "loss_image" >= 0; otherwise "features" (C, h, w) per image.
-
-        Raises:
-            RuntimeError: the model does not know the share of training done, see ``ProgressHook``.
         """
         if not self.training:
             return self.inference(batched_inputs)
         x1, x2, *_ = self.preprocess_views(batched_inputs)
-        self.update_teacher()
+        self.teacher.update(self.momentum)
         (k,) = self.teach(self.embed, x2)  # (N, D)
         (q,) = self.embed(x1, self.backbone, self.head)
         loss = info_nce(q, k, self.queue.features.clone(), self.temperature).mean()

@@ -73,7 +73,8 @@ class PixPro(SiameseMetaArch):
         self.instance_projector = instance_projector
         self.instance_predictor = instance_predictor
         self.instance_weight = instance_weight
-        self.teacher = MomentumTeacher(**self.students())
+        students = {"backbone": self.backbone, "projector": projector, "instance_projector": instance_projector}
+        self.teacher = MomentumTeacher(**{name: module for name, module in students.items() if module is not None})
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
@@ -114,13 +115,6 @@ class PixPro(SiameseMetaArch):
             "instance_weight": keys.INSTANCE_WEIGHT,
         }
 
-    def students(self) -> dict[str, nn.Module]:
-        """Return the modules that the teacher follows, by name."""
-        modules = {"backbone": self.backbone, "projector": self.projector}
-        if self.instance_projector is not None:
-            modules["instance_projector"] = self.instance_projector
-        return modules
-
     def forward(self, batched_inputs):
         """Compare two views with the teacher's projections in training; return features otherwise.
 
@@ -138,7 +132,7 @@ class PixPro(SiameseMetaArch):
         if not self.training:
             return self.inference(batched_inputs)
         x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
-        self.teacher.update(cosine_momentum(self.momentum, self.time()), **self.students())
+        self.teacher.update(cosine_momentum(self.momentum, self.time()))
         with torch.no_grad():
             tf1, tf2 = (self.encode(x, self.teacher.backbone) for x in (x1, x2))  # the teacher's features
             t1, t2 = self.teacher.projector(tf1), self.teacher.projector(tf2)  # (N, D, h, w)

@@ -140,14 +140,11 @@ class ReSim(MoCo):
         Returns:
             In training, "loss_image" and for each level "loss_windows_<name>", all >= 0, where windows that do not lie
             wholly in view 2 are left out; otherwise "features" (C, h, w) per image.
-
-        Raises:
-            RuntimeError: the model does not know the share of training done, see ``ProgressHook``.
         """
         if not self.training:
             return self.inference(batched_inputs)
         x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
-        self.update_teacher()
+        self.teacher.update(self.momentum)
         k, *k_maps = self.teach(self.embed, x2)
         q, *q_maps = self.embed(x1, self.backbone, self.head)
         losses = {"loss_image": info_nce(q, k, self.queue.features.clone(), self.temperature).mean()}

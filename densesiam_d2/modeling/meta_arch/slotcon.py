@@ -40,8 +40,7 @@ class SlotCon(SiameseMetaArch):
 
     Source: models/slotcon.py in CVMI-Lab/SlotCon. Departures: images whose views do not overlap are left out of the
     grouping loss (there: a rectangle of negative size); the mean over slots is over those of all processes (there: of
-    each process, NaN without any); scores, slots and predictor are in float32, also with AMP; the first step copies the
-    student into the teacher, so that MODEL.WEIGHTS fills both (there: both start equal).
+    each process, NaN without any); scores, slots and predictor are in float32, also with AMP.
     """
 
     exports = "teacher.backbone"
@@ -98,7 +97,7 @@ class SlotCon(SiameseMetaArch):
         self.center_momentum = center_momentum
         self.momentum = momentum
         self.group_weight = group_weight
-        self.teacher = MomentumTeacher(**self.students())
+        self.teacher = MomentumTeacher(backbone=self.backbone, projector=projector, prototypes=self.prototypes)
         self.register_buffer("center", torch.zeros(num_slots))
 
     @staticmethod
@@ -153,10 +152,6 @@ class SlotCon(SiameseMetaArch):
             "group_weight": keys.GROUP_WEIGHT,
         }
 
-    def students(self) -> dict[str, nn.Module]:
-        """Return the modules that the teacher copies."""
-        return {"backbone": self.backbone, "projector": self.projector, "prototypes": self.prototypes}
-
     def forward(self, batched_inputs):
         """Compare two views with the teacher's groups in training; return features otherwise.
 
@@ -173,7 +168,7 @@ class SlotCon(SiameseMetaArch):
         if not self.training:
             return self.inference(batched_inputs)
         x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
-        self.teacher.update(cosine_momentum(self.momentum, self.time()), **self.students())
+        self.teacher.update(cosine_momentum(self.momentum, self.time()))
         with torch.no_grad():
             zt1, st1 = self.project(x1, self.teacher)  # (N, D, h, w), (N, K, h, w)
             zt2, st2 = self.project(x2, self.teacher)
