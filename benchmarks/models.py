@@ -5,7 +5,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from densesiam_d2.engine import load_config
-from densesiam_d2.engine.setup import replace_sync_bn
+from densesiam_d2.engine.setup import with_cpu_norms
 from densesiam_d2.solver import build_optimizer
 
 __all__ = ["Floor", "build", "random_batch", "train_step"]
@@ -14,8 +14,7 @@ __all__ = ["Floor", "build", "random_batch", "train_step"]
 def build(config: str, *words, device: str = "cpu") -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return model and optimizer of a config file."""
     cfg = load_config(config, ["MODEL.DEVICE", device, *words])
-    replace_sync_bn(cfg)
-    model = build_model(cfg).to(memory_format=torch.channels_last).train()
+    model = build_model(with_cpu_norms(cfg)).to(memory_format=torch.channels_last).train()
     return model, build_optimizer(cfg, model)
 
 

@@ -149,7 +149,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ssl.CHECKPOINT_STAGES = []
     # Norm in all projectors and predictors. On CPU, "SyncBN" is replaced by an equivalent norm, which the log names.
     ssl.NORM = "SyncBN"
-    # Initialise the scale of the last norm of each residual branch with 0, as SimSiam does.
+    # Initialise the scale of the last norm of each residual branch with 0, as SimSiam does. For ResNets of detectron2
+    # and torchvision; other backbones stay as they are.
     ssl.ZERO_INIT_RESIDUAL = True
 
 

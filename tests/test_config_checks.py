@@ -336,11 +336,26 @@ def test_evaluation_on_the_cpu_takes_a_recipe_in_fp16():
     check_config(_cfg("DATASETS.TEST", ("scenes_val",), *amp), eval_only=True)
 
 
-def test_mixed_precision_on_several_cpu_processes_is_refused():
-    cfg = _cfg("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bf16", "MODEL.DEVICE", "cpu")
+@pytest.mark.parametrize("words", [("MODEL.DEVICE", "cpu"), ("MODEL.DEVICE", "cuda", "MODEL.SSL.NORM", "naiveSyncBN")])
+def test_norms_that_bf16_makes_inaccurate_are_refused(words):
+    cfg = _cfg("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bf16", *words)
     check_config(cfg, world_size=1)
-    with pytest.raises(ValueError, match="several CPU processes"):
+    with pytest.raises(
+        ValueError, match=r"PRECISION is 'bf16'; MODEL\..*NORM is then inaccurate over several processes"
+    ):
         check_config(cfg, world_size=2)
+
+
+def test_bf16_on_several_gpus_passes():
+    words = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bf16", "MODEL.DEVICE", "cuda")
+    check_config(_cfg(*words), world_size=2)
+
+
+@pytest.mark.parametrize("key", ["USAGE.LOSS_WEIGHT", "PIXEL.TARGET_TEMPERATURE", "WHOLE_CELLS"])
+def test_keys_of_segmentation_are_refused_in_pretraining(key):
+    value = {"WHOLE_CELLS": True}.get(key, 0.5)
+    with pytest.raises(ValueError, match=rf"MODEL\.DENSESIAM\.{key} is {value}; only DenseSiamSegmentor uses it"):
+        check_config(_cfg("MODEL.META_ARCHITECTURE", "DenseSiam", f"MODEL.DENSESIAM.{key}", value))
 
 
 def test_keys_misspelt_in_python_are_found():

@@ -14,7 +14,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.engine.segmentor import Segmentor
-from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.engine.setup import load_config
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.reporting import pictures
 from densesiam_d2.reporting.curves import Panel, draw_panel, read_metrics
@@ -61,7 +61,6 @@ class _Run:
         """Return the run's config for this machine, with other weights if given."""
         opts = [*self.stage.opts, "OUTPUT_DIR", str(self.output)]
         cfg = load_config(str(ROOT / self.stage.config), opts + (["MODEL.WEIGHTS", str(weights)] if weights else []))
-        replace_sync_bn(cfg)
         return cfg
 
 

@@ -44,8 +44,6 @@ PLACES = (
 )
 # Keys whose change stops a resume, as a change of the images does: the result would be that of another training.
 IDENTITY = ("SEED", "MODEL", "INPUT", "SOLVER.IMS_PER_BATCH", "SOLVER.OPTIMIZER")
-# What "SyncBN" becomes, by device and number of processes (engine/setup.py).
-SYNCED_NORMS = ("SyncBN", "naiveSyncBN_N", "BN")
 
 
 class ExactResumeHook(HookBase):
@@ -130,9 +128,8 @@ def compare(stored: dict, own: dict) -> tuple[list[str], list[str]]:
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) == now.get(key) or _is_in(key, PLACES) or (key == "SEED" and own["seed"] == stored["seed"]):
             continue
-        same_norm = was.get(key) in SYNCED_NORMS and now.get(key) in SYNCED_NORMS
         both_know_it = key in was and key in now  # a key may be newer than the checkpoint, or removed
-        other_training = _is_in(key, IDENTITY) and not same_norm and both_know_it
+        other_training = _is_in(key, IDENTITY) and both_know_it
         (stops if other_training else notes).append(f"{key} was {was.get(key)} and is {now.get(key)}")
     if stored["world_size"] != own["world_size"]:
         notes.append(f"there were {stored['world_size']} processes and are {own['world_size']}: weights will differ")

@@ -35,7 +35,7 @@ __all__ = [
     "load_config",
     "load_trained_config",
     "record_config",
-    "replace_sync_bn",
+    "with_cpu_norms",
     "setup",
 ]
 
@@ -91,23 +91,24 @@ def load_trained_config(config_file: str, weights: str, opts: list[str] = ()) ->
     cfg = load_config(config_file, opts)
     check_values(cfg)
     cfg.MODEL.WEIGHTS = weights
-    replace_sync_bn(cfg)
     return cfg
 
 
-def replace_sync_bn(cfg: CfgNode) -> None:
-    """On the CPU, replace every "SyncBN" by a norm that computes the same, and log the replaced keys.
+def with_cpu_norms(cfg: CfgNode) -> CfgNode:
+    """Return the config to build a model from: in several CPU processes another norm for every "SyncBN", with a log.
 
-    ``nn.SyncBatchNorm`` refuses CPU tensors. In one process plain BN computes the same. In several processes
-    detectron2's own all-reduce implementation does, in the mode that weighs each process by its batch size.
+    ``nn.SyncBatchNorm`` refuses CPU tensors there; in one process it is plain batch norm. detectron2's "naiveSyncBN_N"
+    computes the same: it weighs each process by its batch size.
     """
-    if cfg.MODEL.DEVICE != "cpu":
-        return
-    substitute = "naiveSyncBN_N" if comm.get_world_size() > 1 else "BN"
     replaced = [key for key in all_keys(cfg) if key.endswith("NORM") and attrgetter(key)(cfg) == "SyncBN"]
-    if replaced:
-        cfg.merge_from_list([word for key in replaced for word in (key, substitute)])
-        logging.getLogger("densesiam_d2").info("CPU: %s instead of SyncBN for %s", substitute, ", ".join(replaced))
+    if cfg.MODEL.DEVICE != "cpu" or comm.get_world_size() == 1 or not replaced:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([word for key in replaced for word in (key, "naiveSyncBN_N")])
+    cfg.freeze()
+    logging.getLogger("densesiam_d2").info("CPU: naiveSyncBN_N instead of SyncBN for %s", ", ".join(replaced))
+    return cfg
 
 
 def checked_config(args: argparse.Namespace) -> CfgNode:
@@ -206,7 +207,6 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     if args.dry_run:
         cfg.OUTPUT_DIR = tempfile.mkdtemp(prefix="dry_run_")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="densesiam_d2")
-    replace_sync_bn(cfg)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     names = [*train, *cfg.DATASETS.TEST, *(other_scored_sets(cfg) | probe_sets(cfg)).values()]
     register_path_datasets(names)

@@ -38,7 +38,7 @@ from densesiam_d2.engine.exact_resume import ExactResumeHook
 from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, export_backbone, unwrap
 from densesiam_d2.engine.probe import ProbeHook
 from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
-from densesiam_d2.engine.setup import record_config
+from densesiam_d2.engine.setup import record_config, with_cpu_norms
 from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
 from densesiam_d2.engine.step import StepTrainer
 from densesiam_d2.engine.training_pictures import TrainingPicturesHook
@@ -183,7 +183,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg):
         try:
-            model = super().build_model(cfg)
+            model = super().build_model(with_cpu_norms(cfg))
         except ValueError as error:
             raise ConfigError(f"the model cannot be built: {error}") from error
         # Convolutions are faster in this memory format: a little on the CPU, much more on tensor cores.

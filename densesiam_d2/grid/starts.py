@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from densesiam_d2.checkpoint import CheckedCheckpointer, expected_metadata
-from densesiam_d2.engine.setup import replace_sync_bn
 from densesiam_d2.grid.cells import check_folder_name
 
 __all__ = ["SCRATCH", "Start", "check_starts", "on_cpu", "parse_starts", "quiet", "split_name"]
@@ -108,7 +107,6 @@ def on_cpu(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    replace_sync_bn(cfg)
     return cfg
 
 

@@ -198,6 +198,7 @@ class ClusteringHook(HookBase):
         begin = logged = time.monotonic()
         batches = replay(self.trainer.data_loader, self._epoch * self._length + done, num - done)
         for number, batch in enumerate(batches, start=done + 1):
+            torch.manual_seed(self._seed_of(name, number, comm.get_rank()))  # for dropout, also after a resume
             yield number, batch
             now = time.monotonic()
             if now - logged > LOG_SECONDS:

@@ -51,7 +51,7 @@ from torch.utils.data import Subset
 
 from densesiam_d2.config_checks import check_values
 from densesiam_d2.data.datasets import check_datasets
-from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.engine.setup import load_config
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.labels.subset import subset_of
@@ -132,7 +132,6 @@ def _probe_all(args: argparse.Namespace) -> dict:
     _check(args)
     cfg = load_config(args.config_file, args.opts)
     check_values(cfg)
-    replace_sync_bn(cfg)
     seed = max(cfg.SEED, 0)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (args.train,), (args.test,)
     check_datasets(cfg)

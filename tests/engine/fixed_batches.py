@@ -9,7 +9,6 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from densesiam_d2.engine import Trainer, load_config
-from densesiam_d2.engine.setup import replace_sync_bn
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = [
@@ -67,7 +66,6 @@ def train(output_dir: str) -> None:
     """Train from seeded weights and write the final state and losses to ``output_dir``."""
     torch.set_num_threads(1)
     cfg = load_config(str(ROOT / "configs" / "pretrain_R18.yaml"), [*OPTIONS, "OUTPUT_DIR", output_dir])
-    replace_sync_bn(cfg)
     seed_all_rng(1)
     trainer = FixedTrainer(cfg)
     trainer.train()
@@ -75,7 +73,7 @@ def train(output_dir: str) -> None:
         torch.save(
             {
                 "model": {k.removeprefix("module."): v for k, v in trainer.model.state_dict().items()},
-                "norm": cfg.MODEL.SSL.NORM,
+                "norm": next(type(m).__name__ for m in trainer.model.modules() if "BatchNorm" in type(m).__name__),
             },
             Path(output_dir) / "result.pth",
         )

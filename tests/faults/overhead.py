@@ -25,7 +25,6 @@ from densesiam_d2.data import order
 from densesiam_d2.data.loader import build_two_view_train_loader
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper, collate_views
 from densesiam_d2.engine import Trainer, load_config
-from densesiam_d2.engine.setup import replace_sync_bn
 from densesiam_d2.modeling.meta_arch import siamese
 from tests.faults.runs import ROOT, write_images
 
@@ -129,7 +128,6 @@ def main() -> None:
         words = ["DATASETS.TRAIN", f"('folder:{images}',)", "OUTPUT_DIR", folder, "DATALOADER.NUM_WORKERS", 0]
         words += ["SOLVER.IMS_PER_BATCH", args.batch, "INPUT.SSL.VIEW_SIZE", args.view_size, "SEED", 1, *args.options]
         cfg = load_config(args.config_file, words)
-        replace_sync_bn(cfg)
         for name, compare in (("step", compare_steps), ("loader", compare_loaders)):
             if args.only not in (None, name):
                 continue

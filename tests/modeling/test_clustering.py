@@ -35,7 +35,7 @@ def train(tmp_path, monkeypatch):
     write_scenes(tmp_path / "scenes", num=2 * EPOCH, seed=0, size=64)
     monkeypatch.setattr(ClusteringHook, "save_seconds", -1.0)  # save after every batch
 
-    def run(method, name, *flags, kill=None, period=2):
+    def run(method, name, *flags, kill=None, period=2, network="shufflenet_v2_x0_5"):
         forwards, extract = [], method.cluster_features
 
         def counted(self, batch):
@@ -48,7 +48,7 @@ def train(tmp_path, monkeypatch):
         options = {
             **SMALL,
             "MODEL.BACKBONE.NAME": "build_torchvision_backbone",
-            "MODEL.TORCHVISION.NAME": "shufflenet_v2_x0_5",
+            "MODEL.TORCHVISION.NAME": network,
             "MODEL.CLUSTERING.GRID_SIZE": 4,
             "MODEL.CLUSTERING.FIRST_BATCHES": 2,
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
@@ -101,6 +101,14 @@ def test_a_new_classifier_of_each_epoch_survives_a_kill(train):
     _, expected = train(ModifiedDeepCluster, "straight")
     train(ModifiedDeepCluster, "run", kill=5 * EPOCH + 4)
     assert_equal(expected, train(ModifiedDeepCluster, "run", "--resume")[1])
+
+
+def test_a_network_that_drops_at_random_survives_a_kill(train):
+    """EfficientNet leaves out random blocks in training mode, in which features are extracted for clustering too."""
+    options = {"network": "efficientnet_b0"}
+    _, expected = train(ModifiedDeepCluster, "straight", **options)
+    train(ModifiedDeepCluster, "run", kill=3 * EPOCH + 4, **options)  # in the clustering pass of the second epoch
+    assert_equal(expected, train(ModifiedDeepCluster, "run", "--resume", **options)[1])
 
 
 def test_labels_of_older_checkpoints_are_kept(train, tmp_path):

@@ -12,7 +12,7 @@ from torch import multiprocessing as mp
 from torch import nn
 
 from densesiam_d2.config import add_densesiam_config
-from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.engine.setup import load_config
 from densesiam_d2.solver import build_lr_scheduler, build_optimizer
 
 BASE_LR = 0.4
@@ -225,7 +225,6 @@ def test_backbone_factor_scales_the_whole_schedule_of_the_backbone_only():
 @pytest.mark.parametrize("config", ["quick/mask_rcnn_instant_test", "quick/fcn_instant_test"])
 def test_the_factor_of_the_last_layers_is_for_the_predictors_of_heads_only(config):
     cfg = load_config(str(Path(__file__).parents[2] / "configs" / f"{config}.yaml"), ["MODEL.DEVICE", "cpu"])
-    replace_sync_bn(cfg)
     cfg.SOLVER.BASE_LR, cfg.SOLVER.LAST_LAYERS_LR_FACTOR, cfg.SOLVER.BACKBONE_LR_FACTOR = 0.1, 4.0, 0.5
     model = build_model(cfg)
     rates = _rates_by_name(build_optimizer(cfg, model), model)

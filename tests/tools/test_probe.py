@@ -123,10 +123,9 @@ def test_instances_are_foreground(run, scenes):
 
 
 def test_several_weights_in_one_table(run, tmp_path, capsys):
-    from densesiam_d2.engine.setup import load_config, replace_sync_bn
+    from densesiam_d2.engine.setup import load_config
 
     cfg = load_config(str(tmp_path / "probe.yaml"))
-    replace_sync_bn(cfg)
     model = build_features(cfg, ["res3", "res4", "res5"], weights="", size=96, seed=0)
     torch.save({"model": model.state_dict()}, tmp_path / "saved.pth")
     weights = ["random", str(tmp_path / "saved.pth")]

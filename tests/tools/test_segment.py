@@ -154,10 +154,9 @@ def test_labels_are_the_models_argmax(run, tmp_path):
     run("SOLVER.IMS_PER_BATCH", 1)
     from detectron2.engine import DefaultPredictor
 
-    from densesiam_d2.engine.setup import load_config, replace_sync_bn
+    from densesiam_d2.engine.setup import load_config
 
     cfg = load_config(str(tmp_path / "seg.yaml"), ["MODEL.WEIGHTS", str(tmp_path / "model.pth")])
-    replace_sync_bn(cfg)
     image = cv2.imread(str(tmp_path / "images" / "town" / "b.png"))
     with torch.no_grad():
         expected = DefaultPredictor(cfg)(image)["sem_seg"].argmax(dim=0).numpy()

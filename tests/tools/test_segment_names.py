@@ -16,7 +16,7 @@ from densesiam_d2.data import cityscapes27
 from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.segmentor import Segmentor
-from densesiam_d2.engine.setup import load_config, replace_sync_bn
+from densesiam_d2.engine.setup import load_config
 from densesiam_d2.labels.cluster_names import file_sha256
 from densesiam_d2.reporting.label_colors import palette
 from densesiam_d2.tools import check_data, name_clusters, score_maps
@@ -32,7 +32,6 @@ NAMES = ["road", "tree", "ignore", "road", None]
 def all_clusters_occur(run, tmp_path):  # noqa: F811
     """Give the logits of the untrained model, whose last layer is a norm, mean 0 and deviation 1 over the images."""
     cfg = load_config(str(tmp_path / "seg.yaml"), ["MODEL.WEIGHTS", str(tmp_path / "model.pth")])
-    replace_sync_bn(cfg)
     segmentor = Segmentor(cfg, certainty=True)
     images = [read_image(path) for path in (tmp_path / "images").rglob("*.*")]
     with torch.no_grad():

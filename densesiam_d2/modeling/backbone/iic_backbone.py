@@ -39,7 +39,7 @@ class IICBackbone(Backbone):
             dim = width * factor
             conv = nn.Conv2d(in_dim, dim, 3, padding=1, dilation=2 if i >= 4 else 1, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
-            layers += [conv, get_norm(norm, dim), nn.ReLU(inplace=True)]
+            layers += [conv, get_norm(norm, dim) or nn.Identity(), nn.ReLU(inplace=True)]
             in_dim = dim
         self.layers = nn.Sequential(*layers)
         self.register_buffer("grey", torch.tensor(GREY).view(1, 3, 1, 1), persistent=False)
@@ -51,7 +51,15 @@ class IICBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None):
-        """Read MODEL.RESNETS.NORM and MODEL.IIC.WIDTH."""
+        """Read MODEL.RESNETS.NORM and MODEL.IIC.WIDTH.
+
+        Raises:
+            ValueError: MODEL.BACKBONE.FREEZE_AT is above 0.
+        """
+        if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+            raise ValueError(
+                f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}; this network has no stages: set 0"
+            )
         return {"norm": cfg.MODEL.RESNETS.NORM, "width": cfg.MODEL.IIC.WIDTH}
 
     @property

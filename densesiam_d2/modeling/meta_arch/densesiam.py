@@ -140,6 +140,20 @@ class DenseSiam(SiameseMetaArch):
         ds.USAGE.EXPONENT = 0.0
 
     @classmethod
+    def problems(cls, cfg: CfgNode) -> list[str]:
+        keys = cfg.MODEL.DENSESIAM
+        segmentation = [
+            ("USAGE.LOSS_WEIGHT", keys.USAGE.LOSS_WEIGHT, 0.0),
+            ("PIXEL.TARGET_TEMPERATURE", keys.PIXEL.TARGET_TEMPERATURE, 1.0),
+            ("WHOLE_CELLS", keys.WHOLE_CELLS, False),
+        ]
+        return [
+            f"MODEL.DENSESIAM.{key} is {value}; only DenseSiamSegmentor uses it: leave it at {unused}"
+            for key, value, unused in segmentation
+            if value != unused
+        ]
+
+    @classmethod
     def from_config(cls, cfg):
         ret = super().from_config(cfg)
         keys = cfg.MODEL.DENSESIAM

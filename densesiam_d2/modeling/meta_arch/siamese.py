@@ -1,12 +1,14 @@
 """The base class of all two-view methods: preprocessing, encoder, schedule, metrics. It has no loss and no forward."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
+import torchvision
 from detectron2.config import CfgNode, configurable
 from detectron2.engine.train_loop import HookBase
 from detectron2.modeling import Backbone, build_backbone
-from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, DeformBottleneckBlock
 from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
 from torch import nn
@@ -58,7 +60,7 @@ class SiameseMetaArch(nn.Module):
             backbone: any backbone of detectron2's registry.
             in_feature: name of the backbone output that the method uses.
             pixel_mean, pixel_std: per channel, in the order of ``INPUT.FORMAT`` and the range of the images.
-            zero_init_residual: initialise the scale of the last norm of each residual branch with 0.
+            zero_init_residual: initialise the scale of the last norm of each residual branch of a ResNet with 0.
         """
         super().__init__()
         self.backbone = backbone
@@ -252,9 +254,19 @@ class SiameseMetaArch(nn.Module):
             get_event_storage().put_scalars(smoothing_hint=False, **dict(zip(names, values, strict=True)))
 
 
+# Kind of block -> name of the last norm of its residual branch.
+LAST_NORMS = {
+    BottleneckBlock: "conv3.norm",
+    DeformBottleneckBlock: "conv3.norm",
+    BasicBlock: "conv2.norm",
+    torchvision.models.resnet.Bottleneck: "bn3",
+    torchvision.models.resnet.BasicBlock: "bn2",
+}
+
+
 def _zero_init_residual(backbone: nn.Module) -> None:
     for block in backbone.modules():
-        last = {BottleneckBlock: "conv3", BasicBlock: "conv2"}.get(type(block))
-        norm = getattr(block, last).norm if last else None
-        if isinstance(getattr(norm, "weight", None), nn.Parameter):
-            nn.init.zeros_(norm.weight)
+        if type(block) in LAST_NORMS:
+            norm = attrgetter(LAST_NORMS[type(block)])(block)
+            if isinstance(getattr(norm, "weight", None), nn.Parameter):
+                nn.init.zeros_(norm.weight)

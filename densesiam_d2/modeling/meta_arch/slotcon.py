@@ -124,8 +124,12 @@ class SlotCon(SiameseMetaArch):
 
     @classmethod
     def from_config(cls, cfg):
-        if cfg.MODEL.SSL.NORM == "BN" and world_size() > 1:  # a process may have fewer than two active slots
-            raise ValueError("MODEL.SSL.NORM is BN; with several processes SlotCon needs norms over all: set SyncBN")
+        # A process may have one active slot, which BN refuses, or none, which naiveSyncBN refuses.
+        if cfg.MODEL.SSL.NORM in ("BN", "naiveSyncBN") and world_size() > 1:
+            raise ValueError(
+                f"MODEL.SSL.NORM is {cfg.MODEL.SSL.NORM!r}; with several processes SlotCon needs a norm over the slots "
+                "of all: set SyncBN"
+            )
         ret = super().from_config(cfg)
         keys = cfg.MODEL.SLOTCON
         in_dim = ret["backbone"].output_shape()[cfg.MODEL.SSL.IN_FEATURE].channels

@@ -21,5 +21,5 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
         res5, out_channels = super()._build_res5_block(cfg)
-        res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, out_channels))
+        res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, out_channels) or nn.Identity())
         return res5, out_channels

@@ -7,7 +7,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 from densesiam_d2.layers import with_idle
-from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder, features_of
+from densesiam_d2.modeling.sem_seg.decoder import TopDownDecoder, check_finest_stride, features_of
 
 __all__ = ["IICHead"]
 
@@ -57,12 +57,12 @@ class IICHead(nn.Module):
         """Read MODEL.SEM_SEG_HEAD and MODEL.IIC.
 
         Raises:
-            ValueError: IN_FEATURES is empty or names a feature that the backbone does not give.
+            ValueError: IN_FEATURES is empty or names a feature that the backbone does not give, or the finest of them
+                is not at COMMON_STRIDE.
         """
         head, iic = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.IIC
         shapes = features_of(cfg, input_shape)
-        if not shapes:
-            raise ValueError("MODEL.SEM_SEG_HEAD.IN_FEATURES is empty: name a feature of the backbone")
+        check_finest_stride(shapes, head.COMMON_STRIDE)
         return {
             "input_shape": shapes,
             "num_classes": head.NUM_CLASSES,

@@ -4,6 +4,7 @@ Shape shorthand: N images, C decoder channels, K clusters, h,w cells at the fine
 """
 
 from collections.abc import Callable
+from operator import attrgetter
 
 import torch
 from detectron2.config import configurable
@@ -142,16 +143,25 @@ class PseudoLabelSemSegHead(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         """Read ``MODEL.SEM_SEG_HEAD``; see the constructor for what it raises."""
         head = cfg.MODEL.SEM_SEG_HEAD
-        widths = (head.CONVS_DIM, head.NUM_CLASSES, head.PSEUDO_LABEL.AUX_CLASSES)
-        if head.NORM == "GN" and any(width % 32 for width in widths):
+        widths = {"CONVS_DIM": head.CONVS_DIM}
+        if head.PSEUDO_LABEL.LOGIT_NORM:
+            clusters = "PSEUDO_LABEL.MERGE_FROM" if head.PSEUDO_LABEL.MERGE_FROM else "NUM_CLASSES"
+            widths |= {key: attrgetter(key)(head) for key in (clusters, "PSEUDO_LABEL.AUX_CLASSES")}
+        if head.NORM == "GN" and any(width % 32 for width in widths.values()):
+            named = ", ".join(f"{key} {width}" for key, width in widths.items())
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.NORM 'GN' needs widths divisible by 32, but CONVS_DIM, NUM_CLASSES and "
-                f"PSEUDO_LABEL.AUX_CLASSES are {widths}: use 'SyncBN' or 'BN'"
+                f"MODEL.SEM_SEG_HEAD.NORM is 'GN', which needs widths divisible by 32, not {named}: "
+                "use 'SyncBN' or 'BN'"
             )
         if head.PSEUDO_LABEL.MERGE_FROM and cfg.MODEL.META_ARCHITECTURE != "DenseSiamSegmentor":
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM is {head.PSEUDO_LABEL.MERGE_FROM}: only "
                 f"DenseSiamSegmentor counts what to merge; use 0 with {cfg.MODEL.META_ARCHITECTURE}"
+            )
+        if head.PSEUDO_LABEL.START != "random" and cfg.MODEL.META_ARCHITECTURE != "DenseSiamSegmentor":
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START is {head.PSEUDO_LABEL.START!r}: only DenseSiamSegmentor starts "
+                f"so; use 'random' with {cfg.MODEL.META_ARCHITECTURE}"
             )
         return {
             "input_shape": features_of(cfg, input_shape),

@@ -21,6 +21,7 @@ def published_cfg():
     cfg = method_cfg(IIC)
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.SSL.IN_FEATURE = "build_iic_backbone", "trunk"
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, cfg.MODEL.IIC.HEAD_PADDING = ["trunk"], 1
+    cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE = 2
     return cfg
 
 
@@ -171,3 +172,23 @@ def test_both_heads_have_their_turn_with_few_images(images, batch, turns, caplog
     hook.trainer.max_iter = 1
     hook.before_train()
     assert "1 iterations end within the first: the head that is scored stays random" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["MODEL.BACKBONE.FREEZE_AT", 2], "FREEZE_AT is 2; this network has no stages: set 0"),
+        (["MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 4], "COMMON_STRIDE is 4.*'trunk': 2"),
+    ],
+)
+def test_settings_that_this_network_cannot_have_are_named(words, message):
+    cfg = published_cfg()
+    cfg.merge_from_list(words)
+    with pytest.raises(ValueError, match=message):
+        tiny_model(cfg)
+
+
+def test_the_network_without_norms_trains():
+    cfg = published_cfg()
+    cfg.MODEL.RESNETS.NORM = ""
+    assert losses_of(tiny_model(cfg), tiny_batch(2))["loss_clusters"].isfinite()

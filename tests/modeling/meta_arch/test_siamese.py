@@ -48,6 +48,17 @@ def test_zero_init_touches_exactly_the_last_norm_of_each_block(depth, last, bloc
     assert all((param == 1).all() for name, param in norms.items() if name not in zero)
 
 
+@pytest.mark.parametrize(("name", "last", "blocks"), [("resnet18", "bn2", 8), ("resnet50", "bn3", 16)])
+def test_zero_init_touches_the_same_norms_of_torchvisions_resnets(name, last, blocks):
+    cfg = tiny_cfg()
+    cfg.MODEL.SSL.ZERO_INIT_RESIDUAL = True
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.TORCHVISION.NAME = "build_torchvision_backbone", name
+    cfg.MODEL.TORCHVISION.NORM = "BN"
+    weights = {n: p for n, p in tiny_model(cfg).backbone.named_parameters() if n.endswith("weight") and p.dim() == 1}
+    zero = {n for n, param in weights.items() if (param == 0).all()}
+    assert zero == {n for n in weights if n.endswith(f".{last}.weight")} and len(zero) == blocks
+
+
 def test_zero_init_can_be_turned_off_and_spares_frozen_norms():
     assert all(p.abs().sum() > 0 for n, p in tiny_model(tiny_cfg()).backbone.named_parameters() if "norm.w" in n)
     cfg = tiny_cfg()

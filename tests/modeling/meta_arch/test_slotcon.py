@@ -170,10 +170,11 @@ def test_a_process_without_a_slot_waits_for_the_others_and_counts_nothing(idle):
         assert torch.equal(mean0[name], mean1[name]) and torch.allclose(mean0[name], value, atol=1e-5)
 
 
-def test_plain_batch_norm_in_several_processes_is_refused():
+def test_norms_that_need_slots_in_each_process_are_refused():
     def refused(rank):
-        with pytest.raises(ValueError, match=r"MODEL\.SSL\.NORM is BN; with several processes .*: set SyncBN"):
-            tiny_model(method_cfg(SlotCon, norm="BN"))
+        for norm in ("BN", "naiveSyncBN"):
+            with pytest.raises(ValueError, match=rf"NORM is '{norm}'; with several processes .*: set SyncBN"):
+                tiny_model(method_cfg(SlotCon, norm=norm))
         return True
 
     assert all(in_two_processes(refused))

@@ -8,8 +8,9 @@ from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm
 from tests.checkpoint.networks import resnet_cfg
 
 
-def c4_model(name):
+def c4_model(name, norm="BN"):
     cfg = resnet_cfg(50)
+    cfg.MODEL.RESNETS.NORM = norm
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 1  # 64 times narrower bottlenecks: fast
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
@@ -28,6 +29,12 @@ def test_one_norm_of_the_right_kind_behind_res5():
     assert isinstance(heads.res5.norm, nn.BatchNorm2d) and heads.res5.norm.num_features == 64
     added = set(heads.state_dict()) - set(stock.state_dict())
     assert {name.rpartition(".")[0] for name in added} == {"res5.norm"}
+
+
+def test_without_norm_it_is_the_stock_head():
+    heads = c4_model("Res5ROIHeadsExtraNorm", norm="").roi_heads
+    features = torch.randn(1, 32, 8, 8)
+    assert heads._shared_roi_transform([features], [Boxes(torch.tensor([[0.0, 0.0, 100.0, 100.0]]))]).isfinite().all()
 
 
 def test_the_norm_is_applied_to_res5s_output():

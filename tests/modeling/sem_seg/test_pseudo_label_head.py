@@ -209,10 +209,21 @@ def test_twenty_steps_lower_the_loss(supervised):
     assert values[-1] < 0.9 * values[0]
 
 
+MERGE_FROM = "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM"
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.SEM_SEG_HEAD.NORM", "GN"], r"NORM 'GN' needs widths divisible by 32.*\(128, 27, 128\)"),
+        (
+            ["MODEL.SEM_SEG_HEAD.NORM", "GN"],
+            r"NORM is 'GN'.* not CONVS_DIM 128, NUM_CLASSES 27, PSEUDO_LABEL.AUX_CLASSES 128",
+        ),
+        (
+            ["MODEL.SEM_SEG_HEAD.NORM", "GN", MERGE_FROM, 50, "MODEL.META_ARCHITECTURE", "DenseSiamSegmentor"],
+            r"NORM is 'GN'.* not CONVS_DIM 128, PSEUDO_LABEL.MERGE_FROM 50",
+        ),
+        (["MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START", "kmeans"], r"START is 'kmeans': only DenseSiamSegmentor"),
         (["MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8], r"COMMON_STRIDE is 8, .*'res2': 4"),
         (["MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "res5"]], r"IN_FEATURES names \['p2'\].*'res2'"),
         (["MODEL.SEM_SEG_HEAD.IN_FEATURES", []], r"COMMON_STRIDE is 4, .*\{\}"),
@@ -223,6 +234,13 @@ def test_config_mistakes_name_the_key(opts, message):
     cfg.merge_from_list(opts)
     with pytest.raises(ValueError, match=message):
         build(cfg)
+
+
+@pytest.mark.parametrize("more", [["MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.LOGIT_NORM", False], [MERGE_FROM, 64]])
+def test_group_norm_needs_no_other_widths_than_those_it_has(more):
+    cfg = released_cfg()
+    cfg.merge_from_list(["MODEL.SEM_SEG_HEAD.NORM", "GN", "MODEL.META_ARCHITECTURE", "DenseSiamSegmentor", *more])
+    assert any(isinstance(m, nn.GroupNorm) for m in build(cfg).modules())
 
 
 def test_no_norm_and_no_auxiliary_classifier():
