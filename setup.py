@@ -21,7 +21,7 @@ setup(
     description="Dense self-supervised pretraining and unsupervised segmentation as a detectron2 extension",
     license="Apache-2.0",
     packages=find_packages(include=["densesiam_d2", "densesiam_d2.*"]),
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     # detectron2 is needed too but has no release on the package index (README, "Install").
     install_requires=[
         "torch>=2.6",
