@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="tiny inputs, one round, no file: does it run?")
     parser.add_argument("--output", type=Path, help="instead of benchmarks/results/<date>.json")
     args = parser.parse_args(argv)
+    if args.repeats < 1:
+        parser.error(f"--repeats {args.repeats} must be at least 1")
 
     options = Options(1 if args.quick else args.repeats, args.images, args.quick)
     results = Path(__file__).parent / "results" / f"{datetime.date.today()}.json"

@@ -67,13 +67,16 @@ def beside_simsiam(records: list[dict]) -> str:
     def of(method: str, unit: str) -> float | None:
         return medians.get((f"{method} step R18", f"ours, {unit} per pair"))
 
+    def cells(method: str, unit: str, digits: str) -> list[str]:
+        own, simsiam = of(method, unit), of("SimSiam", unit)
+        return [f"{own:{digits}}", f"{own / simsiam:.2f}" if simsiam else ""]
+
     pretraining = [method for method, output in OUTPUTS.items() if output == "features"]
     measured = sorted((m for m in pretraining if of(m, "seconds")), key=lambda m: of(m, "seconds"))
     lines = ["| method | s per pair | times SimSiam's | MiB per pair | times SimSiam's |\n|---|---:|---:|---:|---:|\n"]
     for method in measured:
-        cells = [f"{of(method, 'seconds'):.2f}", f"{of(method, 'seconds') / of('SimSiam', 'seconds'):.2f}"]
-        cells += [f"{of(method, 'peak MiB'):.0f}", f"{of(method, 'peak MiB') / of('SimSiam', 'peak MiB'):.2f}"]
-        lines.append(f"| {method} | {' | '.join(cells)} |\n")
+        row = [method, *cells(method, "seconds", ".2f"), *cells(method, "peak MiB", ".0f")]
+        lines.append(f"| {' | '.join(row)} |\n")
     missing = sorted(set(pretraining) - set(measured))
     return "".join(lines) + (f"\nNot measured: {', '.join(missing)}.\n" if missing else "")
 
@@ -83,6 +86,7 @@ if __name__ == "__main__":
     help_text = "written by python -m benchmarks methods"
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json", help=help_text)
     results = [record for path in parser.parse_args().results for record in json.loads(path.read_text())]
-    for page, name, write in (("performance", "methods", markdown), ("methods", "steps", beside_simsiam)):
+    pages = {"performance": ("methods", markdown(results)), "methods": ("steps", beside_simsiam(results))}
+    for page, (name, lines) in pages.items():
         document = Path("docs") / f"{page}.md"
-        document.write_text(insert_table(document.read_text(), name, write(results)))
+        document.write_text(insert_table(document.read_text(), name, lines))

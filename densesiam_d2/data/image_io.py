@@ -120,8 +120,11 @@ def highest_16_bit_value(data: bytes) -> int | None:
 
 
 def has_more_pages(image: Image.Image) -> bool:
-    """Tell whether an open image is a TIFF file of several pages, as microscopes and scanners write them."""
-    return image.format == "TIFF" and image.is_animated
+    """Tell whether an open image has several pages, as microscopes and scanners write them, or frames (animations).
+
+    The second picture of a phone's JPEG file, such as a depth map, is no page.
+    """
+    return image.format in ("TIFF", "GIF", "WEBP", "PNG") and image.is_animated
 
 
 def read_label(path: str | Path) -> np.ndarray:

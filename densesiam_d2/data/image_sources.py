@@ -108,7 +108,7 @@ class ImageSource:
             lines.append(f"skipped: {', '.join(f'{count} {kind}' for kind, count in self.skipped.most_common())}")
         if self.paged:
             lines.append(
-                f"TIFF files of which the first page alone was read: {len(self.paged)}, such as {self.paged[0]}"
+                f"files of which the first page or frame alone was read: {len(self.paged)}, such as {self.paged[0]}"
             )
         if self.unreadable:
             lines += [f"files that could not be read: {len(self.unreadable)}", *self.unreadable]
@@ -127,7 +127,7 @@ class ImageSource:
             except (ValueError, FileNotFoundError) as error:  # damaged, or removed since the folder was listed
                 self.unreadable.append(str(error))
             else:
-                if path.lower().endswith((".tif", ".tiff")):
+                if path.lower().endswith((".tif", ".tiff", ".gif", ".webp", ".png")):
                     with Image.open(path) as file:
                         self.paged += [path] * has_more_pages(file)
                 yield Path(path).relative_to(self.root), image

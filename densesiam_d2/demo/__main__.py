@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog
 
 import densesiam_d2.data  # noqa: F401  registers the data
 from densesiam_d2.demo.summary import write_summary
+from densesiam_d2.processes import INTERRUPTED
 from densesiam_d2.reporting.stages import ROOT, Stage, StageError, run_stage
 
 _TRAIN_SETS = ("scenes_train", "demo_photos")
@@ -123,6 +124,9 @@ def main(argv: list[str] | None = None) -> None:
         report = run(output, quick=args.quick, overwrite=args.overwrite)
     except (StageError, ImportError, ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        print("demo: interrupted; the same command goes on from the last finished stage", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     print(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes. The report: {report}")
 
 

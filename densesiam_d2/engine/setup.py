@@ -95,13 +95,13 @@ def load_trained_config(config_file: str, weights: str, opts: list[str] = ()) ->
 
 
 def with_cpu_norms(cfg: CfgNode) -> CfgNode:
-    """Return the config to build a model from: in several CPU processes another norm for every "SyncBN", with a log.
+    """Return the config to build a model from: on the CPU, in a process group, without "SyncBN"; keys are logged.
 
-    ``nn.SyncBatchNorm`` refuses CPU tensors there; in one process it is plain batch norm. detectron2's "naiveSyncBN_N"
+    ``nn.SyncBatchNorm`` refuses CPU tensors there; without a group it is plain batch norm. detectron2's "naiveSyncBN_N"
     computes the same: it weighs each process by its batch size.
     """
     replaced = [key for key in all_keys(cfg) if key.endswith("NORM") and attrgetter(key)(cfg) == "SyncBN"]
-    if cfg.MODEL.DEVICE != "cpu" or comm.get_world_size() == 1 or not replaced:
+    if cfg.MODEL.DEVICE != "cpu" or not torch.distributed.is_initialized() or not replaced:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()

@@ -133,9 +133,15 @@ class Comparison:
         if self.budget.unit == "pairs":
             return []
         return [
-            self._pretraining(method, f"time/{method.name}", "time", {"method": method.name}, 0, _TIMED)
+            self._pretraining(
+                method, f"time/{method.name}", "time", {"method": method.name}, 0, self._asked(method, _TIMED)
+            )
             for method in self.methods
         ]
+
+    def _asked(self, method: Method, iterations: int) -> int:
+        """Return the MAX_ITER with which a training has ``iterations``: SOLVER.REFERENCE_WORLD_SIZE stretches it."""
+        return max(1, round(iterations * self.num_gpus / (method.cfg.SOLVER.REFERENCE_WORLD_SIZE or self.num_gpus)))
 
     def cells(self) -> list[Cell]:
         """Return all cells, a seed after the other.
@@ -153,9 +159,11 @@ class Comparison:
                 for method in self.methods:
                     if method.name in timing and steps[method.name] is None:
                         continue
-                    where = f"{method.name}/{self.budget.unit}_{value:g}/seed_{seed}"
+                    where = f"{method.name}/{self.budget.unit}_{value:.15g}/seed_{seed}"
                     axes = {"method": method.name, "budget": value, "seed": seed}
                     length = self.budget.iterations(value, self._batch(method), steps.get(method.name))
+                    if self.budget.unit == "minutes":  # pairs stay: the batch shrinks as the length grows
+                        length = self._asked(method, length)
                     needs = (timing[method.name].name,) if timing else ()
                     cell = self._pretraining(method, f"pretrain/{where}", "pretrain", axes, seed, length, needs)
                     weights = str(cell.folder / "backbone.pkl")  # pretraining exports it at its end

@@ -93,7 +93,7 @@ def draw_scores(
     Args:
         lines: name -> (x, mean, standard deviation or None), in any order.
         x, y: names of the axes.
-        ticks: x -> text below it; the axis is then logarithmic.
+        ticks: x -> text below it; the axis is then logarithmic, unless an x is 0 or less.
     """
     figure = Figure(figsize=(7.5, 4.4), dpi=110, layout="constrained")
     axis = figure.add_subplot()
@@ -102,10 +102,12 @@ def draw_scores(
         axis.errorbar(at, means, stds, label=name, marker="os^Dv"[i % 5], markersize=5, capsize=3, elinewidth=1)
     axis.set(xlabel=x, ylabel=y)
     if ticks:
-        axis.set_xscale("log")
-        axis.minorticks_off()
+        if min(ticks) > 0:
+            axis.set_xscale("log")
+            axis.minorticks_off()
         axis.set_xticks(list(ticks), list(ticks.values()))
-    axis.legend(frameon=False, fontsize=8)
+    if any(lines):  # a single line may have no name
+        axis.legend(frameon=False, fontsize=8)
     return _render(figure)
 
 

@@ -41,6 +41,11 @@ class RunFiles:
         """
         if not any((folder / name).is_file() for name in _FILES):
             raise FileNotFoundError(f"{folder} holds no run: none of {', '.join(_FILES)} is in it")
+        if not any((folder / name).is_file() for name in _FILES[:-1]):
+            try:  # low_shot and compare write a results.json of their own, and a report.html
+                _read_results(folder / "results.json")
+            except ValueError as error:
+                raise FileNotFoundError(f"{folder} holds no run: {error}") from None
         self.folder, self.problems = folder, []
 
     @functools.cached_property

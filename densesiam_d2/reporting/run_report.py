@@ -16,7 +16,7 @@ from densesiam_d2.modeling import model_output, trains_on_views
 from densesiam_d2.reporting.curves import Curve, Panel, draw_panel
 from densesiam_d2.reporting.metric_texts import COLLAPSE, GROUPS, PROBE, SCORES, meaning_of
 from densesiam_d2.reporting.page import Section, write_report
-from densesiam_d2.reporting.pictures import draw_view_pairs, find_records
+from densesiam_d2.reporting.pictures import draw_view_pairs, find_records, spread_out
 from densesiam_d2.reporting.run_files import RunFiles, config_differences
 
 __all__ = ["curve_pictures", "write_run_report"]
@@ -44,13 +44,14 @@ def write_run_report(folder: Path, path: Path | None = None) -> Path:
     Raises:
         FileNotFoundError: the folder holds no run.
     """
+    folder = folder.resolve()  # "." has no name, and the commands are for another folder
     run = RunFiles(folder)
     parts = (_state, _scores, _collapse, _curves, _views, _set_aside, _weights, _config, _commands)
     sections = [section for part in parts if (section := part(run)) is not None]
     for problem in run.problems:
         sections[0].warning(f"Could not be read: {problem}")
     title = f"{run.cfg.MODEL.META_ARCHITECTURE}: {folder.name}" if run.cfg else folder.name
-    about = f"Report of the run in {folder.absolute()}, written on {time.strftime('%Y-%m-%d at %H:%M:%S')}."
+    about = f"Report of the run in {folder}, written on {time.strftime('%Y-%m-%d at %H:%M:%S')}."
     return write_report(path or folder / "report.html", title, [about], sections)
 
 
@@ -230,12 +231,13 @@ def _views(run: RunFiles) -> Section | None:
     try:
         cfg = run.cfg.clone()
         records = find_records(cfg)
-        picture = draw_view_pairs(cfg, records[:: max(1, len(records) // _NUM_VIEWS)][:_NUM_VIEWS])
+        chosen = spread_out(records, _NUM_VIEWS)
+        picture = draw_view_pairs(cfg, chosen)
     except (ValueError, OSError, ImportError) as error:
         return section.text(f"The training images cannot be read here: {error}")
     return section.figure(
         picture,
-        f"{_NUM_VIEWS} of {len(records)} training images with two views, drawn anew as training draws them. Points of "
+        f"{len(chosen)} of {len(records)} training images with two views, drawn anew as training draws them. Points of "
         "the same colour and number show the same spot; the network learns to give them the same features.",
     )
 
@@ -292,7 +294,7 @@ def _add_differences(section: Section, yaml: str, cfg: CfgNode, base: CfgNode) -
         return
     section.text(
         f"What the command line, the data and the machine changed in {yaml} (iterations that follow from epochs, "
-        "classes that follow from labels, BN for SyncBN on a CPU):"
+        "classes that follow from labels):"
     )
     section.table(["key", yaml, "this run"], changes, words=True)
 

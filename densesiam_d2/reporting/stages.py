@@ -14,6 +14,7 @@ from pathlib import Path
 
 import densesiam_d2
 from densesiam_d2.engine.setup import load_config
+from densesiam_d2.processes import end_with_parent
 
 __all__ = ["ROOT", "Stage", "StageError", "run_stage"]
 
@@ -126,7 +127,14 @@ def _run_command(stage: Stage) -> None:
     command = [sys.executable, *stage.words]
     with (
         log.open("w") as file,
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=end_with_parent,  # or it would go on to write into a folder that the next try empties
+        ) as process,
     ):
         for line in process.stdout:
             file.write(line)

@@ -87,6 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if _check(args) else 1
 
 
+def _common_folder(records: list[dict]) -> str:
+    """Return the folder below which all images lie, so that a manifest fits a copy of them."""
+    return os.path.commonpath([Path(record["file_name"]).parent for record in records]) if records else ""
+
+
 def _check(args: argparse.Namespace) -> bool:
     """Run all checks, write the files, and tell whether nothing is wrong."""
     if args.workers < 1 or not 0 < args.timeout < math.inf:
@@ -103,10 +108,12 @@ def _check(args: argparse.Namespace) -> bool:
         register_path_datasets([source])
         metadata = MetadataCatalog.get(source) if source in DatasetCatalog else None
         if metadata and metadata.get("image_roots") and not metadata.get("sem_seg_root"):  # ImageNet, and such
-            root, found = Path(), [{"file_name": record["file_name"]} for record in DatasetCatalog.get(source)]
+            found = [{"file_name": record["file_name"]} for record in DatasetCatalog.get(source)]
+            root = _common_folder(found)
         elif metadata and not source.startswith(UNLABELLED_PREFIXES):
             labels.append(_look_at_labels(source, args))
-            root, found = Path(), [{"file_name": path} for path in labels[-1].images]
+            found = [{"file_name": path} for path in labels[-1].images]
+            root = metadata.get("image_root") or _common_folder(found)
         else:
             root, found = _find_images(source, skipped)
         records.update((record["file_name"], record) for record in found)

@@ -195,7 +195,7 @@ def write_compare_page(comparison: Comparison, cells: Sequence[Cell], command: s
         if table.scores and entries:
             lines.setdefault(method, []).append((cost["minutes"] if value else 0.0, entries[table.scores[0]]))
         numbers = [_text(cost["minutes"], 2), _text(cost["seconds_per_step"], 3), _text(cost["mib"], 0)]
-        given = f"{value:g} {unit}" if value else "not pretrained here"
+        given = f"{value:.15g} {unit}" if value else "not pretrained here"
         rows.append([method, given, *numbers, *(str(entries.get(score, "")) for score in table.scores)])
     section = Section("Quality and cost")
     if table.scores:

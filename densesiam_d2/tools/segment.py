@@ -31,6 +31,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -52,7 +53,7 @@ from densesiam_d2.reporting.label_colors import overlay, palette
 from densesiam_d2.reporting.text import put_text
 from densesiam_d2.tools.command_line import tool
 
-__all__ = ["draw_legend", "known_classes", "main", "output_stem", "segment_images", "write_image"]
+__all__ = ["clear", "draw_legend", "known_classes", "main", "output_stem", "segment_images", "write_image"]
 
 
 def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -253,7 +254,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.matching and not classes:
         names = [f"{name} = {typed[i] or 'no class'}" for i, name in enumerate(names)]
 
-    _clear(args.output, args.input[0] if source.root is None else None)
+    folders = ["labels", "overlays"] + ([f"images/{args.input[0].stem}"] if source.root is None else [])  # of a video
+    files = ["classes.json", "classes.txt", "annotations.json"]  # first, because they give the ids their meaning
+    clear(args.output, ".segment", files, folders, sure_sign="gallery.html")
     annotations = args.output / "annotations.json"
     with CocoWriter(annotations, names, args.min_area) if classes else contextlib.nullcontext() as coco:
         settings = {"alpha": args.alpha, "threshold": args.threshold, "min_area": args.min_area}
@@ -269,23 +272,24 @@ def _run(args: argparse.Namespace) -> None:
     _report(args, source, gallery, seconds, coco, table)
 
 
-def _clear(output: Path, video: Path | None) -> None:
-    """Remove the label maps of an earlier run, whose ids may mean something else.
+def clear(output: Path, marker: str, files: Sequence[str], folders: Sequence[str], *, sure_sign: str) -> None:
+    """Remove what an earlier run has written, whose ids and images may be others.
 
     Args:
         output: the folder of the results.
-        video: the video, of which earlier frames are removed too; None for images.
+        marker: name of the file that marks the folder as the tool's. It is written first, so that a run that was
+            stopped can be repeated.
+        files, folders: names of what is removed.
+        sure_sign: name of a file that only the tool writes; folders of earlier versions have no marker.
 
     Raises:
         ValueError: the folder has files of these names that this tool has not written.
     """
-    marker = output / ".segment"  # written first, so that a run that was stopped can be repeated
-    files = [output / name for name in ("classes.json", "classes.txt", "annotations.json")]
-    folders = [output / "labels", output / "overlays"] + ([output / "images" / video.stem] if video else [])
+    files, folders, marker = [output / n for n in files], [output / n for n in folders], output / marker
     found = [path.name for path in (*files, *folders) if path.exists()]
-    if found and not (marker.exists() or (output / "gallery.html").exists()):
+    if found and not (marker.exists() or (output / sure_sign).exists()):
         raise ValueError(f"--output {output} has {', '.join(found)}, not written by this tool: name another folder")
-    for file in files:  # first, because they give the ids their meaning
+    for file in files:
         file.unlink(missing_ok=True)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

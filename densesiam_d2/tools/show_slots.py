@@ -23,7 +23,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from PIL import Image
 from torch.nn import functional as F
 
-from densesiam_d2.data import IMAGE_SUFFIXES, read_image
+from densesiam_d2.data import IMAGE_SUFFIXES, UnreadableImageError, read_image
 from densesiam_d2.data.augmentation import ResizeCenterCrop
 from densesiam_d2.engine.segmentor import fill
 from densesiam_d2.engine.setup import load_trained_config
@@ -71,7 +71,9 @@ class SlotScorer:
         return square, self.model.project(x, self.model.teacher)[1].cpu()
 
 
-def best_images(scorer: SlotScorer, records: Sequence[dict], top: int, num: int) -> list[tuple[int, list[int]]]:
+def best_images(
+    scorer: SlotScorer, records: Sequence[dict], top: int, num: int
+) -> tuple[list[tuple[int, list[int]]], list[UnreadableImageError]]:
     """Find the images that show each slot best.
 
     Args:
@@ -81,16 +83,28 @@ def best_images(scorer: SlotScorer, records: Sequence[dict], top: int, num: int)
         num: number of slots.
 
     Returns:
-        The number of each slot, those that win the most pixels first, and the numbers of its images, best first.
+        The number of each slot, those that win the most pixels first, and the numbers of its images, best first; and
+        why images could not be read, which are left out.
+
+    Raises:
+        UnreadableImageError: no image can be read.
     """
-    scores, pixels = [], 0
-    for record in records:
-        maps = scorer(record)[1]
+    scores, read, unreadable, pixels = [], [], [], 0
+    for i, record in enumerate(records):
+        try:
+            maps = scorer(record)[1]
+        except UnreadableImageError as error:
+            unreadable.append(error)
+            continue
         scores.append(image_scores(maps))
+        read.append(i)
         pixels = pixels + torch.bincount(maps.argmax(dim=1).flatten(), minlength=maps.shape[1])
+    if not read:
+        raise unreadable[0]
     scores = torch.cat(scores)  # (N, K)
     used = [k for k in pixels.argsort(descending=True, stable=True).tolist() if pixels[k] > 0]
-    return [(k, scores[:, k].topk(min(top, len(records))).indices.tolist()) for k in used[:num]]
+    best = [(k, scores[:, k].topk(min(top, len(read))).indices.tolist()) for k in used[:num]]
+    return [(k, [read[i] for i in rows]) for k, rows in best], unreadable
 
 
 def _region(scores: torch.Tensor, slot: int, size: tuple[int, int]) -> np.ndarray:
@@ -128,11 +142,15 @@ def _draw(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.config_file} trains {name}, which has no slots; SlotCon has")
     records = find_records(cfg, arguments.input)
     scorer, rows = SlotScorer(cfg), []
-    for slot, images in best_images(scorer, records, arguments.top, arguments.num):
+    slots, unreadable = best_images(scorer, records, arguments.top, arguments.num)
+    for slot, images in slots:
         drawn = [scorer(records[i]) for i in images]
         rows.append((str(slot), [mark_region(x, _region(scores, slot, x.shape[:2])) for x, scores in drawn]))
     Image.fromarray(draw_slots(rows)).save(arguments.output)
-    print(f"{len(rows)} of {cfg.MODEL.SLOTCON.SLOTS} slots drawn in {arguments.output}, from {len(records)} images")
+    num = len(records) - len(unreadable)
+    print(f"{len(rows)} of {cfg.MODEL.SLOTCON.SLOTS} slots drawn in {arguments.output}, from {num} images")
+    if unreadable:
+        print(f"images that could not be read, and are left out: {len(unreadable)}, such as: {unreadable[0]}")
 
 
 if __name__ == "__main__":

@@ -174,7 +174,11 @@ def _write_shard(tar: Path, folder: Path, results: Iterator[Shrunk], facts: dict
                     facts["unreadable"].append(result.error)
                     continue
                 name = Path(result.path).relative_to(folder).as_posix()
-                member = tarfile.TarInfo(name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg")
+                if not name.lower().endswith((".jpg", ".jpeg")):
+                    name += ".jpg"
+                    while (folder / name).exists():  # another image, which keeps its name
+                        name = f"{name.removesuffix('.jpg')}_.jpg"
+                member = tarfile.TarInfo(name)
                 member.size = len(result.data)
                 archive.addfile(member, io.BytesIO(result.data))
                 facts["before"] += result.before

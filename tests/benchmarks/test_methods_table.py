@@ -40,3 +40,11 @@ def test_steps_beside_simsiam_the_quickest_first_and_what_is_missing():
     table = beside_simsiam(records)
     assert table.splitlines()[2:4] == ["| BYOL | 0.12 | 0.25 | 100 | 1.25 |", "| SimSiam | 0.50 | 1.00 | 80 | 1.00 |"]
     assert table.endswith("Not measured: DenseCL, DenseSiam, DetCo, MoCo, PixPro, ReSim, SimCLR, SlotCon.\n")
+
+
+def test_without_simsiam_the_ratios_are_left_empty():
+    records = [
+        row("MoCo step R18", "ours, seconds per pair", 0.5),
+        row("MoCo step R18", "ours, peak MiB per pair", 80.0),
+    ]
+    assert "| MoCo | 0.50 |  | 80 |  |" in beside_simsiam(records)

@@ -145,7 +145,7 @@ OBJECTS = {
     "pathlib": Path("/data/imagenet"),
     "argparse": argparse.Namespace(lr=0.03, data=Path("/data")),
     "enum": {Colour.RED: [Colour.RED]},
-    "datetime": datetime.datetime(2024, 2, 29, tzinfo=datetime.timezone.utc),
+    "datetime": datetime.datetime(2024, 2, 29, tzinfo=datetime.UTC),
     "a class": Strange(),
     "a dict's class": AttributeDict(lr=0.1, path=Path("x")),
     "a list's class": Items([1, Path("x")]),

@@ -48,11 +48,12 @@ def test_one_image(tmp_path):
 def test_files_of_several_pages_are_counted(tmp_path):
     pages = [Image.new("L", (6, 5), value) for value in (10, 20)]
     pages[0].save(tmp_path / "one.tif")
-    pages[0].save(tmp_path / "two.tif", save_all=True, append_images=pages[1:])
+    for name in ("two.tif", "moving.gif", "moving.webp", "moving.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
     source = ImageSource(tmp_path, white_level=65535)
-    assert [image[0, 0, 0] for _, image in source] == [10, 10]
+    assert all(abs(int(image[0, 0, 0]) - 10) < 3 for _, image in source) and source.total == 5
     (line,) = source.left_out()
-    assert line == f"TIFF files of which the first page alone was read: 1, such as {tmp_path}/two.tif"
+    assert line == f"files of which the first page or frame alone was read: 4, such as {tmp_path}/moving.gif"
 
 
 def test_mistakes(tmp_path):

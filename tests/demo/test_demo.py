@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from densesiam_d2.demo import __main__ as demo
 from densesiam_d2.reporting.stages import ROOT
 
 
@@ -42,6 +45,50 @@ def test_quick_demo(tmp_path):
 
     second = run_demo(tmp_path)
     assert second.stdout.count("already done") == 8
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys, tmp_path):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", interrupted)
+    with pytest.raises(SystemExit) as error:
+        demo.main(["--output", str(tmp_path)])
+    assert error.value.code == 130 and "demo: interrupted" in capsys.readouterr().err
+
+
+def test_a_stage_ends_with_the_demo(tmp_path):
+    """A killed demo must leave no training that goes on in its folder."""
+    code = (
+        "import sys; from pathlib import Path; from densesiam_d2.reporting import stages\n"
+        "stage = stages.Stage('s', 's', sys.argv[2], Path(sys.argv[1]), opts=('SOLVER.MAX_ITER', '100000'))\n"
+        "stages.run_stage(stage, position='[1/1]')"
+    )
+    config = ROOT / "configs" / "quick" / "pretrain_instant_test.yaml"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "stage"), str(config)], cwd=ROOT)
+    log = tmp_path / "stage" / "log.txt"
+    try:
+        wait_for(lambda: log.is_file() and "Starting training" in log.read_text())
+        words = f"OUTPUT_DIR\0{tmp_path / 'stage'}".encode()
+        (child,) = (p for p in Path("/proc").glob("[0-9]*") if p.name != str(parent.pid) and words in cmdline(p))
+    finally:
+        parent.kill()
+    parent.wait()
+    wait_for(lambda: words not in cmdline(child))
+
+
+def cmdline(process):
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def wait_for(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 def test_mistakes_are_one_line(tmp_path):

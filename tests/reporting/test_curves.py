@@ -30,6 +30,14 @@ def test_scores_have_a_line_each_with_their_deviations(figures):
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["ours", "scratch", "lost"]
 
 
+def test_ticks_from_0_on_are_linear_and_a_line_without_name_has_no_legend(figures, recwarn):
+    curves.draw_scores(
+        {"": [(0.0, 1.0, None), (1.0, 2.0, None)]}, x="weight", y="mIoU", ticks={0: "0", 0.5: "0.5", 1: "1"}
+    )
+    (axis,) = figures[0].axes
+    assert axis.get_xscale() == "linear" and axis.get_legend() is None and not recwarn.list
+
+
 def test_without_ticks_the_axis_is_linear_and_a_start_at_0_is_whole(figures):
     curves.draw_scores({"a": [(0.0, 1.0, None)], "b": [(9.0, 2.0, None)]}, x="minutes", y="mIoU")
     (axis,) = figures[0].axes

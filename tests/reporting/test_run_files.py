@@ -56,6 +56,9 @@ def test_files_that_are_half_written(tmp_path):
 )
 def test_results_that_are_no_scores_are_told(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(FileNotFoundError, match=r"holds no run: .*results\.json"):
+        RunFiles(tmp_path)  # such as the folder of a grid, whose report.html would be lost
+    write_log(tmp_path)
     run = RunFiles(tmp_path)
     assert run.results == {}
     (told,) = run.problems

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from densesiam_d2.data import load_image_list
+from densesiam_d2.samples.scenes import write_scenes
 from densesiam_d2.tools import check_data, index, reader_pool
 
 from ..data.photos import smooth_image
@@ -110,6 +112,19 @@ def test_manifest_finds_a_flipped_byte(photos, tmp_path, capsys):
         "new": ["other.png"],
     }
     assert "2 changed by the manifest:\n  a.png\n  b.jpg\n" in capsys.readouterr().out
+
+
+def test_a_manifest_of_labelled_images_fits_a_copy_of_them(tmp_path, monkeypatch):
+    write_scenes(tmp_path / "set", num=3, seed=0, size=64)
+    shutil.copytree(tmp_path / "set", tmp_path / "copy")
+    source = "coco:{0}/instances.json,images={0}/images"
+    monkeypatch.chdir(tmp_path)
+    check(source.format(tmp_path / "set"), "--write-manifest", "m.jsonl")
+    paths = {json.loads(line)["path"] for line in (tmp_path / "m.jsonl").read_text().splitlines()}
+    assert len(paths) == 3 and not any("/" in path for path in paths)
+    monkeypatch.chdir(tmp_path / "copy")
+    _, report = check_with_report(tmp_path, source.format(tmp_path / "copy"), "--manifest", tmp_path / "m.jsonl")
+    assert report["manifest"] == {"missing": [], "changed": [], "new": []}
 
 
 def test_a_change_alone_fails_and_a_new_file_does_not(photos, tmp_path):

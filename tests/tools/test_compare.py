@@ -117,6 +117,18 @@ def test_defaults_of_output_and_budget(words, monkeypatch, tmp_path, capsys):
     assert f"OUTPUT_DIR {tmp_path}/output/compare/pretrain/instant_test/pairs_100000/seed_0" in pretraining
 
 
+def test_names_and_lengths_of_budgets(words, tmp_path, capsys):
+    """Minutes are those of this machine; train_net.py stretches MAX_ITER by REFERENCE_WORLD_SIZE / --num-gpus."""
+    assert main(words("--dry-run", budget="pairs=1234567,1234568", transfer=None)) == 0
+    text = capsys.readouterr().out
+    assert "/pairs_1234567/" in text and "/pairs_1234568/" in text
+    lengths = []
+    for more in ((), ("SOLVER.REFERENCE_WORLD_SIZE", "4")):
+        assert main(words("--dry-run", *more, budget="minutes=1", transfer=None)) == 0
+        lengths.append(int(re.search(r"SOLVER.MAX_ITER (\d+) .*/time/", capsys.readouterr().out)[1]))
+    assert lengths[0] == 4 * lengths[1]
+
+
 @pytest.mark.slow
 def test_a_real_comparison(words, tmp_path, capsys):
     assert main(words()) == 0, capsys.readouterr().out

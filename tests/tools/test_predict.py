@@ -144,6 +144,21 @@ def test_a_real_model_with_one_unreadable_file(tmp_path, capsys):
     assert "files that could not be read: 1" in printed and "torn.png" in printed
 
 
+def test_overlays_of_an_earlier_run_are_removed_and_those_of_others_are_not(tmp_path, capsys):
+    words, out = model_files(tmp_path, INSTANCES), tmp_path / "out"
+    write_images(tmp_path / "images")
+    line = [*words, "--output", str(out), "--input", str(tmp_path / "images")]
+    assert main(line) == 0
+    (tmp_path / "images" / "a.png").unlink()
+    assert main(line) == 0
+    assert [path.name for path in (out / "overlays").rglob("*.jpg")] == ["a.jpg"]  # of town
+    assert not (out / "overlays" / "a.jpg").exists()
+    write_images(tmp_path / "mine" / "overlays", ("b.png",))
+    assert main([*words, "--output", str(tmp_path / "mine"), "--input", str(tmp_path / "images")]) == 2
+    assert "has overlays, not written by this tool" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "overlays" / "b.png").is_file()
+
+
 def test_semantic_models_and_lists_go_through_segment(tmp_path):
     words = model_files(tmp_path, SEMANTIC)
     write_images(tmp_path / "images", ("a.png", "town/b.png", "town/c.png"))

@@ -129,6 +129,13 @@ def test_a_yaml_that_has_become_wrong_is_told(pretraining, capsys):
     assert "keys differ" in text
 
 
+def test_a_relative_folder_has_its_name(pretraining, capsys, monkeypatch):
+    monkeypatch.chdir(pretraining)
+    assert main(["."]) == 0
+    text = (pretraining / "report.html").read_text()
+    assert f"<title>DenseSiam: {pretraining.name}</title>" in text and f"OUTPUT_DIR {pretraining}_again" in text
+
+
 def test_no_run_is_one_line(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert re.fullmatch(r"report: .* holds no run.*\n", capsys.readouterr().err)

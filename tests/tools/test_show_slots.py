@@ -36,8 +36,8 @@ def test_slots_with_the_most_pixels_and_their_best_images():
         return None, images[record["file_name"]]
 
     records = [{"file_name": name} for name in images]
-    assert best_images(scorer, records, top=5, num=3) == [(2, [1, 0]), (0, [1, 0])]
-    assert best_images(scorer, records, top=1, num=1) == [(2, [1])]
+    assert best_images(scorer, records, top=5, num=3) == ([(2, [1, 0]), (0, [1, 0])], [])
+    assert best_images(scorer, records, top=1, num=1) == ([(2, [1])], [])
 
 
 def test_command(tmp_path, capsys):
@@ -52,6 +52,9 @@ def test_command(tmp_path, capsys):
     inputs = ["--input", str(tmp_path / "photos")]
     assert main([*base, *inputs, "--output", str(tmp_path / "slots.png"), "--num", "1", "--top", "2"]) == 0
     assert "1 of 12 slots drawn" in capsys.readouterr().out
+    (tmp_path / "photos" / "0.png").write_bytes(b"no image")  # the first: numbers of images must not move
+    assert main([*base, *inputs, "--output", str(tmp_path / "slots.png"), "--num", "1", "--top", "3"]) == 0
+    assert re.search(r"from 2 images\n.*left out: 1, such as: .*0\.png", capsys.readouterr().out)
     width = slot_drawing.MARGIN + 2 * (slot_drawing.SIDE + 4)
     assert Image.open(tmp_path / "slots.png").size == (width, slot_drawing.SIDE + 8)
 

@@ -61,6 +61,15 @@ def test_sizes_names_and_bytes(photos, tmp_path, capsys):
     assert "0 could not be read; skipped: 1 .txt" in summary
 
 
+def test_a_copy_does_not_take_the_name_of_another_image(photos, tmp_path):
+    Image.fromarray(smooth_image(20, 24, seed=1)).save(photos / "b" / "small.png.jpg")
+    assert run(photos, "--max-side", 40) == 0
+    found = copies(tmp_path / "photos-40.index")
+    assert len(found) == 6 and {"b/small.png.jpg", "b/small.png_.jpg"} < found.keys()
+    lines = (tmp_path / "photos-40.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["path"] for line in lines}) == 6
+
+
 def test_pixels_are_those_of_a_good_resize(photos, tmp_path):
     assert run(photos, "--max-side", 40, "--quality", 95) == 0
     record = copies(tmp_path / "photos-40.index")["a.jpg"]
