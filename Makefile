@@ -1,4 +1,4 @@
-# The two commands of the README, and a developer's verbs. Everything runs in .venv, made on first use.
+# The README's demo and test, and a developer's verbs. Everything runs in .venv, made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed

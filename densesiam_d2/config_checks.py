@@ -264,5 +264,10 @@ def _training(cfg: CfgNode, world_size: int) -> list[str]:
             "GPUs set SyncBN, on CPUs SOLVER.AMP.ENABLED False"
         )
     if not cfg.DATASETS.TRAIN:
-        problems.append("DATASETS.TRAIN is empty; name a data set, such as \"('folder:/data/mine',)\"")
+        kind = {
+            "instances": "coco:/data/train.json,images=/data/train",
+            "semantic": "masks:/data/images,labels=/data/labels",
+        }
+        example = "folder:/data/mine" if trains_on_views(cfg) else kind.get(model_output(cfg), "coco_2017_train")
+        problems.append(f"DATASETS.TRAIN is empty; name a data set, such as \"('{example}',)\"")
     return problems

@@ -1,4 +1,4 @@
-"""Apply any trained model to a folder, a list of images or a video: pictures, predictions and a table of counts.
+r"""Apply any trained model to a folder, a list of images or a video: pictures, predictions and a table of counts.
 
     python -m densesiam_d2.tools.predict --config-file output/own_mask_rcnn/config.yaml \
         --weights output/own_mask_rcnn/model_final.pth --input /data/new_images --output predicted --threshold 0.6

@@ -1,4 +1,4 @@
-"""Score the features of a backbone without training it: minutes on two CPU cores.
+r"""Score the features of a backbone without training it: minutes on two CPU cores.
 
     python -m densesiam_d2.tools.probe --config-file configs/pretrain_R18.yaml --weights random output/backbone.pkl \
         --train camvid_train --test camvid_test --output probe.json

@@ -1,4 +1,4 @@
-"""Draw what the prototypes of SlotCon stand for: for each, the images that show it best, with its region.
+r"""Draw what the prototypes of SlotCon stand for: for each, the images that show it best, with its region.
 
 Usage::
 
