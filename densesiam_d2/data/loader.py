@@ -43,14 +43,14 @@ logger = logging.getLogger(__name__)
 
 
 class SeededSamples(Dataset):
-    """A dataset whose item is the mapper's result for one record, drawn under a given seed.
+    """A dataset whose item is the mapper's result, a dict, for one record, drawn under a given seed.
 
     The key of an item is a :class:`SampleKey`. The item is a pair: the mapper's result, and a list of (file, reason) of
-    the unreadable files for which it is the substitute. If the result is a dict, the key's position is added to it as
-    "position"; a substitute has the position of the file that it replaces.
+    the unreadable files for which it is the substitute. The key's position is added to the result as "position"; a
+    substitute has the position of the file that it replaces.
     """
 
-    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], Any], *, substitute: bool):
+    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], *, substitute: bool):
         """Store the parts.
 
         Args:
@@ -66,7 +66,7 @@ class SeededSamples(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Any, list[tuple[str, str]]]:
+    def __getitem__(self, key: SampleKey) -> tuple[dict, list[tuple[str, str]]]:
         index, seed, position = key
         unreadable = []
         while True:
@@ -74,7 +74,7 @@ class SeededSamples(Dataset):
             try:
                 with seeded(seed):
                     sample = self._mapper(record)
-                return _add_position(sample, position), unreadable
+                return {**sample, "position": position}, unreadable
             except (UnreadableImageError, FileNotFoundError) as error:
                 if not self._substitute:
                     raise
@@ -88,14 +88,6 @@ class SeededSamples(Dataset):
                     raise
                 raise RuntimeError(f"{record['file_name']}: {type(error).__name__}: {error}") from error
             index = int(mixed_seeds(seed, len(unreadable))[0] % np.uint64(len(self.records)))
-
-
-def _add_position(sample: Any, position: int) -> Any:
-    if not isinstance(sample, dict):
-        return sample
-    if "position" in sample:
-        raise ValueError('the mapper returned the key "position", which the loader fills in: use another name')
-    return {**sample, "position": position}
 
 
 class TrainLoader:
@@ -198,7 +190,7 @@ def _run_seed(cfg: CfgNode) -> int:
     return cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
 
 
-def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:
+def build_two_view_train_loader(cfg: CfgNode) -> TrainLoader:
     """Build an endless loader of batches of two views.
 
     All images of DATASETS.TRAIN are used, with or without annotations; annotations are dropped. An unreadable image is
@@ -209,13 +201,12 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
             SOLVER.IMS_PER_BATCH, SEED, RUN and INPUT are read. DATASETS.TRAIN has names of registered datasets,
             ``folder:/path``, ``list:/path.txt`` or ``index:/path.index``. A folder with more than
             DATALOADER.INDEX_ABOVE images is indexed once, in OUTPUT_DIR.
-        mapper: instead of :class:`TwoViewDatasetMapper`; it may return a dict with other keys.
 
     Returns:
         A loader of dicts made by :func:`collate_views` from N = SOLVER.IMS_PER_BATCH / number of processes images each.
-        They hold all keys that the mapper returns, and "position": (N,) int64, the place of each sample in the endless
-        sequence of epochs. Position ``p`` belongs to epoch ``p // number of images``. With the same seed, a position
-        always has the same image and the same views.
+        They also hold "position": (N,) int64, the place of each sample in the endless sequence of epochs. Position
+        ``p`` belongs to epoch ``p // number of images``. With the same seed, a position always has the same image and
+        the same views.
 
     Raises:
         ValueError: DATASETS.TRAIN has no images.
@@ -233,9 +224,8 @@ def build_two_view_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     if len(files) < total:
         logger.warning("%d images are fewer than SOLVER.IMS_PER_BATCH %d", len(files), total)
     warn_of_dark_images(files, cfg.INPUT.WHITE_LEVEL, cfg.DATASETS.ACCEPT)
-    mapper = TwoViewDatasetMapper(cfg) if mapper is None else mapper
     return TrainLoader(
-        SeededSamples(files, mapper, substitute=True),
+        SeededSamples(files, TwoViewDatasetMapper(cfg), substitute=True),
         EndlessBatches(
             len(files),
             total,
