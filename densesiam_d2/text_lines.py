@@ -2,14 +2,22 @@
 
 import codecs
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["printable", "read_json_lines", "read_lines"]
+__all__ = ["listed", "printable", "read_json_lines", "read_lines"]
 
 
 def printable(text: str) -> str:
     """Escape what terminals and log files refuse or obey: bytes that are not UTF-8, line breaks, terminal codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Iterable[str], limit: int = 10) -> str:
+    """Return "a, b, c", of more than ``limit`` names "a, b, c and 35 more", of no names "none"."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + more
 
 
 def read_lines(path: str | Path) -> list[str]:

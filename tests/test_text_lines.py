@@ -3,7 +3,7 @@ import codecs
 import pytest
 
 from densesiam_d2.data.image_listing import load_image_list
-from densesiam_d2.text_lines import read_lines
+from densesiam_d2.text_lines import listed, read_lines
 
 
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
@@ -36,3 +36,8 @@ def test_a_list_of_images_from_windows(tmp_path):
     listing.write_bytes("straße.png\r\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"list\.txt, line 1: not UTF-8"):
         load_image_list(listing)
+
+
+def test_listed():
+    assert [listed("abc", 3), listed("abcde", 3), listed([])] == ["a, b, c", "a, b, c and 2 more", "none"]
+    assert listed(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"

@@ -16,6 +16,7 @@ from densesiam_d2.checkpoint import arrays
 from densesiam_d2.checkpoint.frameworks import refuse_jax, refuse_tensorflow
 from densesiam_d2.checkpoint.tensors import tensors_in
 from densesiam_d2.checkpoint.unpickling import InertUnpickler, Placeholder, read_pickles
+from densesiam_d2.text_lines import listed
 
 __all__ = ["SAFETENSORS_KEY", "read_checkpoint", "require_weight_file"]
 
@@ -91,8 +92,7 @@ def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"cannot read weights from {path}: it holds a {type(content).__name__}, not a dict")
     if left_out:
-        more = f" and {len(left_out) - 12} more" if len(left_out) > 12 else ""
-        logger.info("%s: left out objects that are no tensors: %s%s", path, ", ".join(list(left_out)[:12]), more)
+        logger.info("%s: left out objects that are no tensors: %s", path, listed(left_out))
     return content
 
 

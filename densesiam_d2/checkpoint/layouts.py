@@ -12,6 +12,7 @@ from densesiam_d2.checkpoint.kinds import ResNetKind, kind_of
 from densesiam_d2.checkpoint.names import from_torchvision
 from densesiam_d2.checkpoint.namings import Network, networks_in
 from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_float, tensors_in
+from densesiam_d2.text_lines import listed
 
 __all__ = ["Found", "exported", "recognise"]
 
@@ -153,7 +154,7 @@ def _below(networks: list[Network], prefix: str) -> list[Network]:
     exact = exact or [n for n in networks if prefix in n.prefixes]
     below = exact or [n for n in networks if f".{prefix}." in f".{n.prefixes[0]}."]
     if not below:
-        raise ValueError(f"--prefix {prefix}: no ResNet lies there, but {_listed(networks)}")
+        raise ValueError(f"--prefix {prefix}: no ResNet lies there, but {listed(map(_where, networks))}")
     return below
 
 
@@ -177,7 +178,7 @@ def _choose(networks: list[Network], tensors: Mapping[str, Any]) -> tuple[str, N
     if not whole:
         raise errors[0]
     raise ValueError(
-        f"it holds {len(whole)} different ResNets, {_listed(whole)}; "
+        f"it holds {len(whole)} different ResNets, {listed(map(_where, whole))}; "
         "choose one with --prefix of python -m densesiam_d2.tools.export_backbone"
     )
 
@@ -192,7 +193,9 @@ def _by_method(networks: list[Network], tensors: Mapping[str, Any]) -> tuple[str
         kept = [n for n, own in zip(networks, parts, strict=True) if method.keep in own]
         left = [n for n, own in zip(networks, parts, strict=True) if method.leave in own]
         if len(kept) == 1 and len(left) == len(networks) - 1 and kept[0] not in left and method.tell in told:
-            logger.info("%s: took the ResNet %s of those %s", method.name, _where(kept[0]), _listed(networks))
+            logger.info(
+                "%s: took the ResNet %s of those %s", method.name, _where(kept[0]), listed(map(_where, networks))
+            )
             return f"{method.name}, ", kept[0]
     return "", None
 
@@ -245,13 +248,8 @@ def _where(network: Network) -> str:
     return f"below {network.prefixes[0]}" if network.prefixes[0] else "at the top"
 
 
-def _listed(networks: list[Network]) -> str:
-    return ", ".join(_where(network) for network in networks)
-
-
 def _log_left_out(names: list[str]) -> None:
     if names:
         groups = Counter(".".join(name.split(".")[:2]) for name in names)
-        listed = ", ".join(f"{group} ({count})" for group, count in groups.most_common(12))
-        more = f" and {len(groups) - 12} more groups" if len(groups) > 12 else ""
-        logger.info("left out %d other tensors: %s%s", len(names), listed, more)
+        counts = [f"{group} ({count})" for group, count in groups.most_common()]
+        logger.info("left out %d other tensors: %s", len(names), listed(counts))

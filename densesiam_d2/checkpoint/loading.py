@@ -29,6 +29,7 @@ from densesiam_d2.checkpoint.names import further_blocks
 from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
 from densesiam_d2.checkpoint.tensors import bare_name, is_tensor
+from densesiam_d2.text_lines import listed
 
 __all__ = ["CheckedCheckpointer", "WeightsError"]
 
@@ -316,11 +317,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
             if further:
                 self._complain(
                     f"MODEL.WEIGHTS {self._weights_path} holds a deeper network than the config's, which has no "
-                    f"{', '.join(further[:5])}{', ...' if len(further) > 5 else ''}: check MODEL.RESNETS.DEPTH"
+                    f"{listed(further, 5)}: check MODEL.RESNETS.DEPTH"
                 )
             return
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        self._complain(f"{filled}; missing {', '.join(missing[:10])}{more}. {why_missing(missing, state, self.model)}")
+        self._complain(f"{filled}; missing {listed(missing)}. {why_missing(missing, state, self.model)}")
 
     def _complain(self, message: str) -> None:
         if self._strict:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from densesiam_d2.text_lines import listed
+
 __all__ = [
     "blocks_of",
     "check_complete",
@@ -110,7 +112,7 @@ def _rename(state: Mapping[str, T], rules: list[tuple[str, str]], stage_shift: i
         else:
             unknown.append(name)
     if unknown:
-        raise ValueError(f"{len(unknown)} tensors are no part of a ResNet: {_listed(unknown)}")
+        raise ValueError(f"{len(unknown)} tensors are no part of a ResNet: {listed(unknown)}")
     return renamed
 
 
@@ -176,7 +178,7 @@ def check_complete(state: Iterable[str]) -> int:
         expected.add(conv)
         expected.update(f"{conv.removesuffix('.weight')}.norm.{part}" for part in norm)
     missing, leftover = sorted(expected - names), sorted(names - expected)
-    problems = [f"missing: {_listed(missing)}"] * bool(missing) + [f"left over: {_listed(leftover)}"] * bool(leftover)
+    problems = [f"missing: {listed(missing)}"] * bool(missing) + [f"left over: {listed(leftover)}"] * bool(leftover)
     if problems:
         raise ValueError(f"not a whole ResNet-{depth}; {'; '.join(problems)}")
     return depth
@@ -191,8 +193,3 @@ def _convolutions(depth: int) -> list[str]:
         if bottleneck or stage > 2:  # with basic blocks, res2 keeps width and resolution
             names.append(f"res{stage}.0.shortcut.weight")
     return names
-
-
-def _listed(names: list[str], limit: int = 10) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -12,6 +12,7 @@ from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, is_ours, known_
 from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import further_blocks, to_torchvision
 from densesiam_d2.checkpoint.tensors import as_array, is_float, tensors_in
+from densesiam_d2.text_lines import listed
 
 __all__ = ["named_backbone", "under_own_names"]
 
@@ -63,9 +64,7 @@ def under_own_names(
                 whole = torchvision.models.get_model(backbone.network, weights=None).state_dict()
             further = further_blocks(whole, inside)
         if further:
-            raise ValueError(
-                f"it holds a larger network than {backbone.network}, which has no {', '.join(further[:5])}"
-            )
+            raise ValueError(f"it holds a larger network than {backbone.network}, which has no {listed(further, 5)}")
         state = {name: tensors[prefixes[0] + name] for name in names}
         _check(state, backbone)
         facts = checkpoint.get("metadata")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.labels.subset import subset_of
-from densesiam_d2.text_lines import read_lines
+from densesiam_d2.text_lines import listed, read_lines
 
 from .image_listing import walk_images
 
@@ -90,8 +90,8 @@ def pair_files(image_root: Path, label_root: Path, subset: tuple[int, int] | Non
     stems = sorted(images.keys() & labels.keys())
     if not stems:
         raise ValueError(
-            f"no image in {image_root} ({_some(images)}) has a label map (.png) of its name in {label_root} "
-            f"({_some(labels)}); other files in the two: {_endings(others)}"
+            f"no image in {image_root} ({listed(images, EXAMPLES)}) has a label map (.png) of its name in {label_root} "
+            f"({listed(labels, EXAMPLES)}); other files in the two: {_endings(others)}"
         )
     if subset:
         stems = [stems[i] for i in subset_of(len(stems), *subset)]
@@ -125,11 +125,6 @@ def _by_stem(root: Path, other_root: Path, others: Counter, png: bool | None) ->
             raise ValueError(f"{found[stem]} and {file} have one name but for the ending: take one of them away")
         found[stem] = path
     return found
-
-
-def _some(names: Sequence[str] | dict[str, str]) -> str:
-    more = f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else ""
-    return ", ".join(list(names)[:EXAMPLES]) + more or "none"
 
 
 def _endings(others: Counter) -> str:

@@ -18,6 +18,7 @@ from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.labels.classes import class_order
 from densesiam_d2.labels.findings import Findings, LabelsError
 from densesiam_d2.modeling import model_output, trains_on_views
+from densesiam_d2.text_lines import listed
 
 __all__ = ["settle_labels"]
 
@@ -145,7 +146,7 @@ def _compare_with_fit(fit: LabelledSet, test: Sequence[LabelledSet], findings: F
     """Check that clusters can be matched on one set for the scores of others: their classes must be equal."""
     for other in test:
         if list(other.classes) != list(fit.classes):
-            text = f"its classes ({_listed(fit.classes)}) are not those of {other.name!r}: {_listed(other.classes)}"
+            text = f"its classes ({listed(fit.classes)}) are not those of {other.name!r}: {listed(other.classes)}"
             findings.add("error", "classes-differ", f"TEST.SEM_SEG_MATCHING_FIT {fit.name!r}", text)
 
 
@@ -179,11 +180,11 @@ def _settle_classes(
     first = (train or test)[0]
     names, source = (known[0], "MODEL.WEIGHTS") if known[0] else (list(first.classes), f"{first.name!r}")
     if known[1] not in (None, len(names)):
-        text = f"it has {known[1]} classes, but {source} has {len(names)}: {_listed(names)}"
+        text = f"it has {known[1]} classes, but {source} has {len(names)}: {listed(names)}"
         findings.add("error", "num-classes", "MODEL.WEIGHTS", text)
     for other in train[1:]:
         if list(other.classes) != names:
-            text = f"its classes ({_listed(other.classes)}) are not those of {first.name!r}, in order: {_listed(names)}"
+            text = f"its classes ({listed(other.classes)}) are not those of {first.name!r}, in order: {listed(names)}"
             findings.add("error", "classes-differ", other.name, text)
     for other in test:
         try:
@@ -193,14 +194,10 @@ def _settle_classes(
             findings.add("error", "classes-differ", f"{other.name!r} against {source}", str(error))
     number = attrgetter(key)(cfg)
     if key in fixed and number != len(names):
-        text = f"{key} is {number}, but {source} has {len(names)} classes ({_listed(names)})"
+        text = f"{key} is {number}, but {source} has {len(names)} classes ({listed(names)})"
         findings.add("error", "num-classes", "the command line", f"{text}; leave the key out, it follows the data")
     elif number != len(names):
         verdict.lines.append(
-            (logging.INFO, f"{key} {number} -> {len(names)}: the classes of {source}, {_listed(names)}")
+            (logging.INFO, f"{key} {number} -> {len(names)}: the classes of {source}, {listed(names)}")
         )
     verdict.values = {key: len(names), "MODEL.CLASS_NAMES": names}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from densesiam_d2.text_lines import listed
+
 __all__ = ["class_order"]
 
 
@@ -22,14 +24,9 @@ def class_order(model_classes: Sequence[str], test_classes: Sequence[str]) -> li
         only = [[n for n in a if n not in b] for a, b in ((model_classes, test_classes), (test_classes, model_classes))]
         raise ValueError(
             f"{len(model_classes)} classes in training, {len(test_classes)} in the test set; only in training: "
-            f"{_listed(only[0])}; only in the test set: {_listed(only[1])}"
+            f"{listed(only[0])}; only in the test set: {listed(only[1])}"
         )
     twice = sorted({name for name in test_classes if test_classes.count(name) > 1})
     if twice:
-        raise ValueError(f"the order differs, but classes go by name, and several are called {_listed(twice)}")
+        raise ValueError(f"the order differs, but classes go by name, and several are called {listed(twice)}")
     return [test_classes.index(name) for name in model_classes]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return (", ".join(names[:8]) or "none") + more
