@@ -2,10 +2,11 @@
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["listed", "printable", "read_json_lines", "read_lines"]
+__all__ = ["counted", "listed", "printable", "read_json_lines", "read_lines"]
 
 
 def printable(text: str) -> str:
@@ -18,6 +19,11 @@ def listed(names: Iterable[str], limit: int = 10) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "none") + more
+
+
+def counted(kinds: Counter, most: int | None = None) -> str:
+    """Return numbers and kinds such as "12 .txt, 3 hidden", the ``most`` frequent ones, made safe to print."""
+    return printable(", ".join(f"{number} {kind}" for kind, number in kinds.most_common(most)))
 
 
 def read_lines(path: str | Path) -> list[str]:

@@ -1,9 +1,10 @@
 import codecs
+from collections import Counter
 
 import pytest
 
 from densesiam_d2.data.image_listing import load_image_list
-from densesiam_d2.text_lines import listed, read_lines
+from densesiam_d2.text_lines import counted, listed, read_lines
 
 
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
@@ -41,3 +42,9 @@ def test_a_list_of_images_from_windows(tmp_path):
 def test_listed():
     assert [listed("abc", 3), listed("abcde", 3), listed([])] == ["a, b, c", "a, b, c and 2 more", "none"]
     assert listed(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
+def test_counted():
+    kinds = Counter({".txt": 2, ".gz\n": 5, "hidden": 1})
+    assert counted(kinds) == r"5 .gz\n, 2 .txt, 1 hidden" and counted(kinds, 2) == r"5 .gz\n, 2 .txt"
+    assert counted(Counter()) == ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from densesiam_d2.text_lines import printable, read_lines
+from densesiam_d2.text_lines import counted, printable, read_lines
 
 from .image_index import ImageFiles, write_index
 from .image_io import IMAGE_SUFFIXES
@@ -42,7 +42,7 @@ def load_image_folder(*roots: str | Path) -> list[dict]:
     for root in map(Path, roots):
         skipped = Counter()
         images = list(walk_images(root, skipped))
-        summary = _summary(skipped)
+        summary = counted(skipped)
         if not images:
             raise ValueError(
                 f"{root} holds no images (endings {' '.join(IMAGE_SUFFIXES)}); other files there: {summary or 'none'}"
@@ -141,13 +141,9 @@ def index_if_large(root: Path, index: Path, limit: int) -> bool:
                 )
                 below = len(os.path.join(root, ""))  # noqa: PTH118
                 write_index(index, root, (name[below:] for name in itertools.chain(first, names)))
-                logger.info("skipped: %s", _summary(skipped) or "nothing")
+                logger.info("skipped: %s", counted(skipped) or "nothing")
         comm.synchronize()
     return (index / "index.json").is_file()
-
-
-def _summary(skipped: Counter) -> str:
-    return ", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common())
 
 
 def walk_images(root: Path, skipped: Counter) -> Iterator[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES, has_more_pages, read_image
 from densesiam_d2.data.image_listing import load_image_list, walk_images
 from densesiam_d2.data.white_level import warn_of_dark_images
-from densesiam_d2.text_lines import printable
+from densesiam_d2.text_lines import counted, printable
 
 __all__ = ["ImageSource"]
 
@@ -105,7 +105,7 @@ class ImageSource:
         """Return lines for a person that name, after reading, the files that were skipped or could not be read."""
         lines = []
         if self.skipped:
-            lines.append(f"skipped: {', '.join(f'{count} {kind}' for kind, count in self.skipped.most_common())}")
+            lines.append(f"skipped: {counted(self.skipped)}")
         if self.paged:
             lines.append(
                 f"files of which the first page or frame alone was read: {len(self.paged)}, such as {self.paged[0]}"

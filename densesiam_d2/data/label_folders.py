@@ -10,7 +10,7 @@ from typing import NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.labels.subset import subset_of
-from densesiam_d2.text_lines import listed, read_lines
+from densesiam_d2.text_lines import counted, listed, read_lines
 
 from .image_listing import walk_images
 
@@ -91,7 +91,7 @@ def pair_files(image_root: Path, label_root: Path, subset: tuple[int, int] | Non
     if not stems:
         raise ValueError(
             f"no image in {image_root} ({listed(images, EXAMPLES)}) has a label map (.png) of its name in {label_root} "
-            f"({listed(labels, EXAMPLES)}); other files in the two: {_endings(others)}"
+            f"({listed(labels, EXAMPLES)}); other files in the two: {counted(others, 8) or 'none'}"
         )
     if subset:
         stems = [stems[i] for i in subset_of(len(stems), *subset)]
@@ -125,10 +125,6 @@ def _by_stem(root: Path, other_root: Path, others: Counter, png: bool | None) ->
             raise ValueError(f"{found[stem]} and {file} have one name but for the ending: take one of them away")
         found[stem] = path
     return found
-
-
-def _endings(others: Counter) -> str:
-    return ", ".join(f"{count} {ending}" for ending, count in others.most_common(8)) or "none"
 
 
 def read_classes(label_root: Path, file: Path | None = None) -> list[str] | None:

@@ -56,7 +56,7 @@ from densesiam_d2.data.path_datasets import (
 from densesiam_d2.data.white_level import DARK, dark_text, white_level_for
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.labels.findings import Finding
-from densesiam_d2.text_lines import printable, read_lines
+from densesiam_d2.text_lines import counted, printable, read_lines
 from densesiam_d2.tools.command_line import check_output_file, tool
 from densesiam_d2.tools.reader_pool import CheckedImage, check_images
 
@@ -249,7 +249,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 def _print_report(report: dict) -> None:
     print(f"{report['images']} images, {len(report['unreadable'])} unreadable")
     for key in ("kinds", "skipped"):
-        print(printable(f"{key}: {', '.join(f'{n} {kind}' for kind, n in report[key].most_common()) or 'none'}"))
+        print(f"{key}: {counted(report[key]) or 'none'}")
     print("megapixels:", ", ".join(f"{key} {value:.3g}" for key, value in report["megapixels"].items()) or "unknown")
     for labelled in report.get("labels", ()):
         counts = f"{labelled['images']} images" + (

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from densesiam_d2.data.image_index import ImageFiles, tar_members, write_index
 from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.data.path_datasets import FOLDER_PREFIX
-from densesiam_d2.text_lines import printable
+from densesiam_d2.text_lines import counted, printable
 from densesiam_d2.tools.command_line import tool
 
 __all__ = ["main"]
@@ -58,18 +58,14 @@ def _index(folder: Path, output: Path) -> str:
     first = next(images, None)
     if first is None:
         raise ValueError(
-            f"{folder} holds no images and no tar file (*.tar) with images; other files there: {_listed(skipped)}; "
-            "unpack them if they hold images"
+            f"{folder} holds no images and no tar file (*.tar) with images; other files there: "
+            f"{counted(skipped) or 'nothing'}; unpack them if they hold images"
         )
     images = tqdm(itertools.chain([first], images), unit=" images", disable=None)
     count = write_index(output, folder, images, tar=tars)
     first = printable(ImageFiles.open(output)[0]["file_name"])
     seconds = time.monotonic() - start
-    return f"{count:,} images in {output} ({seconds:.1f} s); first {first}; skipped: {_listed(skipped)}"
-
-
-def _listed(skipped: Counter) -> str:
-    return printable(", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common())) or "nothing"
+    return f"{count:,} images in {output} ({seconds:.1f} s); first {first}; skipped: {counted(skipped) or 'nothing'}"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from densesiam_d2.data.image_index import tar_members, write_index
 from densesiam_d2.data.image_io import WHITE_LEVEL, UnreadableImageError, read_bytes, read_image
 from densesiam_d2.data.image_listing import walk_images
 from densesiam_d2.data.path_datasets import FOLDER_PREFIX
-from densesiam_d2.text_lines import printable
+from densesiam_d2.text_lines import counted
 from densesiam_d2.tools.command_line import tool
 from densesiam_d2.tools.reader_pool import in_workers
 
@@ -219,10 +219,10 @@ def _finish(output: Path, facts: list[dict], skipped: Counter) -> bool:
         file.writelines(f"{json.dumps(entry)}\n".encode() for shard in facts for entry in shard["files"])
     count = write_index(index, output, tar_members(output, Counter()), tar=True)
     before, after = (sum(shard[key] for shard in facts) / 1e6 for key in ("before", "after"))
-    others = printable(", ".join(f"{n} {suffix}" for suffix, n in skipped.most_common())) or "nothing"
     print(
         f"{count:,} images in {index}: {before:,.1f} MB became {after:,.1f} MB ({after / before:.2f}); "
-        f"{len(bad):,} could not be read{f', named in {unreadable}' if bad else ''}; skipped: {others}"
+        f"{len(bad):,} could not be read{f', named in {unreadable}' if bad else ''}; "
+        f"skipped: {counted(skipped) or 'nothing'}"
     )
     return not bad
 
