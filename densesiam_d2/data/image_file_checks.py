@@ -4,15 +4,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from detectron2.data import Metadata
 from tqdm import tqdm
 
 from densesiam_d2.labels.findings import Tally
+from densesiam_d2.labels.subset import evenly_spaced
 
 from .image_io import UnreadableImageError, displayed_size
 
-__all__ = ["evenly_spaced", "look_at_cityscapes_files", "look_at_images", "missing_files"]
+__all__ = ["look_at_cityscapes_files", "look_at_images", "missing_files"]
 
 
 def look_at_images(records: Sequence[dict], sample: int | None, tally: Tally) -> None:
@@ -51,13 +51,6 @@ def missing_files(paths: Sequence[str]) -> set[str]:
         if name not in folders[folder]:
             missing.add(path)
     return missing
-
-
-def evenly_spaced(items: Sequence, sample: int | None) -> list:
-    """Return ``sample`` evenly spaced items, including the first and the last; all items if ``sample`` is None."""
-    if sample is None or len(items) <= sample:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, sample).astype(int)]
 
 
 def look_at_cityscapes_files(images: Sequence[Path], metadata: Metadata, kinds: Sequence[str], tally: Tally) -> None:

@@ -9,8 +9,9 @@ from detectron2.data import Metadata
 from tqdm import tqdm
 
 from densesiam_d2.labels.findings import Tally
+from densesiam_d2.labels.subset import evenly_spaced
 
-from .image_file_checks import evenly_spaced, look_at_images, missing_files
+from .image_file_checks import look_at_images, missing_files
 from .image_io import UnreadableImageError, displayed_size, read_label_and_palette
 
 __all__ = ["look_at_label_maps"]

@@ -4,8 +4,9 @@ import contextlib
 import logging
 from collections.abc import Sequence
 
-import numpy as np
 from detectron2.utils import comm
+
+from densesiam_d2.labels.subset import evenly_spaced
 
 from .image_io import DECODING_ERRORS, WHITE_LEVEL, highest_16_bit_value, read_bytes
 
@@ -39,9 +40,9 @@ def warn_of_dark_images(records: Sequence[dict], white_level: int, accept: Seque
     if not len(records) or white_level != WHITE_LEVEL or "dark-images" in accept or not comm.is_main_process():
         return
     values = []
-    for i in np.unique(np.linspace(0, len(records) - 1, SAMPLE).astype(int)).tolist():
+    for record in evenly_spaced(records, SAMPLE):
         with contextlib.suppress(*DECODING_ERRORS):  # the loader reports unreadable files
-            values.append(highest_16_bit_value(read_bytes(records[i]["file_name"], records[i].get("file_part"))))
+            values.append(highest_16_bit_value(read_bytes(record["file_name"], record.get("file_part"))))
     deep = [value for value in values if value is not None]
     if deep and max(deep) <= DARK:
         logging.getLogger(__name__).warning(

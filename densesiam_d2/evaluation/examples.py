@@ -1,21 +1,13 @@
 """Small pictures of some evaluated images, kept for a contact sheet."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-__all__ = ["Example", "evenly_chosen"]
+__all__ = ["Example"]
 
 _HEIGHT = 128  # pixels
-
-
-def evenly_chosen(items: Sequence, num: int) -> list:
-    """Return ``num`` items at equal distances from the first to the last one, or all items if there are fewer."""
-    if len(items) <= num:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, num).round().astype(int)]
 
 
 @dataclass

@@ -19,10 +19,11 @@ from detectron2.utils import comm
 from PIL import Image
 
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
-from densesiam_d2.evaluation.examples import Example, evenly_chosen
+from densesiam_d2.evaluation.examples import Example
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.evaluation.names import warn_of_absent
 from densesiam_d2.labels.foreground import foreground_of
+from densesiam_d2.labels.subset import evenly_spaced
 
 __all__ = ["SemSegConfusionEvaluator", "predicted_labels", "read_labels"]
 
@@ -180,7 +181,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
     def _is_example(self, file_name: str) -> bool:
         if self._example_names is None:
             names = [record["file_name"] for record in DatasetCatalog.get(self._dataset_name)]
-            self._example_names = evenly_chosen(names, self._num_examples)
+            self._example_names = evenly_spaced(names, self._num_examples)
         return file_name in self._example_names
 
     def evaluate(self) -> OrderedDict:

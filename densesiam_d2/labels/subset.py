@@ -1,8 +1,10 @@
-"""Random subsets that are nested: with one seed, 10 images are among the 25."""
+"""Subsets: random ones that are nested (with one seed, 10 images are among the 25), and evenly spaced ones."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["subset_of"]
+__all__ = ["evenly_spaced", "subset_of"]
 
 
 def subset_of(count: int, number: int, seed: int) -> list[int]:
@@ -19,3 +21,9 @@ def subset_of(count: int, number: int, seed: int) -> list[int]:
     if not 1 <= number <= count:
         raise ValueError(f"subset={number}: there are {count} annotated images to draw from")
     return sorted(np.random.default_rng(seed).permutation(count)[:number].tolist())
+
+
+def evenly_spaced(items: Sequence, number: int | None) -> list:
+    """Return ``number`` items at equal distances from the first to the last; all if there are fewer, or for None."""
+    number = len(items) if number is None else min(number, len(items))
+    return [items[i] for i in np.linspace(0, len(items) - 1, number).round().astype(int).tolist()]

@@ -30,7 +30,6 @@ __all__ = [
     "draw_segmentations",
     "draw_view_pairs",
     "find_records",
-    "spread_out",
     "tile",
 ]
 
@@ -81,12 +80,6 @@ def find_records(cfg: CfgNode, folder: str | None = None) -> list[dict]:
         raise ValueError("DATASETS.TRAIN is empty: name a folder by --input")
     check_datasets(cfg)
     return load_records(cfg.DATASETS.TRAIN)
-
-
-def spread_out(records: Sequence[dict], num: int) -> list[dict]:
-    """Return ``num`` records, or all if there are fewer, evenly spaced from the first on."""
-    num = min(num, len(records))
-    return [records[i * len(records) // num] for i in range(num)]
 
 
 def draw_view_pairs(cfg: CfgNode, records: Sequence[dict], seed: int = 0) -> np.ndarray:

@@ -12,11 +12,12 @@ from detectron2.config import CfgNode
 from densesiam_d2.engine.collapse import CollapseMonitor, healthy_range
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.grid.progress import duration
+from densesiam_d2.labels.subset import evenly_spaced
 from densesiam_d2.modeling import model_output, trains_on_views
 from densesiam_d2.reporting.curves import Curve, Panel, draw_panel
 from densesiam_d2.reporting.metric_texts import COLLAPSE, GROUPS, PROBE, SCORES, meaning_of
 from densesiam_d2.reporting.page import Section, write_report
-from densesiam_d2.reporting.pictures import draw_view_pairs, find_records, spread_out
+from densesiam_d2.reporting.pictures import draw_view_pairs, find_records
 from densesiam_d2.reporting.run_files import RunFiles, config_differences
 
 __all__ = ["curve_pictures", "write_run_report"]
@@ -231,7 +232,7 @@ def _views(run: RunFiles) -> Section | None:
     try:
         cfg = run.cfg.clone()
         records = find_records(cfg)
-        chosen = spread_out(records, _NUM_VIEWS)
+        chosen = evenly_spaced(records, _NUM_VIEWS)
         picture = draw_view_pairs(cfg, chosen)
     except (ValueError, OSError, ImportError) as error:
         return section.text(f"The training images cannot be read here: {error}")

@@ -17,8 +17,9 @@ from PIL import Image
 from densesiam_d2.config_checks import check_config
 from densesiam_d2.data import IMAGE_SUFFIXES
 from densesiam_d2.engine.setup import load_config
+from densesiam_d2.labels.subset import evenly_spaced
 from densesiam_d2.modeling import trains_on_views
-from densesiam_d2.reporting.pictures import draw_view_pairs, find_records, spread_out
+from densesiam_d2.reporting.pictures import draw_view_pairs, find_records
 from densesiam_d2.tools.command_line import tool
 
 __all__ = ["main"]
@@ -49,7 +50,7 @@ def _draw(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.config_file} trains {cfg.MODEL.META_ARCHITECTURE} on whole images, not on views")
     records = find_records(cfg, arguments.input)
     check_config(cfg)
-    chosen = spread_out(records, arguments.num)
+    chosen = evenly_spaced(records, arguments.num)
     Image.fromarray(draw_view_pairs(cfg, chosen, arguments.seed)).save(arguments.output)
     print(f"{len(chosen)} of {len(records)} images were chosen; the picture is {arguments.output}")
 

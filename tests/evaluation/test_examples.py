@@ -3,13 +3,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
-from densesiam_d2.evaluation.examples import Example, evenly_chosen
+from densesiam_d2.evaluation.examples import Example
 from tests.evaluation.processes import in_two_processes
-
-
-def test_evenly_chosen():
-    assert evenly_chosen("abcdefg", 3) == ["a", "d", "g"]
-    assert evenly_chosen("abcdefg", 7) == evenly_chosen("abcdefg", 12) == list("abcdefg")
 
 
 def test_an_example_is_small_and_in_place():

@@ -3,16 +3,9 @@ import re
 from PIL import Image
 
 from densesiam_d2.reporting import view_drawing
-from densesiam_d2.reporting.pictures import spread_out
 from densesiam_d2.tools import show_views
 
 from ..data.photos import smooth_image
-
-
-def test_images_are_evenly_spaced():
-    records = list(range(13))
-    assert spread_out(records, 7) == [0, 1, 3, 5, 7, 9, 11]
-    assert spread_out(records, 20) == records and spread_out(records, 1) == [0]
 
 
 def test_command(tmp_path, capsys, caplog):
