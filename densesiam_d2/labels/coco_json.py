@@ -16,7 +16,7 @@ from tqdm import tqdm
 from densesiam_d2.labels.boxes import judge_boxes
 from densesiam_d2.labels.coco_kinds import COCO_KINDS
 from densesiam_d2.labels.findings import Findings, Tally
-from densesiam_d2.labels.masks import clean_polygons, is_finite, mask_bounds, rle_problem
+from densesiam_d2.labels.masks import as_rle, clean_polygons, is_finite, mask_bounds, rle_problem
 from densesiam_d2.labels.subset import subset_of
 
 __all__ = ["read_coco"]
@@ -250,9 +250,7 @@ def _clean_mask(annotation: dict, name: str, image: dict, needed: bool, tally: T
         if problem:
             tally.note(problem, f"{name}: size {segmentation.get('size')}, image {size}")
             return False
-        if isinstance(segmentation["counts"], list):
-            segmentation = mask_util.frPyObjects(dict(segmentation), *size)
-        annotation["segmentation"] = segmentation
+        annotation["segmentation"] = segmentation = as_rle(segmentation, size)
         if mask_util.area(segmentation) == 0:
             tally.note("mask-no-pixel", name)
         return True
@@ -273,7 +271,7 @@ def _clean_mask(annotation: dict, name: str, image: dict, needed: bool, tally: T
 def _covers_no_pixel(polygons: list[list[float]], size: tuple[int, int]) -> bool:
     """Tell whether a mask covers no pixel; only masks of thin polygons are drawn for this."""
     thin = all(min(max(p[i::2]) - min(p[i::2]) for i in (0, 1)) < THIN for p in polygons)
-    return thin and mask_util.area(mask_util.merge(mask_util.frPyObjects(polygons, *size))) == 0
+    return thin and mask_util.area(as_rle(polygons, size)) == 0
 
 
 def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
@@ -316,8 +314,8 @@ def _area(annotation: Mapping, image: Mapping) -> float:
     if mask_bounds(segmentation, size) is None:
         return float(annotation["bbox"][2] * annotation["bbox"][3])
     if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(clean_polygons(segmentation, size)[0], *size))
-    return float(mask_util.area(segmentation))
+        segmentation = clean_polygons(segmentation, size)[0]
+    return float(mask_util.area(as_rle(segmentation, size)))
 
 
 def _judge(annotations: list[dict], entries: list, categories: dict, tally: Tally) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from densesiam_d2.labels.masks import as_rle
+
 __all__ = ["FOREGROUND_CLASSES", "IGNORE", "foreground_of"]
 
 IGNORE = 255
@@ -26,13 +28,6 @@ def foreground_of(annotations: Sequence[Mapping[str, Any]], height: int, width: 
     for crowd in (True, False):
         for annotation in annotations:
             if bool(annotation.get("iscrowd", 0)) == crowd and annotation.get("segmentation"):
-                labels[_mask(annotation["segmentation"], height, width)] = IGNORE if crowd else 1
+                mask = mask_util.decode(as_rle(annotation["segmentation"], (height, width))).astype(bool)
+                labels[mask] = IGNORE if crowd else 1
     return labels
-
-
-def _mask(segmentation: list | Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(dict(segmentation), height, width)
-    return mask_util.decode(segmentation).astype(bool)

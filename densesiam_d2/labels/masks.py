@@ -1,4 +1,4 @@
-"""Check the masks of annotations, polygons and run lengths, before the C code of pycocotools reads them."""
+"""Masks of annotations, polygons and run lengths: check them before the C code of pycocotools reads them."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-__all__ = ["clean_polygons", "is_finite", "mask_bounds", "rle_problem"]
+__all__ = ["as_rle", "clean_polygons", "is_finite", "mask_bounds", "rle_problem"]
 
 FLAT = 1e-6  # square pixels
 FAR = 10  # image sides; pycocotools needs memory in proportion to the length of a polygon's edges, and crashes
@@ -71,6 +71,20 @@ def _encloses_nothing(points: np.ndarray) -> bool:
     return bool(np.abs(x * y[far] - y * x[far]).max() <= FLAT)
 
 
+def as_rle(segmentation: list | Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any]:
+    """Return the compressed run lengths of a mask, which pycocotools needs.
+
+    Args:
+        segmentation: usable polygons, or run lengths, compressed or not.
+        size: height and width of the image.
+    """
+    if isinstance(segmentation, list):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    if isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(dict(segmentation), *size)
+    return segmentation
+
+
 def mask_bounds(segmentation: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
     """Return x0, y0, x1, y1 around a mask, in pixels; None if it is unusable.
 
@@ -81,12 +95,7 @@ def mask_bounds(segmentation: Any, size: tuple[int, int]) -> tuple[float, float,
     if isinstance(segmentation, Mapping):
         if rle_problem(segmentation, size):
             return None
-        rle = (
-            mask_util.frPyObjects(dict(segmentation), *size)
-            if isinstance(segmentation["counts"], list)
-            else segmentation
-        )
-        x, y, w, h = mask_util.toBbox(rle).tolist()
+        x, y, w, h = mask_util.toBbox(as_rle(segmentation, size)).tolist()
         return x, y, x + w, y + h
     polygons = clean_polygons(segmentation, size)[0] if segmentation else []
     if not polygons:
