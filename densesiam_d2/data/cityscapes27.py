@@ -4,6 +4,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from densesiam_d2.labels import IGNORE
+
 from .image_listing import load_image_folder
 
 __all__ = [
@@ -14,7 +16,6 @@ __all__ = [
     "register_cityscapes27",
 ]
 
-IGNORE_LABEL = 255
 FIRST_ID = 7  # the classes are the raw label ids from 7 to 33
 
 # Names and colours of the raw label ids 7 to 33, as in cityscapesscripts/helpers/labels.py.
@@ -67,7 +68,7 @@ def cityscapes27_label_map() -> list[int]:
 
     Source: janghyuncho/PiCIE, ``data/cityscapes_*_dataset.py``.
     """
-    label_map = [IGNORE_LABEL] * 256
+    label_map = [IGNORE] * 256
     for i in range(len(_CLASSES)):
         label_map[FIRST_ID + i] = i
     return label_map
@@ -78,7 +79,7 @@ def cityscapes7_label_map() -> list[int]:
 
     Source: janghyuncho/PiCIE, ``data/cityscapes_*_dataset.py``.
     """
-    label_map = [IGNORE_LABEL] * 256
+    label_map = [IGNORE] * 256
     for group, (_, first, _) in enumerate(_GROUPS):  # later groups overwrite the ids that belong to them
         last = FIRST_ID + len(_CLASSES)
         label_map[first:last] = [group] * (last - first)
@@ -141,7 +142,7 @@ def _register(root: str | Path, prefix: str, classes: list[str], colors: list, l
         MetadataCatalog.get(f"{prefix}_{split}").set(
             stuff_classes=classes,
             stuff_colors=colors,
-            ignore_label=IGNORE_LABEL,
+            ignore_label=IGNORE,
             label_map=label_map,
             raw_values=range(34),
             raw_values_hint="*_labelIds.png of gtFine have values up to 33; these are other files of that name",

@@ -12,13 +12,13 @@ from detectron2.utils.colormap import colormap
 from detectron2.utils.logger import log_first_n
 
 from densesiam_d2.atomic import atomic_write
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.text_lines import read_lines
 
 from .image_io import read_label
 
 __all__ = ["COCO_STUFF27_CLASSES", "coco_stuff27_label_map", "is_curated", "register_coco_stuff27"]
 
-IGNORE_LABEL = 255
 CURATED_LIST = "Coco164kFull_Stuff_Coarse_7.txt"
 PUBLISHED_SIZE = {"train": 49_629, "val": 2_175}
 # sha256 of the published lists (one id of 12 digits a line), curated/{train,val}2017 in janghyuncho/PiCIE.
@@ -68,7 +68,7 @@ def coco_stuff27_label_map() -> list[int]:
 
     Source: xu-ji/IIC ``code/datasets/segmentation/util``; the same table as PiCIE's ``fine_to_coarse_dict.pickle``.
     """
-    label_map = [IGNORE_LABEL] * 256
+    label_map = [IGNORE] * 256
     for coarse, (_, ranges) in enumerate(_FINE_IDS):
         for entry in ranges.split():
             first, _, last = entry.partition("-")
@@ -86,7 +86,7 @@ def is_curated(label: np.ndarray) -> bool:
     Source: xu-ji/IIC, ``code/datasets/segmentation/util/coco164k_prepare.py``.
     """
     coarse = np.array(coco_stuff27_label_map())
-    is_stuff = (coarse >= NUM_THINGS) & (coarse != IGNORE_LABEL)
+    is_stuff = (coarse >= NUM_THINGS) & (coarse != IGNORE)
     return min(label.shape) >= 360 and np.count_nonzero(is_stuff[label]) >= 0.75 * label.size
 
 
@@ -151,9 +151,9 @@ def register_coco_stuff27(root: str | Path) -> None:
             sem_seg_root=str(root / "stuffthingmaps" / f"{split}2017"),
             stuff_classes=COCO_STUFF27_CLASSES,
             stuff_colors=[tuple(map(int, color)) for color in colormap(rgb=True)[: len(COCO_STUFF27_CLASSES)]],
-            ignore_label=IGNORE_LABEL,
+            ignore_label=IGNORE,
             label_map=coco_stuff27_label_map(),
-            raw_values=[*range(182), IGNORE_LABEL],
+            raw_values=[*range(182), IGNORE],
             raw_values_hint="stuff_*_pixelmaps have values above 181: unpack stuffthingmaps_trainval2017.zip instead",
             thing_ids=list(range(NUM_THINGS)),
             stuff_ids=list(range(NUM_THINGS, len(COCO_STUFF27_CLASSES))),

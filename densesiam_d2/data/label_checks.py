@@ -8,9 +8,10 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.coco_json import read_coco
 from densesiam_d2.labels.findings import Findings, Tally
-from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, IGNORE
+from densesiam_d2.labels.foreground import FOREGROUND_CLASSES
 
 from .coco_sets import adopt_coco, coco_records
 from .datasets import check_records

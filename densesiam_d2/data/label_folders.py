@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.subset import subset_of
 from densesiam_d2.text_lines import counted, listed, read_lines
 
@@ -17,7 +18,6 @@ from .image_listing import walk_images
 __all__ = ["load_label_folder", "pair_files", "read_classes", "register_label_folder"]
 
 EXAMPLES = 5
-IGNORE_LABEL = 255
 
 
 def register_label_folder(
@@ -26,7 +26,7 @@ def register_label_folder(
     label_root: Path,
     classes: Sequence[str] | None,
     *,
-    ignore_label: int = IGNORE_LABEL,
+    ignore_label: int = IGNORE,
     subset: tuple[int, int] | None = None,
 ) -> None:
     """Register a folder of images and a folder of label maps as a semantic segmentation set.

@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.data import Metadata
 from tqdm import tqdm
 
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.findings import Tally
 from densesiam_d2.labels.subset import evenly_spaced
 
@@ -93,7 +94,7 @@ def _judge_values(
     path: str, counts: np.ndarray, classes: list[str] | None, metadata: Metadata, tally: Tally
 ) -> np.ndarray:
     """Return the pixel counts of the classes and the ignore label (256,), and note values that are neither of them."""
-    label_map, ignore = metadata.get("label_map"), metadata.get("ignore_label", 255)
+    label_map, ignore = metadata.get("label_map"), metadata.get("ignore_label", IGNORE)
     if metadata.get("raw_values"):
         strange = np.setdiff1d(np.flatnonzero(counts), metadata.raw_values)
         if len(strange):
@@ -111,7 +112,7 @@ def _judge_values(
 
 def _judge_classes(counts: np.ndarray, part: str, classes: list[str] | None, metadata: Metadata, tally: Tally) -> None:
     """Note classes without pixels, given the pixel counts (256,); ``part`` is "" or describes the sample in words."""
-    ignore, total = metadata.get("ignore_label", 255), counts.sum()
+    ignore, total = metadata.get("ignore_label", IGNORE), counts.sum()
     if not total:
         return
     names = {number: name for number, name in enumerate(classes or map(str, range(256))) if number != ignore}

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from densesiam_d2.atomic import atomic_write
+from densesiam_d2.labels import IGNORE
 
-__all__ = ["IGNORE", "IGNORE_NAME", "ClusterNames", "file_sha256", "majority_names"]
+__all__ = ["IGNORE_NAME", "ClusterNames", "file_sha256", "majority_names"]
 
 logger = logging.getLogger(__name__)
 
-IGNORE = 255  # in class maps, the pixels of clusters called "ignore" or without a name
-IGNORE_NAME = "ignore"
+IGNORE_NAME = "ignore"  # clusters of this name, and without a name, are IGNORE in class maps
 
 
 def file_sha256(path: str | Path) -> str:
@@ -50,7 +50,7 @@ class ClusterNames:
 
     @property
     def table(self) -> np.ndarray:
-        """The class id of each cluster, (K,) uint8; :data:`IGNORE` for "ignore" and for clusters without a name."""
+        """The class id of each cluster, (K,) uint8; ``IGNORE`` for "ignore" and for clusters without a name."""
         ids = {name: i for i, name in enumerate(self.classes)}
         return np.array([ids.get(name, IGNORE) for name in self.names], np.uint8)
 

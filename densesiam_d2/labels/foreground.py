@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.masks import as_rle
 
-__all__ = ["FOREGROUND_CLASSES", "IGNORE", "foreground_of"]
+__all__ = ["FOREGROUND_CLASSES", "foreground_of"]
 
-IGNORE = 255
 FOREGROUND_CLASSES = ["background", "foreground"]
 
 
@@ -22,7 +22,7 @@ def foreground_of(annotations: Sequence[Mapping[str, Any]], height: int, width: 
         height, width: of the image, in pixels.
 
     Returns:
-        (H, W) uint8: 1 in any instance, :data:`IGNORE` in crowds outside all instances, else 0.
+        (H, W) uint8: 1 in any instance, ``IGNORE`` in crowds outside all instances, else 0.
     """
     labels = np.zeros((height, width), np.uint8)
     for crowd in (True, False):

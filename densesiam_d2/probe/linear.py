@@ -32,9 +32,9 @@ from torch.nn import functional as F
 from densesiam_d2.data.augmentation import RandomHorizontalFlip, RandomResizedCrop
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.sem_seg import predicted_labels
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.probe.features import FrozenFeatures
 from densesiam_d2.probe.passes import Images, augmented, bar, named_scores, resize_labels, squared
-from densesiam_d2.probe.truth import IGNORE
 
 __all__ = ["EPOCHS", "SIDE", "batches", "crops", "probe_linear"]
 

@@ -24,10 +24,10 @@ from densesiam_d2.data.augmentation import RandomResizedCrop
 from densesiam_d2.data.color_augmentation import ColorJitter
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.sem_seg import predicted_labels
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.probe.cells import cell_counts
 from densesiam_d2.probe.features import FrozenFeatures
 from densesiam_d2.probe.passes import Images, augmented, bar, named_scores, resize_labels, squared
-from densesiam_d2.probe.truth import IGNORE
 
 __all__ = ["Memory", "crops", "probe_retrieval", "rarest_cells"]
 

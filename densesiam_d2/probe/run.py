@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.sem_seg import predicted_labels
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.probe.cells import IGNORED, cell_modes
 from densesiam_d2.probe.features import FrozenFeatures
 from densesiam_d2.probe.knn import nearest_votes
 from densesiam_d2.probe.passes import Images, bar, named_scores
 from densesiam_d2.probe.ridge import LAMBDAS, LinearClassifier, Moments, fit_ridge
-from densesiam_d2.probe.truth import IGNORE
 
 __all__ = ["held_out_images", "probe"]
 

@@ -9,9 +9,10 @@ from detectron2.data.detection_utils import check_image_size
 from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.label_checks import require_labels
 from densesiam_d2.evaluation.sem_seg import read_labels
-from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, IGNORE, foreground_of
+from densesiam_d2.labels import IGNORE
+from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, foreground_of
 
-__all__ = ["IGNORE", "LabelledImages", "labelled_pair"]
+__all__ = ["LabelledImages", "labelled_pair"]
 
 _SEMANTIC = ("sem_seg", "cityscapes_sem_seg", "scenes")
 
@@ -56,7 +57,7 @@ class LabelledImages(Sequence):
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return an image (H, W, 3), uint8 RGB, and its labels (H, W), uint8: classes or :data:`IGNORE`.
+        """Return an image (H, W, 3), uint8 RGB, and its labels (H, W), uint8: classes or ``IGNORE``.
 
         Raises:
             ValueError: a file cannot be read, image and labels differ in size, or a label is not a class.

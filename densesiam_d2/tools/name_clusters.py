@@ -22,9 +22,10 @@ from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.evaluation.confusion import confusion_matrix
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.cluster_names import ClusterNames, file_sha256, majority_names
 from densesiam_d2.labels.subset import subset_of
-from densesiam_d2.probe.truth import IGNORE, LabelledImages
+from densesiam_d2.probe.truth import LabelledImages
 from densesiam_d2.tools.command_line import check_output_file, tool
 from densesiam_d2.tools.segment import known_classes
 

@@ -23,7 +23,7 @@ from densesiam_d2.data.label_checks import require_labels
 from densesiam_d2.data.label_folders import read_classes
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
-from densesiam_d2.labels.cluster_names import IGNORE
+from densesiam_d2.labels import IGNORE
 from densesiam_d2.tools.command_line import tool
 
 __all__ = ["class_table", "main", "score_maps"]
@@ -48,7 +48,7 @@ def class_table(own: list[str], test: list[str]) -> np.ndarray:
         test: the C classes of the data set; some may not occur in the maps.
 
     Returns:
-        C for :data:`IGNORE` and for values that are no class.
+        C for ``IGNORE`` and for values that are no class.
 
     Raises:
         ValueError: a class of the maps is none of the data set, or the data set has more than 255 classes.

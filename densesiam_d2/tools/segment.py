@@ -43,7 +43,8 @@ from tqdm import tqdm
 from densesiam_d2.data.image_sources import ImageSource
 from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_trained_config
-from densesiam_d2.labels.cluster_names import IGNORE, ClusterNames, file_sha256
+from densesiam_d2.labels import IGNORE
+from densesiam_d2.labels.cluster_names import ClusterNames, file_sha256
 from densesiam_d2.labels.counts import CountsWriter
 from densesiam_d2.labels.regions import CocoWriter, count_regions
 from densesiam_d2.modeling import num_label_ids

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from densesiam_d2.labels.cluster_names import IGNORE, ClusterNames, file_sha256, majority_names
+from densesiam_d2.labels import IGNORE
+from densesiam_d2.labels.cluster_names import ClusterNames, file_sha256, majority_names
 
 SHA = "ab" * 32
 
