@@ -147,8 +147,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Stages of the backbone ("stem", "res2", "res3", "res4", "res5") whose blocks keep only their inputs for the
     # backward and compute the rest again: less memory, more time, the same result.
     ssl.CHECKPOINT_STAGES = []
-    # Norm in all projectors and predictors. In several CPU processes "SyncBN" is replaced by an equivalent norm, which the
-    # log names.
+    # Norm in all projectors and predictors. In several CPU processes "SyncBN" is replaced by an equivalent norm, which
+    # the log names.
     ssl.NORM = "SyncBN"
     # Initialise the scale of the last norm of each residual branch with 0, as SimSiam does. For ResNets of detectron2
     # and torchvision; other backbones stay as they are.
