@@ -23,7 +23,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from densesiam_d2.processes import end_with_parent
+from densesiam_d2.processes import STOP_SIGNALS, end_with_parent
 
 from .datasets import check_records
 from .image_index import ImageFiles
@@ -179,7 +179,7 @@ def prepare_worker(worker_id: int, first: Callable[[int], None] | None = None) -
     """Prepare a new worker: it ends when its parent ends, and ignores the signals that ask a job to stop."""
     cv2.setNumThreads(0)  # loader workers run in parallel already; threads inside each would slow all of them down
     faulthandler.enable(2)  # on SIGABRT, which the watchdog sends, the worker prints where it hangs
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # sent to all processes of a job; only the main process must react
     end_with_parent()
     if first is not None:

@@ -14,7 +14,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.resuming import own_checkpoints
-from densesiam_d2.engine.signals import PREEMPTED
+from densesiam_d2.processes import PREEMPTED
 
 __all__ = ["BestCheckpointHook", "CheckpointHook", "best_period"]
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, which schedulers send to ask a run to end, and SIGINT, which is Ctrl-C."""
+"""Handlers of SIGTERM and SIGUSR1, which schedulers send to ask a run to end, and of SIGINT, which is Ctrl-C."""
 
 import contextlib
 import functools
@@ -7,11 +7,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-from densesiam_d2.processes import PREEMPTED
+from densesiam_d2.processes import STOP_SIGNALS
 
-__all__ = ["PREEMPTED", "STOP_SIGNALS", "handle_stop_signals"]
+__all__ = ["handle_stop_signals"]
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _depth = 0  # number of active handle_stop_signals
 _masks = threading.local()  # signal mask before a fork
 

@@ -39,7 +39,7 @@ from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, export_b
 from densesiam_d2.engine.probe import ProbeHook
 from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
 from densesiam_d2.engine.setup import record_config, with_cpu_norms
-from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
+from densesiam_d2.engine.signals import handle_stop_signals
 from densesiam_d2.engine.step import StepTrainer
 from densesiam_d2.engine.training_pictures import TrainingPicturesHook
 from densesiam_d2.engine.watchdog import WatchdogHook
@@ -49,6 +49,7 @@ from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
 from densesiam_d2.modeling import BASELINES, model_output, trains_on_views
+from densesiam_d2.processes import PREEMPTED
 from densesiam_d2.reporting.evaluation_pictures import write_evaluation_pictures
 from densesiam_d2.solver import build_lr_scheduler, build_optimizer, set_epochs
 

@@ -14,7 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import distributed as dist
 
-from densesiam_d2.engine.signals import PREEMPTED
+from densesiam_d2.processes import PREEMPTED
 
 __all__ = ["WatchdogHook"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from densesiam_d2.engine.run_lock import InUseError, lock_file
-from densesiam_d2.engine.signals import PREEMPTED, handle_stop_signals
+from densesiam_d2.engine.signals import handle_stop_signals
 from densesiam_d2.grid.cells import Cell
 from densesiam_d2.grid.progress import duration, time_left
 from densesiam_d2.grid.records import (
@@ -27,7 +27,7 @@ from densesiam_d2.grid.records import (
     superfluous,
     write_record,
 )
-from densesiam_d2.processes import end_with_parent
+from densesiam_d2.processes import PREEMPTED, end_with_parent
 
 __all__ = ["run_cells"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from densesiam_d2.engine.launch import under_torchrun
-from densesiam_d2.engine.signals import PREEMPTED
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.grid.cells import Cell
 from densesiam_d2.grid.records import State, read_record
 from densesiam_d2.grid.run import run_cells
 from densesiam_d2.grid.table import Entry
+from densesiam_d2.processes import PREEMPTED
 
 __all__ = ["run_seeds"]
 
