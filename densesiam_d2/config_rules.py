@@ -12,6 +12,8 @@ from detectron2.modeling import (
 )
 from detectron2.utils.registry import Registry
 
+from densesiam_d2.data.image_io import WHITE_LEVEL
+from densesiam_d2.evaluation.matching import MATCHINGS
 from densesiam_d2.modeling.backbone import torchvision_cnns
 from densesiam_d2.rules import (
     NOT_NEGATIVE,
@@ -56,7 +58,7 @@ RULES: dict[str, Rule] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
     "INPUT.MIN_SIZE_TRAIN": (all_of(lambda v: v >= 0), "one or more numbers >= 0"),
     "INPUT.RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
-    "INPUT.WHITE_LEVEL": (lambda v: 1 <= v <= 65535, "in [1, 65535]"),
+    "INPUT.WHITE_LEVEL": (lambda v: 1 <= v <= WHITE_LEVEL, f"in [1, {WHITE_LEVEL}]"),
     "INPUT.SSL.VIEW_SIZE": (lambda v: v >= 32, ">= 32, the stride of the backbones"),
     "INPUT.SSL.PRE_CROP": NOT_NEGATIVE,
     "INPUT.SSL.VIEWS": (
@@ -172,7 +174,7 @@ RULES: dict[str, Rule] = {
         'empty, a score such as "sem_seg/mIoU" or "segm/AP", or a number that training logs, such as "total_loss"',
     ),
     "TEST.EVAL_PERIOD": NOT_NEGATIVE,
-    "TEST.SEM_SEG_MATCHING": one_of("none", "hungarian", "hungarian_iou", "majority"),
+    "TEST.SEM_SEG_MATCHING": one_of("none", *MATCHINGS),
     "TEST.MONITOR.PERIOD": POSITIVE,
     "TEST.PATIENCE": NOT_NEGATIVE,
     "TEST.PROBE.PERIOD": POSITIVE,

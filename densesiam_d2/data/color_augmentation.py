@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
+from densesiam_d2.layers.batch_colors import LUMA
+
 __all__ = [
     "ColorJitter",
     "ColorSteps",
@@ -28,7 +30,6 @@ __all__ = [
     "to_grayscale",
 ]
 
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's conversion to "L"
 _IDENTITY = np.eye(3)
 
 
@@ -51,7 +52,7 @@ def adjust_contrast(image: np.ndarray, factor: float, dst: np.ndarray | None = N
 
 def adjust_saturation(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
     """Blend an (H, W, 3) uint8 RGB image with its grey version: 0 gives grey, 1 the image."""
-    return cv2.transform(image, factor * _IDENTITY + (1 - factor) * LUMA, dst)
+    return cv2.transform(image, factor * _IDENTITY + (1 - factor) * np.array(LUMA), dst)
 
 
 def adjust_hue(image: np.ndarray, shift: float, dst: np.ndarray | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 __all__ = ["COLOR_OPERATIONS", "apply_color_steps"]
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R BT.601, as Pillow's conversion to "L"
 
 
 def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

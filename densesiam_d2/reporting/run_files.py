@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode, get_cfg
 
-from densesiam_d2.checkpoint.resuming import own_checkpoints
+from densesiam_d2.checkpoint.resuming import TAG, own_checkpoints
 from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.data.quarantine import read_quarantine
 from densesiam_d2.engine.setup import load_config
@@ -98,7 +98,7 @@ class RunFiles:
     @functools.cached_property
     def newest(self) -> str:
         """Name of the checkpoint that ``--resume`` goes on from; "" if there is none."""
-        path = self.folder / "last_checkpoint"
+        path = self.folder / TAG
         return path.read_text(errors="replace").strip() if path.is_file() else ""
 
     @functools.cached_property

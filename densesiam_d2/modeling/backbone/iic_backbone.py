@@ -7,9 +7,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 from torch.nn import functional as F
 
+from densesiam_d2.layers.batch_colors import LUMA
+
 __all__ = ["IICBackbone", "build_iic_backbone"]
 
-GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue
 SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))  # differences along x; transposed, along y
 
 
@@ -42,7 +43,7 @@ class IICBackbone(Backbone):
             layers += [conv, get_norm(norm, dim) or nn.Identity(), nn.ReLU(inplace=True)]
             in_dim = dim
         self.layers = nn.Sequential(*layers)
-        self.register_buffer("grey", torch.tensor(GREY).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("grey", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
         sobel = torch.tensor(SOBEL)
         self.register_buffer("sobel", torch.stack([sobel, sobel.T])[:, None], persistent=False)  # (2, 1, 3, 3)
         self._out_features = ["trunk"]
