@@ -17,12 +17,7 @@ from torch import nn
 
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.comparing import backbone_names, bare_names, contradictions, why_missing
-from densesiam_d2.checkpoint.export import (
-    TORCHVISION_METADATA,
-    expected_metadata,
-    from_a_converter,
-    known_metadata,
-)
+from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, from_a_converter, known_metadata
 from densesiam_d2.checkpoint.files import read_checkpoint, require_weight_file
 from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import further_blocks
@@ -51,7 +46,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
     Args:
         model: the model, DDP-wrapped or not.
         save_dir: directory of the run's own checkpoints.
-        expect: facts to compare with the file's metadata, from :meth:`expected_metadata`; None compares nothing.
+        expect: facts to compare with the file's metadata, from ``expected_metadata``; None compares nothing.
         strict: raise an error for an unfilled tensor or a contradiction; False logs a warning instead.
         whole_model: check every tensor of the model, not only those of the backbone; used for evaluation.
         save_to_disk: whether :meth:`save` writes; None means only in the main process.
@@ -74,8 +69,6 @@ class CheckedCheckpointer(DetectionCheckpointer):
         self._strict = strict
         self._whole_model = whole_model
         self._weights_path = ""  # set while MODEL.WEIGHTS is being loaded
-
-    expected_metadata = staticmethod(expected_metadata)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the last checkpoint in ``save_dir`` if there is one, else load and check MODEL.WEIGHTS.

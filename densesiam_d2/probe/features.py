@@ -13,6 +13,7 @@ from detectron2.modeling import Backbone, build_backbone
 from torch import nn
 from torch.nn import functional as F
 
+from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
 
 __all__ = ["FrozenFeatures", "build_features", "build_random_features"]
@@ -126,7 +127,7 @@ def build_features(cfg: CfgNode, names: Sequence[str], *, weights: str, size: in
     model = build_random_features(cfg, names, size=size, seed=seed)
     checkpointer = CheckedCheckpointer(
         model,
-        expect=CheckedCheckpointer.expected_metadata(cfg),
+        expect=expected_metadata(cfg),
         strict=cfg.MODEL.WEIGHTS_STRICT,
         whole_model=model.needs_pyramid,
     )

@@ -9,6 +9,7 @@ from densesiam_d2.checkpoint import (
     CheckedCheckpointer,
     backbone_metadata,
     backbone_state,
+    expected_metadata,
     read_checkpoint,
     recognise,
     save_backbone,
@@ -37,7 +38,7 @@ def assert_equal(state, network):
 
 
 def saved(folder, model):
-    expect = CheckedCheckpointer.expected_metadata(resnet_cfg(18))
+    expect = expected_metadata(resnet_cfg(18))
     CheckedCheckpointer(model, str(folder), expect=expect).save("model_final")
     return folder / "model_final.pth"
 
@@ -58,9 +59,7 @@ def test_the_module_and_its_checkpoint_export_the_same_network(tmp_path, exports
 def test_a_detector_and_a_bare_backbone_get_the_exported_network(tmp_path, exports):
     path = saved(tmp_path, Pair(exports))
     detector = fpn_detector(18, seed=3)
-    CheckedCheckpointer(detector, expect=CheckedCheckpointer.expected_metadata(fpn_cfg(18))).resume_or_load(
-        str(path), resume=False
-    )
+    CheckedCheckpointer(detector, expect=expected_metadata(fpn_cfg(18))).resume_or_load(str(path), resume=False)
     assert_equal({n: v.numpy() for n, v in detector.backbone.bottom_up.state_dict().items()}, KEPT[exports])
     bare = nn.ModuleDict({"backbone": d2_resnet(18, seed=3)})  # all names of the student are here
     CheckedCheckpointer(bare).resume_or_load(str(path), resume=False)

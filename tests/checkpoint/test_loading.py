@@ -14,6 +14,7 @@ from densesiam_d2.checkpoint import (
     CheckedCheckpointer,
     backbone_metadata,
     backbone_state,
+    expected_metadata,
     save_backbone,
     save_safetensors,
 )
@@ -39,7 +40,7 @@ def backbone_pkl(tmp_path):
 
 
 def checkpointer(model, cfg=None, **kwargs):
-    expect = CheckedCheckpointer.expected_metadata(cfg) if cfg is not None else None
+    expect = expected_metadata(cfg) if cfg is not None else None
     return CheckedCheckpointer(model, expect=expect, **kwargs)
 
 
@@ -242,7 +243,7 @@ def test_resuming_skips_the_check_and_restores_everything(tmp_path, logged):
     CheckedCheckpointer(source, str(tmp_path)).save("model_0000001", iteration=1)
     cfg = fpn_cfg(18)
     cfg.INPUT.FORMAT = "BGR"
-    expect = CheckedCheckpointer.expected_metadata(cfg)
+    expect = expected_metadata(cfg)
     extra = CheckedCheckpointer(model, str(tmp_path), expect=expect).resume_or_load("no such file.pth", resume=True)
     assert extra["iteration"] == 1
     assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, source.backbone.bottom_up.stem.conv1.weight)

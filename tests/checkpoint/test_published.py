@@ -12,7 +12,13 @@ from detectron2.modeling import build_model
 from safetensors.torch import save_file
 from torch import nn
 
-from densesiam_d2.checkpoint import TORCHVISION_METADATA, CheckedCheckpointer, read_checkpoint, recognise
+from densesiam_d2.checkpoint import (
+    TORCHVISION_METADATA,
+    CheckedCheckpointer,
+    expected_metadata,
+    read_checkpoint,
+    recognise,
+)
 from densesiam_d2.tools.export_backbone import main
 from tests.checkpoint.networks import d2_resnet, fpn_cfg, fpn_detector, prefixed, resnet_cfg, tv_resnet
 from tests.checkpoint.published import BOTTLENECKS, CHECKPOINTS, CONVERTED, ONLINE, OTHER, fpn, hugging_face, without_fc
@@ -73,7 +79,7 @@ def test_a_published_file_gives_the_features_of_its_network(tmp_path, name):
     assert {key: metadata[key] for key in pixels} == pixels
 
     model = nn.ModuleDict({"backbone": empty_network(depth)})
-    expect = CheckedCheckpointer.expected_metadata(resnet_cfg(depth)) | pixels
+    expect = expected_metadata(resnet_cfg(depth)) | pixels
     CheckedCheckpointer(model, expect=expect).resume_or_load(str(source), resume=False)
     assert_online(model.backbone, depth)
 
@@ -99,7 +105,7 @@ def test_the_fpn_of_resim_fills_a_detector(tmp_path, name):
     for path in (source, output, safe):
         detector = fpn_detector(18, seed=3)
         before = {n: value.clone() for n, value in detector.state_dict().items()}
-        expect = CheckedCheckpointer.expected_metadata(fpn_cfg(18))
+        expect = expected_metadata(fpn_cfg(18))
         CheckedCheckpointer(detector, expect=expect).resume_or_load(str(path), resume=False)
         layers = {n: value for n, value in detector.state_dict().items() if n.startswith("backbone.fpn_")}
         assert len(layers) == 16 and len(trained) == 10

@@ -6,7 +6,13 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from densesiam_d2.checkpoint import CheckedCheckpointer, backbone_metadata, backbone_state, save_backbone
+from densesiam_d2.checkpoint import (
+    CheckedCheckpointer,
+    backbone_metadata,
+    backbone_state,
+    expected_metadata,
+    save_backbone,
+)
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.solver import build_lr_scheduler
 from tests.checkpoint.networks import d2_resnet
@@ -71,7 +77,7 @@ def test_an_exported_backbone_fills_the_model(path, backbones, caplog):
     with torch.device("meta"):  # no time for initial weights
         model = build_model(cfg)
     model.to_empty(device="cpu")
-    checkpointer = CheckedCheckpointer(model, expect=CheckedCheckpointer.expected_metadata(cfg))
+    checkpointer = CheckedCheckpointer(model, expect=expected_metadata(cfg))
     with caplog.at_level(logging.INFO, logger="densesiam_d2"):
         checkpointer.resume_or_load(str(file), resume=False)
     tensors = len(backbone_state(source))
