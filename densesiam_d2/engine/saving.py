@@ -190,8 +190,8 @@ class BestCheckpointHook(hooks.BestCheckpointer):
         return {**best, "sum": self._sum, "count": self._count, "name": self._name}
 
     def load_state_dict(self, state: dict) -> None:
-        if state.get("name", self._name) != self._name:
+        if state["name"] != self._name:
             logger.warning("TEST.BEST_METRIC was %s and is %s: its best starts anew", state["name"], self._name)
             return
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
-        self.waited, self._sum, self._count = state.get("waited", 0), state.get("sum", 0.0), state.get("count", 0)
+        self.waited, self._sum, self._count = state["waited"], state["sum"], state["count"]

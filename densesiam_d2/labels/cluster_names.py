@@ -78,7 +78,7 @@ class ClusterNames:
             raise FileNotFoundError(f"the names {path} do not exist: save them from gallery.html")
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
-            names, its_sha256 = content["names"], content["checkpoint_sha256"]
+            names, its_sha256, its_number = content["names"], content["checkpoint_sha256"], content["num_clusters"]
             if not isinstance(names, list) or not all(name is None or isinstance(name, str) for name in names):
                 raise TypeError("'names' is no list of strings")
         except (ValueError, KeyError, TypeError) as error:
@@ -89,7 +89,6 @@ class ClusterNames:
                 f"{path} names the clusters of another checkpoint (sha256 {str(its_sha256)[:12]}..., this one has "
                 f"{sha256[:12]}...): give the checkpoint that its gallery was made with, or name this one's clusters"
             )
-        its_number = content.get("num_clusters", len(names))
         if len(names) != num_clusters or its_number != num_clusters:
             raise ValueError(
                 f"{path} has {len(names)} names of {its_number} clusters, but the config has {num_clusters} clusters"

@@ -187,7 +187,7 @@ def _run(args: argparse.Namespace) -> int:
     predictor = build_predictor(cfg)
     source = ImageSource(*args.input, every=args.every, white_level=cfg.INPUT.WHITE_LEVEL)
     source.refuse_output(args.output)
-    segment.clear(args.output, ".predict", [], ["overlays"], sure_sign="coco_results.json")
+    segment.clear(args.output, ".predict", [], ["overlays"])
     num_images, num_objects = predict_instances(predictor, source, args.output, class_names(cfg))
     print(f"{num_objects} objects with a score of at least {threshold:g} in {num_images} images: {args.output}")
     for line in source.left_out():

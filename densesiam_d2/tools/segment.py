@@ -257,7 +257,7 @@ def _run(args: argparse.Namespace) -> None:
 
     folders = ["labels", "overlays"] + ([f"images/{args.input[0].stem}"] if source.root is None else [])  # of a video
     files = ["classes.json", "classes.txt", "annotations.json"]  # first, because they give the ids their meaning
-    clear(args.output, ".segment", files, folders, sure_sign="gallery.html")
+    clear(args.output, ".segment", files, folders)
     annotations = args.output / "annotations.json"
     with CocoWriter(annotations, names, args.min_area) if classes else contextlib.nullcontext() as coco:
         settings = {"alpha": args.alpha, "threshold": args.threshold, "min_area": args.min_area}
@@ -273,7 +273,7 @@ def _run(args: argparse.Namespace) -> None:
     _report(args, source, gallery, seconds, coco, table)
 
 
-def clear(output: Path, marker: str, files: Sequence[str], folders: Sequence[str], *, sure_sign: str) -> None:
+def clear(output: Path, marker: str, files: Sequence[str], folders: Sequence[str]) -> None:
     """Remove what an earlier run has written, whose ids and images may be others.
 
     Args:
@@ -281,14 +281,13 @@ def clear(output: Path, marker: str, files: Sequence[str], folders: Sequence[str
         marker: name of the file that marks the folder as the tool's. It is written first, so that a run that was
             stopped can be repeated.
         files, folders: names of what is removed.
-        sure_sign: name of a file that only the tool writes; folders of earlier versions have no marker.
 
     Raises:
         ValueError: the folder has files of these names that this tool has not written.
     """
     files, folders, marker = [output / n for n in files], [output / n for n in folders], output / marker
     found = [path.name for path in (*files, *folders) if path.exists()]
-    if found and not (marker.exists() or (output / sure_sign).exists()):
+    if found and not marker.exists():
         raise ValueError(f"--output {output} has {', '.join(found)}, not written by this tool: name another folder")
     for file in files:
         file.unlink(missing_ok=True)

@@ -42,18 +42,22 @@ def test_sha256_of_a_file(tmp_path):
     [
         ("{", r"names\.json is no names\.json of a gallery"),
         ('{"names": ["a"]}', r"is no names\.json of a gallery \(KeyError: 'checkpoint_sha256'\)"),
-        (json.dumps({"checkpoint_sha256": SHA, "names": [1]}), r"'names' is no list of strings"),
+        (json.dumps({"checkpoint_sha256": SHA, "names": [1], "num_clusters": 1}), r"'names' is no list of strings"),
+        (json.dumps({"checkpoint_sha256": SHA, "names": ["a"]}), r"is no names\.json of a gallery \(KeyError: 'num_cl"),
         ("[]", r"is no names\.json of a gallery"),
-        (json.dumps({"checkpoint_sha256": "cd" * 32, "names": ["a"]}), r"another checkpoint \(sha256 cdcdcd.* ababab"),
         (
-            json.dumps({"checkpoint_sha256": SHA, "names": ["a", "b"]}),
+            json.dumps({"checkpoint_sha256": "cd" * 32, "names": ["a"], "num_clusters": 1}),
+            r"another checkpoint \(sha256 cdcdcd.* ababab",
+        ),
+        (
+            json.dumps({"checkpoint_sha256": SHA, "names": ["a", "b"], "num_clusters": 2}),
             "has 2 names of 2 clusters, but the config has 1",
         ),
         (
             json.dumps({"checkpoint_sha256": SHA, "names": ["a"], "num_clusters": 7}),
             "1 names of 7 clusters, but the config",
         ),
-        (json.dumps({"checkpoint_sha256": SHA, "names": ["ignore"]}), "names no class"),
+        (json.dumps({"checkpoint_sha256": SHA, "names": ["ignore"], "num_clusters": 1}), "names no class"),
     ],
 )
 def test_mistakes(tmp_path, content, message):
