@@ -1,4 +1,4 @@
-"""Read text files: those that users write, such as lists of images, and JSON lines that a run writes; print names."""
+"""Read text files: lists that users write, and JSON lines that runs write; and make texts safe to print."""
 
 import codecs
 import json

@@ -240,7 +240,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         if num_predicted != self._num_classes:
             raise ValueError(
                 f"the model predicts {num_predicted} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES), dataset "
-                f"'{self._dataset_name}' has {self._num_classes}; clusters need TEST.SEM_SEG_MATCHING 'hungarian'"
+                f"'{self._dataset_name}' has {self._num_classes}; "
+                "clusters need TEST.SEM_SEG_MATCHING, such as 'hungarian'"
             )
 
     def _target(self, x: dict) -> np.ndarray:

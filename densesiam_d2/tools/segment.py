@@ -178,7 +178,7 @@ def known_classes(cfg: CfgNode) -> tuple[list[str], np.ndarray] | None:
 
 
 def _matched(path: str, num: int) -> tuple[str | None, ...]:
-    """Return the class of each cluster, as matched by a Hungarian evaluation."""
+    """Return the class of each cluster, as an evaluation with TEST.SEM_SEG_MATCHING has matched them."""
     try:
         matched = json.loads(Path(path).read_text())["cluster_to_class"]
         right = isinstance(matched, list) and all(name is None or isinstance(name, str) for name in matched)
@@ -219,7 +219,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--threshold", type=float, default=0.0, help="pixels whose largest probability is lower get no id (default 0)"
     )
-    parser.add_argument("--matching", help="sem_seg_evaluation.json of a Hungarian evaluation, to name the clusters")
+    parser.add_argument(
+        "--matching", help="sem_seg_evaluation.json of an evaluation with TEST.SEM_SEG_MATCHING, to name the clusters"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(argv)
     _run(args)
