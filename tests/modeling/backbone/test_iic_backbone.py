@@ -15,6 +15,7 @@ def backbone():
     cfg = get_cfg()
     add_densesiam_config(cfg)
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.NORM = "build_iic_backbone", "BN"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
     torch.manual_seed(0)
     return build_backbone(cfg)
 
