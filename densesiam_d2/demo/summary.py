@@ -60,8 +60,7 @@ class _Run:
     def config(self, weights: Path | None = None):
         """Return the run's config for this machine, with other weights if given."""
         opts = [*self.stage.opts, "OUTPUT_DIR", str(self.output)]
-        cfg = load_config(str(ROOT / self.stage.config), opts + (["MODEL.WEIGHTS", str(weights)] if weights else []))
-        return cfg
+        return load_config(str(ROOT / self.stage.config), opts + (["MODEL.WEIGHTS", str(weights)] if weights else []))
 
 
 def write_summary(
