@@ -4,13 +4,12 @@ import ctypes
 import dataclasses
 import gc
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-__all__ = ["Options", "Row", "bf16_instructions", "cpu_name", "measure", "peak_mib", "ratios", "table", "write_rows"]
+__all__ = ["Options", "Row", "bf16_instructions", "measure", "peak_mib", "ratios", "table", "write_rows"]
 
 
 @dataclasses.dataclass
@@ -100,13 +99,6 @@ def measure(
     finally:
         gc.enable()
     return times
-
-
-def cpu_name() -> str:
-    """Return the processor's name and how many of its cores this process may use."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else 'an unknown processor'}"
 
 
 def bf16_instructions() -> list[str]:
