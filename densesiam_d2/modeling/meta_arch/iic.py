@@ -39,6 +39,7 @@ class IIC(LabelFreeSegmentor):
     """
 
     accumulates = False
+    head_name = "IICHead"
     RULES = {
         "MODEL.IIC.OVERCLUSTERS": (lambda v: v > 1, "> 1"),
         "MODEL.IIC.HEAD_PADDING": NOT_NEGATIVE,
@@ -76,11 +77,6 @@ class IIC(LabelFreeSegmentor):
         keys.WINDOW = 10
         # Weight of the marginal distributions (lambda); above 1 it favours clusters of equal size.
         keys.MARGINAL_WEIGHT = 1.0
-
-    @classmethod
-    def problems(cls, cfg: CfgNode) -> list[str]:
-        name = cfg.MODEL.SEM_SEG_HEAD.NAME
-        return [] if name == "IICHead" else [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; IIC needs 'IICHead'"]
 
     @classmethod
     def from_config(cls, cfg):

@@ -4,7 +4,7 @@ Shape shorthand: N images, C decoder channels, K clusters, h,w cells at the fine
 """
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling.meta_arch import build_sem_seg_head
 from torch import nn
 from torch.nn import functional as F
@@ -55,7 +55,12 @@ class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
 
     The head is a module of SEM_SEG_HEADS_REGISTRY, such as ``PseudoLabelSemSegHead``. It needs ``decode(features)`` ->
     (N, C, h, w), ``layers(features)`` -> cluster logits (N, K, h, w), ``num_classes`` and ``common_stride``.
+
+    Attributes:
+        head_name: the only value of MODEL.SEM_SEG_HEAD.NAME that the method works with; "" for any.
     """
+
+    head_name = ""
 
     @configurable
     def __init__(self, *, sem_seg_head: nn.Module, predict_labels: bool = False, **kwargs):
@@ -69,6 +74,13 @@ class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
         super().__init__(**kwargs)
         self.sem_seg_head = sem_seg_head
         self.predict_labels = predict_labels
+
+    @classmethod
+    def problems(cls, cfg: CfgNode) -> list[str]:
+        name = cfg.MODEL.SEM_SEG_HEAD.NAME
+        if cls.head_name in ("", name):
+            return []
+        return [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; {cls.__name__} needs {cls.head_name!r}"]
 
     @classmethod
     def from_config(cls, cfg):
