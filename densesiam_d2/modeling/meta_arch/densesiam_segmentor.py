@@ -152,7 +152,7 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
             head.merging.count(z1, z2, valid)
         self.log_cluster_metrics(z1, z2, valid)
         if self.metrics_due():
-            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
+            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1.argmax(dim=1)))
         return losses
 
     def similarity(

@@ -112,7 +112,7 @@ class IIC(LabelFreeSegmentor):
         loss = mutual_information_loss(p1, p2, mask, self.window, self.marginal_weight)
 
         if self.metrics_due():
-            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
+            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1.argmax(dim=1)))
             self.log_cluster_metrics(*self.common_logits(p1, p2, mask))
         return {name: with_idle(loss, other.parameters())}
 

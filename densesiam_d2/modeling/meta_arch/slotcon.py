@@ -193,7 +193,7 @@ class SlotCon(SiameseMetaArch):
             # Projections share a large mean, also in a healthy training; centred scores do not.
             centred, overlap = st1 - self.center[:, None, None], overlap_boxes(boxes1, boxes2)[1]
             active = active_slots(s1).sum(dim=1).float().mean()  # per view
-            self.log_metrics(centred, overlap=overlap, winners=count_winners(st1), active_slots=active)
+            self.log_metrics(centred, overlap=overlap, winners=count_winners(st1.argmax(dim=1)), active_slots=active)
         return {"loss_group": self.group_weight * loss_group, "loss_slot": (1 - self.group_weight) * loss_slot}
 
     def project(self, x: torch.Tensor, network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
