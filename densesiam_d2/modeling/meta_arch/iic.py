@@ -90,8 +90,7 @@ class IIC(LabelFreeSegmentor):
         """Compare two views in training; segment whole images otherwise.
 
         Args:
-            batched_inputs: in training, the dict of ``collate_views`` ("views" uint8 (N, 2, 3, S, S), "view_boxes"
-                (N, 2, 4)) or a list of what ``TwoViewDatasetMapper`` returns; otherwise a list of dicts with "image".
+            batched_inputs: as in ``DenseSiam``.
 
         Returns:
             In training, "loss_over" or "loss_clusters": minus the mutual information of the head whose turn it is;

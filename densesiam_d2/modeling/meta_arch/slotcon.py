@@ -160,8 +160,7 @@ class SlotCon(SiameseMetaArch):
         """Compare two views with the teacher's groups in training; return features otherwise.
 
         Args:
-            batched_inputs: in training, the dict of ``collate_views`` ("views" uint8 (N, 2, 3, H, W), "view_boxes"
-                (N, 2, 4)) or a list of what ``TwoViewDatasetMapper`` returns; otherwise a list of dicts with "image".
+            batched_inputs: as in ``DenseSiam``.
 
         Returns:
             In training, "loss_group" and "loss_slot", weighted; otherwise "features" (C, h, w) per image.
