@@ -68,17 +68,15 @@ class Row:
         return {**dataclasses.asdict(self), "goal_passed": self.passes()}
 
 
-def measure(
-    variants: dict[str, Callable[[], object]], repeats: int, *, clock: Callable[[], float] = time.process_time
-) -> dict[str, list[float]]:
+def measure(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Time some functions turn by turn; every round begins with another one.
+
+    The time is CPU time of this process, which neighbours disturb less than the wall's.
 
     Args:
         variants: name -> what to run. Each is run once beforehand, untimed. One that returns a number has timed itself,
             in seconds.
         repeats: number of rounds.
-        clock: CPU time of this process, which neighbours disturb less than the wall's; take the latter where other
-            processes do the work.
 
     Returns:
         Seconds of each round, by name; entries of the same index are neighbours in time.
@@ -93,9 +91,9 @@ def measure(
         for turn in range(repeats):
             start = turn % len(names)
             for name in names[start:] + names[:start]:
-                begin = clock()
+                begin = time.process_time()
                 own = variants[name]()
-                times[name].append(own if isinstance(own, float) else clock() - begin)
+                times[name].append(own if isinstance(own, float) else time.process_time() - begin)
     finally:
         gc.enable()
     return times
