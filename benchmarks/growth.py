@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import processes, scale
 from benchmarks.harness import Options, Row, measure, peak_mib
-from benchmarks.methods import R18
-from benchmarks.models import build, random_batch, train_step
+from benchmarks.models import R18, build, random_batch, train_step
 from densesiam_d2.evaluation.confusion import confusion_matrix
 from densesiam_d2.evaluation.matching import match_clusters
 from densesiam_d2.layers import resized_labels
@@ -90,7 +89,6 @@ def _evaluation(options: Options, name: str, axis: str, classes: Callable[[int],
 def _view_size(options: Options) -> list[Row]:
     sides = options.size([96, 128, 160, 224, 320], [64, 96])
     model, optimizer = build(CONFIG, *R18)
-    model.metrics_due = lambda: False
     series = {"seconds per pair": [], "peak MiB per pair": []}
     for side in sides:
         step = train_step(model, optimizer, random_batch(2, side))

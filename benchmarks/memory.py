@@ -76,7 +76,6 @@ def _labelled(height: int, width: int) -> dict:
 def _step(*words, config: str = CONFIG, accumulate: int = 1) -> Callable[[dict | list[dict]], None]:
     """Return a function that takes a step and leaves no gradients, so that the peak of the next one has its own."""
     model, optimizer = build(config, *words, "MODEL.WEIGHTS", "")
-    model.metrics_due = lambda: False
     batches = []
     trainer = StepTrainer(model, iter(batches.pop, None), optimizer, accumulate=accumulate)
     trainer.iter = 0
