@@ -13,7 +13,8 @@ from pathlib import Path
 # Idle OpenMP threads would otherwise spin, and their time count as work. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from benchmarks.harness import Options, bf16_instructions, cpu_name, table, write_rows
+from benchmarks.harness import Options, bf16_instructions, table, write_rows
+from densesiam_d2.grid.records import hardware
 
 # Name -> module; each has run(options), which yields lists of rows; a list is printed and kept as soon as it is there.
 BENCHMARKS = {
@@ -57,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     options = Options(1 if args.quick else args.repeats, args.images, args.quick)
     results = Path(__file__).parent / "results" / f"{datetime.date.today()}.json"
     rows = []
-    print(f"{cpu_name()}; instructions for bf16: {', '.join(bf16_instructions()) or 'none'}", flush=True)
+    machine, bf16 = hardware(), ", ".join(bf16_instructions()) or "none"
+    print(f"{machine['cores']} cores of {machine['cpu']}; instructions for bf16: {bf16}", flush=True)
     for name in args.names or [name for name in BENCHMARKS if name not in ASKED_FOR]:
         print(f"== {name}: {BENCHMARKS[name]}", flush=True)
         for new in importlib.import_module(f"benchmarks.{name}").run(options):

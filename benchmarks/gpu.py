@@ -21,14 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Options, Row
 from benchmarks.inputs import jpeg_files
-from benchmarks.models import Floor, build, random_batch, train_step
+from benchmarks.models import R18, Floor, build, random_batch, train_step
 from benchmarks.peers.lightly_steps import SimSiam
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.loader import build_two_view_train_loader
 
 __all__ = ["run"]
 
-R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 # Name -> config, keys, side of a view, images per batch.
 STEPS = {
     "R50 224": ("configs/pretrain.yaml", [], 224, 256),
@@ -133,20 +132,15 @@ def _steps(options: Options, device: str, name: str, products: float, copies: fl
         if device == "cuda":
             torch.cuda.empty_cache()
 
-    def model_of(*more) -> tuple:
-        model, optimizer = build(config, *words, *more, device=device)
-        model.metrics_due, model.progress = (lambda: False), 1.0
-        return model, optimizer
-
     batch = random_batch(images, side, device)
-    model, optimizer = model_of()
+    model, optimizer = build(config, *words, device=device)
     views = tuple(model.preprocess_views(batch)[:2])
     note("backbone only", train_step(Floor(model, batch), None, batch, BF16))
     note("fp32", train_step(model, optimizer, batch))
     note("bf16", train_step(model, optimizer, batch, BF16))
     if device == "cuda":
         note("bf16, CUDA graph", _try(lambda: _graphed(train_step(model, optimizer, batch, BF16))))
-        compiled, compiled_optimizer = model_of()
+        compiled, compiled_optimizer = build(config, *words, device=device)
         compiled.backbone = torch.compile(compiled.backbone)
         note("bf16, compiled backbone", train_step(compiled, compiled_optimizer, batch, BF16))
         synced, synced_optimizer = _synced(config, words, device)
@@ -193,7 +187,6 @@ def _synced(config: str, words: list, device: str) -> tuple:
         torch.distributed.init_process_group("nccl", rank=0, world_size=1)
     model, _ = build(config, *words, device=device)
     model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.metrics_due, model.progress = (lambda: False), 1.0
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
 
 
@@ -202,7 +195,6 @@ def _memory(name: str, config: str, words: list, side: int) -> list[Row]:
     rows = []
     for images in (64, 128, 256, 512, 1024):
         model, optimizer = build(config, *words, device="cuda")
-        model.metrics_due, model.progress = (lambda: False), 1.0
         torch.cuda.reset_peak_memory_stats()
         try:
             train_step(model, optimizer, random_batch(images, side, "cuda"), BF16)()
@@ -221,7 +213,6 @@ def _data_wait(options: Options, device: str) -> list[Row]:
     config, words, side, images = STEPS[name]
     images, side, steps = options.size(images, 2), options.size(side, 64), options.size(60, 2)
     model, optimizer = build(config, *words, device=device)
-    model.metrics_due = lambda: False
     still = random_batch(images, side, device)
     alone = min(_seconds(train_step(model, optimizer, still, BF16), device, options, options.size(20, 1)))
     rows = []

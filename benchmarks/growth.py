@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import processes, scale
 from benchmarks.harness import Options, Row, measure, peak_mib
-from benchmarks.methods import R18
-from benchmarks.models import build, random_batch, train_step
+from benchmarks.models import R18, build, random_batch, train_step
 from densesiam_d2.evaluation.confusion import confusion_matrix
 from densesiam_d2.evaluation.matching import match_clusters
 from densesiam_d2.layers import resized_labels
@@ -90,7 +89,6 @@ def _evaluation(options: Options, name: str, axis: str, classes: Callable[[int],
 def _view_size(options: Options) -> list[Row]:
     sides = options.size([96, 128, 160, 224, 320], [64, 96])
     model, optimizer = build(CONFIG, *R18)
-    model.metrics_due = lambda: False
     series = {"seconds per pair": [], "peak MiB per pair": []}
     for side in sides:
         step = train_step(model, optimizer, random_batch(2, side))
@@ -112,17 +110,13 @@ def _processes(options: Options) -> list[Row]:
     return rows
 
 
-def expected_efficiency(gpus: int, step: float = 128 / 2600, norms: int = 61) -> float:
+def expected_efficiency(gpus: int) -> float:
     """Return the expected rate of each of some GPUs, as a share of one GPU's.
 
     Gradients travel behind the backward pass. What adds to a step is the latency of SyncBN: two collectives (forward
     and backward) per norm and view, of 20 us within a node of eight GPUs and 35 us between nodes.
-
-    Args:
-        gpus: number of GPUs.
-        step: seconds of a step on one; by default 128 pairs at 2,600 pairs/s.
-        norms: number of norms, here those of a ResNet-50 with DenseSiam's heads.
     """
+    step, norms = 128 / 2600, 61  # seconds of 128 pairs at 2,600 pairs/s; a ResNet-50 with DenseSiam's heads
     latency = 0 if gpus == 1 else 20e-6 if gpus <= 8 else 35e-6
     return step / (step + norms * 2 * 2 * latency)
 

@@ -4,13 +4,12 @@ import ctypes
 import dataclasses
 import gc
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-__all__ = ["Options", "Row", "bf16_instructions", "cpu_name", "measure", "peak_mib", "ratios", "table", "write_rows"]
+__all__ = ["Options", "Row", "bf16_instructions", "measure", "peak_mib", "ratios", "table", "write_rows"]
 
 
 @dataclasses.dataclass
@@ -69,17 +68,15 @@ class Row:
         return {**dataclasses.asdict(self), "goal_passed": self.passes()}
 
 
-def measure(
-    variants: dict[str, Callable[[], object]], repeats: int, *, clock: Callable[[], float] = time.process_time
-) -> dict[str, list[float]]:
+def measure(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Time some functions turn by turn; every round begins with another one.
+
+    The time is CPU time of this process, which neighbours disturb less than the wall's.
 
     Args:
         variants: name -> what to run. Each is run once beforehand, untimed. One that returns a number has timed itself,
             in seconds.
         repeats: number of rounds.
-        clock: CPU time of this process, which neighbours disturb less than the wall's; take the latter where other
-            processes do the work.
 
     Returns:
         Seconds of each round, by name; entries of the same index are neighbours in time.
@@ -94,19 +91,12 @@ def measure(
         for turn in range(repeats):
             start = turn % len(names)
             for name in names[start:] + names[:start]:
-                begin = clock()
+                begin = time.process_time()
                 own = variants[name]()
-                times[name].append(own if isinstance(own, float) else clock() - begin)
+                times[name].append(own if isinstance(own, float) else time.process_time() - begin)
     finally:
         gc.enable()
     return times
-
-
-def cpu_name() -> str:
-    """Return the processor's name and how many of its cores this process may use."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else 'an unknown processor'}"
 
 
 def bf16_instructions() -> list[str]:

@@ -59,15 +59,15 @@ def _own_batches(options: Options) -> dict[str, dict[int, dict | list[dict]]]:
     }
 
 
-def _labelled(height: int, width: int, objects: int = 40) -> dict:
-    """Return what detectron2's mapper would, with a grid of objects of 24 pixels and a label map of one class."""
-    rows, columns = torch.arange(objects) // 8 * 30, torch.arange(objects) % 8 * 30
+def _labelled(height: int, width: int) -> dict:
+    """Return what detectron2's mapper would, with a grid of 40 objects of 24 pixels and a label map of one class."""
+    rows, columns = torch.arange(40) // 8 * 30, torch.arange(40) % 8 * 30
     boxes = torch.stack([columns, rows, columns + 24, rows + 24], dim=1)
-    masks = torch.zeros(objects, height, width, dtype=torch.bool)
+    masks = torch.zeros(40, height, width, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.tolist(), strict=True):
         mask[y0:y1, x0:x1] = True
     instances = Instances((height, width), gt_boxes=Boxes(boxes.float()), gt_masks=BitMasks(masks))
-    instances.gt_classes = torch.zeros(objects, dtype=torch.long)
+    instances.gt_classes = torch.zeros(40, dtype=torch.long)
     image = torch.randint(256, (3, height, width), dtype=torch.uint8)
     sem_seg = torch.zeros(height, width, dtype=torch.long)
     return {"image": image, "height": height, "width": width, "instances": instances, "sem_seg": sem_seg}
@@ -76,7 +76,6 @@ def _labelled(height: int, width: int, objects: int = 40) -> dict:
 def _step(*words, config: str = CONFIG, accumulate: int = 1) -> Callable[[dict | list[dict]], None]:
     """Return a function that takes a step and leaves no gradients, so that the peak of the next one has its own."""
     model, optimizer = build(config, *words, "MODEL.WEIGHTS", "")
-    model.metrics_due = lambda: False
     batches = []
     trainer = StepTrainer(model, iter(batches.pop, None), optimizer, accumulate=accumulate)
     trainer.iter = 0

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Options, Row, bf16_instructions, measure, peak_mib, ratios
 from benchmarks.inputs import jpeg_files
-from benchmarks.models import Floor, build, train_step
+from benchmarks.models import R18, Floor, build, train_step
 from benchmarks.peers.lightly_steps import LIGHTLY
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper, collate_views
 from densesiam_d2.engine import load_config
@@ -27,7 +27,6 @@ from densesiam_d2.modeling.meta_arch import METHODS
 
 __all__ = ["run"]
 
-R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 DEPTHS = {18: (R18, 16, 1.12), 50: ([], 8, 1.06)}  # keys, pairs, goal
 
 
@@ -95,8 +94,6 @@ def _model_and_batch(options: Options, config: str, keys: list, images: int, dev
     if ssl.get("PATCH_GRID", 0):
         words += ["INPUT.SSL.PATCH_SIZE", ssl.PATCH_SIZE * side // ssl.VIEW_SIZE]
     model, optimizer = build(config, *words, device=device)
-    # Metrics are for every twentieth step; near the end of the training all losses count.
-    model.metrics_due, model.progress = (lambda: False), 0.9
     mapper = TwoViewDatasetMapper(load_config(config, words))
     batch = collate_views([mapper({"file_name": file}) for file in jpeg_files(options, images)])
     batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}

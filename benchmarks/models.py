@@ -8,13 +8,17 @@ from densesiam_d2.engine import load_config
 from densesiam_d2.engine.setup import with_cpu_norms
 from densesiam_d2.solver import build_optimizer
 
-__all__ = ["Floor", "build", "random_batch", "train_step"]
+__all__ = ["R18", "Floor", "build", "random_batch", "train_step"]
+
+R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 
 
 def build(config: str, *words, device: str = "cpu") -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return model and optimizer of a config file."""
+    """Return model and optimizer of a config file, for steps at the end of training, where all losses count."""
     cfg = load_config(config, ["MODEL.DEVICE", device, *words])
     model = build_model(with_cpu_norms(cfg)).to(memory_format=torch.channels_last).train()
+    # Metrics are for every twentieth step only.
+    model.metrics_due, model.progress = (lambda: False), 1.0
     return model, build_optimizer(cfg, model)
 
 

@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 import torch
 from detectron2.engine import launch
@@ -14,7 +13,7 @@ from detectron2.layers import get_norm
 from detectron2.utils import comm
 
 from benchmarks.harness import Options, Row, peak_mib
-from benchmarks.models import build, random_batch, train_step
+from benchmarks.models import R18, build, random_batch, train_step
 from densesiam_d2.engine.trainer import distribute
 
 __all__ = ["run"]
@@ -42,12 +41,10 @@ def run(options: Options) -> Iterator[list[Row]]:
 def _main(options: Options, result: str) -> None:
     torch.set_num_threads(1)
     batch = random_batch(options.size(4, 2), options.size(224, 64))
-    words = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
-    plain_words = [*words, "MODEL.RESNETS.NORM", "BN", "MODEL.SSL.NORM", "BN"]
-    models = {"plain": build(CONFIG, *plain_words), "synced": build(CONFIG, *words)}
+    plain_words = [*R18, "MODEL.RESNETS.NORM", "BN", "MODEL.SSL.NORM", "BN"]
+    models = {"plain": build(CONFIG, *plain_words), "synced": build(CONFIG, *R18)}
     steps = {}
     for name, (model, optimizer) in models.items():
-        model.metrics_due = lambda: False
         steps[name] = train_step(distribute(model), optimizer, batch)
     shared = distribute(models["plain"][0])
     alone = train_step(shared, models["plain"][1], batch)
@@ -74,7 +71,6 @@ def _main(options: Options, result: str) -> None:
             "synced": [a / b for a, b in zip(times["synced"], times["plain"], strict=True)],
             "error": error,
             "mib": mib,
-            "seconds": {name: median(values) for name, values in times.items()},
         }
         Path(result).write_text(json.dumps(found))
 
@@ -82,7 +78,6 @@ def _main(options: Options, result: str) -> None:
 def _train(words: list, batch: dict, shared: bool) -> None:
     """Build a model and take two steps, the second with all that the first one keeps."""
     model, optimizer = build(CONFIG, *words)
-    model.metrics_due = lambda: False
     step = train_step(distribute(model) if shared else model, optimizer, batch)
     for _ in range(2):
         step()

@@ -148,10 +148,11 @@ def _combinations(cfg: CfgNode) -> list[str]:
             f"MODEL.ANCHOR_GENERATOR.SIZES is {sizes}; give one list for all, or one for each of the {len(maps)} "
             "MODEL.RPN.IN_FEATURES"
         )
-    width = 64 if resnets.DEPTH < 50 else 256
-    if "resnet" in cfg.MODEL.BACKBONE.NAME and width != resnets.RES2_OUT_CHANNELS:
+    widths = [64] if resnets.DEPTH < 50 else sorted({256, 4 * resnets.STEM_OUT_CHANNELS})
+    if "resnet" in cfg.MODEL.BACKBONE.NAME and resnets.RES2_OUT_CHANNELS not in widths:
         problems.append(
-            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; a ResNet-{resnets.DEPTH} has {width}"
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; a ResNet-{resnets.DEPTH} has "
+            + " or ".join(map(str, widths))
         )
     unknown = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in resnets.OUT_FEATURES]
     if unknown and cfg.MODEL.BACKBONE.NAME in ("build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"):

@@ -214,7 +214,9 @@ COMBINATIONS = [
         "SOLVER.WARMUP_EPOCHS is 6.0, above EPOCHS 5",
     ),
     (["SOLVER.OPTIMIZER", "LARS", "SOLVER.NESTEROV", True], "SOLVER.NESTEROV is True; LARS"),
+    (["MODEL.RESNETS.RES2_OUT_CHANNELS", 512], "MODEL.RESNETS.RES2_OUT_CHANNELS is 512; a ResNet-50 has 256"),
 ]
+TWICE_AS_WIDE = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 128, "MODEL.RESNETS.RES2_OUT_CHANNELS", 512]
 
 
 @pytest.mark.parametrize(("opts", "text"), COMBINATIONS)
@@ -242,6 +244,8 @@ def test_bad_combination_is_named(opts, text):
         ["TEST.BEST_METRIC", "segm/AP-a", "DATASETS.TEST", ("a",), "MODEL.MASK_ON", True],
         ["TEST.BEST_METRIC", "roi_head/num_fg_samples"],
         ["MODEL.ANCHOR_GENERATOR.SIZES", [32, 64]],
+        [*TWICE_AS_WIDE, "MODEL.RESNETS.WIDTH_PER_GROUP", 128],  # as checkpoint/kinds.py says
+        ["MODEL.RESNETS.STEM_OUT_CHANNELS", 128],  # detectron2's DeepLab stem
         ["INPUT.SSL.VIEWS", ["crop", "same"], "INPUT.SSL.CROP_SCALE_OF", "pixels", "INPUT.SSL.CROP_SCALE", [388, 388]],
     ],
 )

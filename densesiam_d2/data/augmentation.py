@@ -188,8 +188,8 @@ class ResizeCenterCrop(T.Augmentation):
     Source: torchvision ``Resize`` and ``CenterCrop`` for the rounding.
     """
 
-    def __init__(self, size: int, interpolation: str = "bilinear"):
-        """Store the side of the square in pixels and the filter, "bilinear" or "bicubic"."""
+    def __init__(self, size: int):
+        """Store the side of the square in pixels."""
         super().__init__()
         self._init(locals())
 
@@ -197,7 +197,7 @@ class ResizeCenterCrop(T.Augmentation):
         h, w = image.shape[:2]
         new_h, new_w = (self.size, self.size * w // h) if h <= w else (self.size * h // w, self.size)
         y, x = round((new_h - self.size) / 2), round((new_w - self.size) / 2)
-        resize = AntialiasedResizeTransform(h, w, new_h, new_w, INTERPOLATIONS[self.interpolation])
+        resize = AntialiasedResizeTransform(h, w, new_h, new_w, Image.BILINEAR)
         return T.TransformList([resize, CropTransform(x, y, self.size, self.size)])
 
 

@@ -185,16 +185,16 @@ class RandomGaussianBlur(T.Augmentation):
 
 
 class RandomSolarize(T.Augmentation):
-    """Invert the bright values of an image with probability ``prob``."""
+    """Invert the values of an image that are at least 128, with probability ``prob``."""
 
-    def __init__(self, prob: float = 0.2, threshold: int = 128):
-        """Store the probability and the first inverted value."""
+    def __init__(self, prob: float = 0.2):
+        """Store the probability."""
         super().__init__()
         _check_prob(prob)
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return ColorSteps((solarize, self.threshold)) if np.random.rand() < self.prob else ColorSteps()
+        return ColorSteps((solarize, 128)) if np.random.rand() < self.prob else ColorSteps()
 
 
 def _check_prob(prob: float) -> None:

@@ -1,7 +1,6 @@
 """The demo's report: read the results of all stages, and write ``report.html`` and ``results.json``."""
 
 import json
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from pathlib import Path
 import cv2
 import detectron2
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.evaluation.json_scores import write_json
+from densesiam_d2.grid.records import hardware
 from densesiam_d2.reporting import pictures
 from densesiam_d2.reporting.curves import Panel, draw_panel, read_metrics
 from densesiam_d2.reporting.metric_texts import COLLAPSE, LOSSES, meaning_of
@@ -60,8 +59,7 @@ class _Run:
     def config(self, weights: Path | None = None):
         """Return the run's config for this machine, with other weights if given."""
         opts = [*self.stage.opts, "OUTPUT_DIR", str(self.output)]
-        cfg = load_config(str(ROOT / self.stage.config), opts + (["MODEL.WEIGHTS", str(weights)] if weights else []))
-        return cfg
+        return load_config(str(ROOT / self.stage.config), opts + (["MODEL.WEIGHTS", str(weights)] if weights else []))
 
 
 def write_summary(
@@ -81,7 +79,7 @@ def write_summary(
         Path of the report.
     """
     runs = {name: _Run(stage, records[name], _read_results(stage, test_set)) for name, stage in stages.items()}
-    machine = _describe_machine()
+    machine = {**hardware(), "Python": platform.python_version(), "detectron2": detectron2.__version__}
     introduction = _introduce(train_set, test_set, quick)
     sections = [
         _overview_section(output / "overview.jpg", runs, test_set),
@@ -245,7 +243,8 @@ def _detection_section(runs: dict[str, _Run], test_set: str) -> Section:
 
 def _commands_section(runs: dict[str, _Run], machine: dict) -> Section:
     section = Section("4. Commands and times")
-    section.text(", ".join(f"{name}: {value}" for name, value in machine.items()))
+    words = {**machine, "gpus": " and ".join(machine["gpus"]) or "none"}
+    section.text(", ".join(f"{name}: {value}" for name, value in words.items()))
     rows = [[r.stage.title, round(r.record["seconds"]), r.record["finished"]] for r in runs.values()]
     section.table(["stage", "seconds", "finished"], rows)
     section.text(
@@ -255,24 +254,3 @@ def _commands_section(runs: dict[str, _Run], machine: dict) -> Section:
     for run in runs.values():
         section.command(run.record["command"])
     return section
-
-
-def _describe_machine() -> dict[str, str | int]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "processor": _processor(),
-        "cores": cores,
-        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "detectron2": detectron2.__version__,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

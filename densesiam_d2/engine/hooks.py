@@ -33,7 +33,7 @@ def export_backbone(cfg, model, path: Path, iteration: int) -> None:
         path: of the ``.pkl``; the other file lies beside it.
         iteration: number of finished iterations.
     """
-    state = backbone_state(unwrap(model))
+    state = backbone_state(model)
     metadata = backbone_metadata(cfg, iteration=iteration)
     save_backbone(path, state, metadata)
     save_safetensors(path.with_suffix(".safetensors"), state, metadata)

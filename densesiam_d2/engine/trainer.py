@@ -190,13 +190,8 @@ class Trainer(DefaultTrainer):
         # Convolutions are faster in this memory format: a little on the CPU, much more on tensor cores.
         return model.to(memory_format=torch.channels_last)
 
-    @classmethod
-    def build_optimizer(cls, cfg, model):
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg, optimizer):
-        return build_lr_scheduler(cfg, optimizer)
+    build_optimizer = staticmethod(build_optimizer)
+    build_lr_scheduler = staticmethod(build_lr_scheduler)
 
     @classmethod
     def build_train_loader(cls, cfg):

@@ -54,18 +54,6 @@ def require_evaluator(dataset_name: str) -> str:
     return evaluator_type
 
 
-def _build_coco(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    return RepairedCOCOEvaluator(cfg, dataset_name, output_dir)
-
-
-def _build_pascal_voc(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    return VOCEvaluator(cfg, dataset_name)
-
-
-def _build_cityscapes_instance(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    return CityscapesInstanceEvaluator(dataset_name, order=model_order(cfg, dataset_name, "thing_classes"))
-
-
 def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
     side = cfg.TEST.CENTER_CROP_SIZE
     common = {
@@ -80,9 +68,11 @@ def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> D
 
 
 _BUILDERS: dict[str, Callable[[CfgNode, str, str | None], DatasetEvaluator]] = {
-    "coco": _build_coco,
-    "pascal_voc": _build_pascal_voc,
-    "cityscapes_instance": _build_cityscapes_instance,
+    "coco": RepairedCOCOEvaluator,
+    "pascal_voc": lambda cfg, name, _: VOCEvaluator(cfg, name),
+    "cityscapes_instance": lambda cfg, name, _: CityscapesInstanceEvaluator(
+        name, order=model_order(cfg, name, "thing_classes")
+    ),
     "cityscapes_sem_seg": _build_sem_seg,
     "sem_seg": _build_sem_seg,
 }

@@ -29,7 +29,7 @@ from densesiam_d2.grid.records import (
 )
 from densesiam_d2.processes import PREEMPTED, end_with_parent
 
-__all__ = ["run_cells"]
+__all__ = ["run_cells", "waiting"]
 
 LOG = "log.txt"
 _POLL_SECONDS = 0.2
@@ -72,6 +72,20 @@ def run_cells(
     return _Run(cells, jobs, only, show, ended).run()
 
 
+def waiting(cells: Sequence[Cell], only: Collection[str] = ()) -> list[Cell]:
+    """Return the cells that run_cells would run.
+
+    Args:
+        cells: all cells of the grid.
+        only: names of stages; empty means all.
+
+    Raises:
+        ValueError: a folder holds the result of another command.
+    """
+    names = _Run(cells, 1, only, print, lambda: None).waiting()
+    return [cell for cell in cells if cell.name in names]
+
+
 @dataclasses.dataclass
 class _Job:
     """A running cell: its process, its open lock, its record, and when it began (of ``time.monotonic``)."""
@@ -104,7 +118,8 @@ class _Run:
         self._last_line = time.monotonic()
         self._stopping = False
 
-    def run(self) -> dict[str, str]:
+    def waiting(self) -> list[str]:
+        """Return the names of the cells that have to run."""
         conflicts = [conflict(self._cells[name], self._records[name], self._records) for name in self._left]
         if any(conflicts):
             lines = "\n".join(f"  {text}" for text in conflicts if text)
@@ -112,7 +127,10 @@ class _Run:
         skip = superfluous(list(self._cells.values()), self._records)
         working = [c for n, c in self._cells.items() if n not in skip and self._records[n].get("state") != State.DONE]
         self._without_files = {n for c in working for n in c.needs if self._records[n].get("restored")}
-        self._left = [n for n in self._left if n not in skip and not self._done(n)]
+        return [n for n in self._left if n not in skip and not self._done(n)]
+
+    def run(self) -> dict[str, str]:
+        self._left = self.waiting()
         self._line(f"{len(self._left)} to run")
         with handle_stop_signals(_interrupt):
             try:
@@ -135,9 +153,9 @@ class _Run:
 
     def _line(self, text: str) -> None:
         """Print a line with the number of finished cells and the time left."""
-        waiting = [self._cells[name] for name in self._left if name not in self._elsewhere]
+        here = [self._cells[name] for name in self._left if name not in self._elsewhere]
         began = [(job.cell, time.monotonic() - job.began) for job in self._running.values()]
-        left = time_left(waiting, began, self._records, self._cells, workers=self._jobs + len(self._elsewhere))
+        left = time_left(here, began, self._records, self._cells, workers=self._jobs + len(self._elsewhere))
         busy = f"{len(self._running)} running" + (f", {len(self._elsewhere)} elsewhere" if self._elsewhere else "")
         finished = self._total - len(self._left) - len(self._running)
         self._show(f"[{finished}/{self._total}] {text} ({busy}, {left} left)")

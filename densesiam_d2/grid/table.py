@@ -51,7 +51,7 @@ class Entry:
 
 
 class Table:
-    """The scores of a grid's cells, averaged over one axis.
+    """The scores of a grid's cells, averaged over the axis "seed".
 
     Attributes:
         axes: names of the axes that make the rows.
@@ -64,13 +64,12 @@ class Table:
         cells: name -> scores, seconds, code, hardware and date of each finished cell that has scores.
     """
 
-    def __init__(self, cells: Sequence[Cell], *, only: Collection[str] = (), average: str = "seed"):
+    def __init__(self, cells: Sequence[Cell], *, only: Collection[str] = ()):
         """Read the records.
 
         Args:
             cells: all cells of the grid.
             only: names of the stages to show; empty means all.
-            average: name of the axis to average over.
 
         Raises:
             ValueError: a cell.json or a file of scores is damaged.
@@ -79,7 +78,7 @@ class Table:
         by_name = {cell.name: cell for cell in cells}
         unneeded = superfluous(cells, records)
         cells = [cell for cell in cells if not only or cell.stage in only]
-        self.axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes if axis != average))
+        self.axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes if axis != "seed"))
         self.scores = list(dict.fromkeys(score.name for cell in cells for score in cell.scores))
         self.rows: dict[tuple, dict[str, Entry]] = {}
         self.missing: dict[str, str] = {}

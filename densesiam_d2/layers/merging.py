@@ -72,7 +72,7 @@ class ClusterMerging(nn.Module):
         return torch.stack([z[:, groups == k].logsumexp(dim=1) for k in range(self.num_groups)], dim=1)
 
 
-def merge_clusters(joint: np.ndarray, num_groups: int, seed: int = 0) -> np.ndarray:
+def merge_clusters(joint: np.ndarray, num_groups: int) -> np.ndarray:
     """Group clusters such that the group of a point in one view tells most of its group in the other view.
 
     The mutual information of the groups of two views is what IIC maximises by training. Here it is maximised over the
@@ -83,7 +83,6 @@ def merge_clusters(joint: np.ndarray, num_groups: int, seed: int = 0) -> np.ndar
         joint: (M, M) counts; [i, j]: how many points are in cluster i in one view and in cluster j in the other. With
             no counts at all, the clusters are spread evenly over the groups.
         num_groups: K, at most M.
-        seed: of the starts and of the order of the clusters.
 
     Returns:
         (M,) int64, groups from 0 to K - 1; none is empty.
@@ -93,7 +92,7 @@ def merge_clusters(joint: np.ndarray, num_groups: int, seed: int = 0) -> np.ndar
     num = len(joint)
     p = joint + joint.T if joint.any() else np.eye(num)
     p = p / p.sum()
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     ends = [_move_until_stable(p, rng.permutation(np.arange(num) % num_groups), num_groups, rng) for _ in range(STARTS)]
     return max(ends, key=lambda end: end[1])[0]
 

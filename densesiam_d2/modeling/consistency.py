@@ -146,7 +146,6 @@ class RegionSim(ProjectorPredictor):
         return self.projector[1:](pool_regions(self.projector[0](f), z))
 
 
-def count_winners(logits: torch.Tensor) -> torch.Tensor:
-    """Return how many of the M channels of (N, M, S, S) logits are the largest at some point, as a 0-dim tensor."""
-    winners = logits.detach().argmax(dim=1).flatten()
-    return (torch.bincount(winners, minlength=logits.shape[1]) > 0).sum()
+def count_winners(labels: torch.Tensor) -> torch.Tensor:
+    """Return how many different labels there are in a map of clusters of any shape, as a 0-dim tensor."""
+    return (torch.bincount(labels.flatten()) > 0).sum()

@@ -155,14 +155,13 @@ def _format(cell: str | float | None) -> str:
     return f"{cell:.1f}" if isinstance(cell, float) else str(cell)
 
 
-def compare(score: str, ours: tuple[str, float], others: Sequence[tuple[str, float]], margin: float = 1.0) -> str:
-    """Return a sentence that compares a score with others.
+def compare(score: str, ours: tuple[str, float], others: Sequence[tuple[str, float]]) -> str:
+    """Return a sentence that compares a score with others; differences below 1 are called "no clear difference".
 
     Args:
         score: name of the score, such as "mIoU".
         ours: name and value.
         others: names and values to compare with.
-        margin: differences below this are called "no clear difference".
 
     Returns:
         A sentence such as "pretrained: 12.3 mask AP; beats random weights (8.2) by 4.1."
@@ -174,9 +173,9 @@ def compare(score: str, ours: tuple[str, float], others: Sequence[tuple[str, flo
     for other_name, other in others:
         if other != other:
             parts.append(f"{other_name} has none, nothing was predicted")
-        elif value >= other + margin:
+        elif value >= other + 1:
             parts.append(f"beats {other_name} ({other:.1f}) by {value - other:.1f}")
-        elif value > other - margin:
+        elif value > other - 1:
             parts.append(f"does not beat {other_name} ({other:.1f}): no clear difference")
         else:
             parts.append(f"does not beat {other_name} ({other:.1f}): {other - value:.1f} below it")

@@ -41,7 +41,6 @@ class Stage:
         output: its OUTPUT_DIR.
         weights: MODEL.WEIGHTS: a file, a name such as "torchvision://mobilenet_v2", "" for random initialisation, None
             for the value in the yaml.
-        eval_only: evaluate without training.
         product: the file in ``output`` that later stages need.
         opts: further config keys and values.
     """
@@ -51,7 +50,6 @@ class Stage:
     config: str
     output: Path
     weights: Path | str | None = None
-    eval_only: bool = False
     product: str = "results.json"
     opts: tuple[str, ...] = ()
 
@@ -59,7 +57,6 @@ class Stage:
     def words(self) -> list[str]:
         """The words of the command after ``python``."""
         words = ["train_net.py", "--config-file", self.config]
-        words += ["--eval-only"] if self.eval_only else []
         words += [] if self.weights is None else ["MODEL.WEIGHTS", _relative(self.weights)]
         return [*words, *self.opts, "OUTPUT_DIR", _relative(self.output)]
 
@@ -123,7 +120,7 @@ def run_stage(stage: Stage, *, position: str, overwrite: bool = False) -> dict:
 def _run_command(stage: Stage) -> None:
     """Run the command, write its output to a log file, and print a line of progress every ten seconds or less often."""
     log, tail, last_line = stage.output / _LOG, deque(maxlen=25), time.perf_counter()
-    total = 0 if stage.eval_only else stage.max_iter
+    total = stage.max_iter
     command = [sys.executable, *stage.words]
     with (
         log.open("w") as file,

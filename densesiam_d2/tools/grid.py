@@ -40,12 +40,12 @@ from PIL import Image
 
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.evaluation.json_scores import write_json
-from densesiam_d2.grid import Cell, Grid, State, Table, insert_table, restore, run_cells, state_of
+from densesiam_d2.grid import Cell, Grid, Table, insert_table, restore, run_cells, waiting
 from densesiam_d2.grid.placeholders import near
-from densesiam_d2.grid.records import read_record, superfluous
 from densesiam_d2.reporting.curves import draw_scores
 from densesiam_d2.reporting.grid_page import points
 from densesiam_d2.tools.command_line import naming, tool
+from densesiam_d2.tools.grid_command import print_not_done
 
 __all__ = ["main"]
 
@@ -106,15 +106,10 @@ def _run(args: argparse.Namespace, cells: list[Cell]) -> int:
     if args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: at least 1")
     if args.dry_run:
-        skip = superfluous(cells, {cell.name: read_record(cell) for cell in cells})
-        for cell in cells:
-            if (not args.only or cell.stage in args.only) and cell.name not in skip and state_of(cell) != State.DONE:
-                print(cell.command)
+        for cell in waiting(cells, args.only):
+            print(cell.command)
         return 0
-    not_done = run_cells(cells, jobs=args.jobs, only=args.only, show=functools.partial(print, flush=True))
-    if not_done:
-        print(f"not done ({len(not_done)}):", *(f"  {n}: {why}" for n, why in not_done.items()), sep="\n")
-    return int(bool(not_done))
+    return print_not_done(run_cells(cells, jobs=args.jobs, only=args.only, show=functools.partial(print, flush=True)))
 
 
 def _table(args: argparse.Namespace, cells: list[Cell]) -> int:

@@ -3,12 +3,12 @@
 import argparse
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from densesiam_d2.grid import Cell, State, run_cells, state_of
+from densesiam_d2.grid import Cell, run_cells, waiting
 
-__all__ = ["RUN_KEYS", "add_grid_arguments", "check_grid_arguments", "check_opts", "run_grid"]
+__all__ = ["RUN_KEYS", "add_grid_arguments", "check_grid_arguments", "check_opts", "print_not_done", "run_grid"]
 
 # Keys of a training that the tools set themselves.
 RUN_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.WEIGHTS", "SEED", "OUTPUT_DIR")
@@ -66,10 +66,15 @@ def run_grid(cells: Sequence[Cell], args: argparse.Namespace, write_page: Callab
         write_page: writes the page from what is done, and returns its path.
     """
     if args.dry_run:
-        print(*(cell.command for cell in cells if state_of(cell) != State.DONE), sep="\n")
+        print(*(cell.command for cell in waiting(cells)), sep="\n")
         return 0
     not_done = run_cells(cells, jobs=args.jobs, show=functools.partial(print, flush=True), ended=write_page)
     print(f"The results are in {write_page()}")
+    return print_not_done(not_done)
+
+
+def print_not_done(not_done: Mapping[str, str]) -> int:
+    """Print the cells that are not done, by name, with the reason; return the exit status, 1 if there are any."""
     if not_done:
         print(f"not done ({len(not_done)}):", *(f"  {name}: {why}" for name, why in not_done.items()), sep="\n")
     return int(bool(not_done))

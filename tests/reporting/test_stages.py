@@ -44,9 +44,9 @@ def num_calls(root):
 
 
 def test_command_is_what_a_shell_needs(root):
-    stage = make_stage(root, weights="", eval_only=True)
+    stage = make_stage(root, weights="")
     assert stage.command == (
-        "python train_net.py --config-file configs/demo/pretrain.yaml --eval-only MODEL.WEIGHTS '' OUTPUT_DIR out/pre"
+        "python train_net.py --config-file configs/demo/pretrain.yaml MODEL.WEIGHTS '' OUTPUT_DIR out/pre"
     )
 
 
@@ -69,7 +69,7 @@ def test_runs_again_when_something_changed(root, change):
     (root / "out" / "pre" / "metrics.json").write_text("of the first run")
     changes = {}
     if change == "command":
-        changes = {"eval_only": True}
+        changes = {"opts": ("SEED", "3")}
     elif change == "product":
         (root / "out" / "pre" / "results.json").unlink()
     elif change == "weights":

@@ -2,11 +2,7 @@ from densesiam_d2.modeling.backbone.checkpointing import checkpoint_stages
 from densesiam_d2.modeling.backbone.iic_backbone import IICBackbone
 from densesiam_d2.modeling.backbone.pixels import PixelBackbone
 from densesiam_d2.modeling.backbone.torchvision_backbone import TorchvisionBackbone, torchvision_cnns
-from densesiam_d2.modeling.backbone.weights import (
-    mobilenet_v2_weights,
-    save_torchvision_weights,
-    torchvision_weights,
-)
+from densesiam_d2.modeling.backbone.weights import mobilenet_v2_weights, torchvision_weights
 
 __all__ = [
     "PixelBackbone",
@@ -14,7 +10,6 @@ __all__ = [
     "TorchvisionBackbone",
     "checkpoint_stages",
     "mobilenet_v2_weights",
-    "save_torchvision_weights",
     "torchvision_cnns",
     "torchvision_weights",
 ]

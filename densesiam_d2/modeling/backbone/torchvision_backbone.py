@@ -125,8 +125,9 @@ class TorchvisionBackbone(Backbone):
         return stages
 
     @torch.no_grad()
-    def _trace(self, side: int = 64) -> dict[str, ShapeSpec]:
+    def _trace(self) -> dict[str, ShapeSpec]:
         """Return the channels and the stride of each block's output, measured with a small image."""
+        side = 64
         self.eval()  # one image has no useful batch statistics, and the running ones must not change
         x = torch.zeros(1, 3, side, side, device=next(self.parameters()).device)
         shapes = {}

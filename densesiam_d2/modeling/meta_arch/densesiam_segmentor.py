@@ -26,6 +26,8 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
     """
 
+    head_name = "PseudoLabelSemSegHead"
+
     @configurable
     def __init__(
         self,
@@ -69,10 +71,9 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
 
     @classmethod
     def problems(cls, cfg: CfgNode) -> list[str]:
-        name, keys = cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL
-        if name != "PseudoLabelSemSegHead":
-            return [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; {cls.__name__} needs 'PseudoLabelSemSegHead'"]
-        problems = []
+        if problems := super().problems(cfg):
+            return problems
+        keys = cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL
         if 0 < keys.MERGE_FROM < cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
             problems.append(
                 f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM is {keys.MERGE_FROM}: it must be 0, or at least "
@@ -151,7 +152,7 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
             head.merging.count(z1, z2, valid)
         self.log_cluster_metrics(z1, z2, valid)
         if self.metrics_due():
-            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
+            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1.argmax(dim=1)))
         return losses
 
     def similarity(

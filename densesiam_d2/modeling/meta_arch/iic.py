@@ -39,6 +39,7 @@ class IIC(LabelFreeSegmentor):
     """
 
     accumulates = False
+    head_name = "IICHead"
     RULES = {
         "MODEL.IIC.OVERCLUSTERS": (lambda v: v > 1, "> 1"),
         "MODEL.IIC.HEAD_PADDING": NOT_NEGATIVE,
@@ -78,11 +79,6 @@ class IIC(LabelFreeSegmentor):
         keys.MARGINAL_WEIGHT = 1.0
 
     @classmethod
-    def problems(cls, cfg: CfgNode) -> list[str]:
-        name = cfg.MODEL.SEM_SEG_HEAD.NAME
-        return [] if name == "IICHead" else [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; IIC needs 'IICHead'"]
-
-    @classmethod
     def from_config(cls, cfg):
         keys = cfg.MODEL.IIC
         return {**super().from_config(cfg), "window": keys.WINDOW, "marginal_weight": keys.MARGINAL_WEIGHT}
@@ -94,8 +90,7 @@ class IIC(LabelFreeSegmentor):
         """Compare two views in training; segment whole images otherwise.
 
         Args:
-            batched_inputs: in training, the dict of ``collate_views`` ("views" uint8 (N, 2, 3, S, S), "view_boxes"
-                (N, 2, 4)) or a list of what ``TwoViewDatasetMapper`` returns; otherwise a list of dicts with "image".
+            batched_inputs: as in ``DenseSiam``.
 
         Returns:
             In training, "loss_over" or "loss_clusters": minus the mutual information of the head whose turn it is;
@@ -116,7 +111,7 @@ class IIC(LabelFreeSegmentor):
         loss = mutual_information_loss(p1, p2, mask, self.window, self.marginal_weight)
 
         if self.metrics_due():
-            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1))
+            self.log_metrics(z1, overlap=overlap_boxes(boxes1, boxes2)[1], winners=count_winners(z1.argmax(dim=1)))
             self.log_cluster_metrics(*self.common_logits(p1, p2, mask))
         return {name: with_idle(loss, other.parameters())}
 

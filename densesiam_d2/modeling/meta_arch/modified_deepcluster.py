@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 from densesiam_d2.geometry import overlap_grids, sample
 from densesiam_d2.losses import cluster_cross_entropy
+from densesiam_d2.modeling.consistency import count_winners
 from densesiam_d2.modeling.meta_arch.clustering_segmentor import ClusteringSegmentor
 from densesiam_d2.modeling.sem_seg import CentroidSemSegHead
 
@@ -85,8 +86,7 @@ class ModifiedDeepCluster(ClusteringSegmentor):
         z = self.classifier(f)
         loss = cluster_cross_entropy(z, y, self.sem_seg_head.clusterings[0].frequency[0])
         if self.metrics_due():
-            winners = torch.bincount(y.flatten(), minlength=self.sem_seg_head.num_classes) > 0
-            self.log_metrics(f, winners=winners.sum())
+            self.log_metrics(f, winners=count_winners(y))
             _, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
             grid1, grid2, valid = overlap_grids(boxes1, boxes2, z.shape[-1])
             z2 = self.classify_without_trace(x2)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from densesiam_d2.geometry import overlap_boxes, overlap_grids, sample
 from densesiam_d2.losses import cluster_cross_entropy
+from densesiam_d2.modeling.consistency import count_winners
 from densesiam_d2.modeling.meta_arch.clustering_segmentor import ClusteringSegmentor
 
 __all__ = ["PiCIE"]
@@ -77,8 +78,7 @@ class PiCIE(ClusteringSegmentor):
             losses[f"loss_within{suffix}"] = weight * (loss(f1, y1, 0) + loss(f2, y2, 1)) / 4
             losses[f"loss_cross{suffix}"] = weight * (loss(f1, y2, 1) + loss(f2, y1, 0)) / 4
         if self.metrics_due():
-            winners = torch.bincount(labels[:, 1, 0].flatten(), minlength=head.num_classes) > 0
-            self.log_metrics(f1, overlap=overlap, winners=winners.sum())
+            self.log_metrics(f1, overlap=overlap, winners=count_winners(labels[:, 1, 0]))
             logits = [head.clusterings[0](f.detach(), 1) for f in features]
             self.log_cluster_metrics(*logits, overlap > 0)
         return losses

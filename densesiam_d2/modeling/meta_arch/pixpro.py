@@ -119,8 +119,7 @@ class PixPro(SiameseMetaArch):
         """Compare two views with the teacher's projections in training; return features otherwise.
 
         Args:
-            batched_inputs: in training, the dict of ``collate_views`` ("views" uint8 (N, 2, 3, H, W), "view_boxes"
-                (N, 2, 4)) or a list of what ``TwoViewDatasetMapper`` returns; otherwise a list of dicts with "image".
+            batched_inputs: as in ``DenseSiam``.
 
         Returns:
             In training, "loss_pixel" in [-4, 4], where images without overlap count as 0, and with an instance branch

@@ -134,8 +134,7 @@ class ReSim(MoCo):
         """Compare images and windows of two views in training; return features otherwise.
 
         Args:
-            batched_inputs: in training, the dict of ``collate_views`` ("views" uint8 (N, 2, 3, H, W), "view_boxes"
-                (N, 2, 4)) or a list of what ``TwoViewDatasetMapper`` returns; otherwise a list of dicts with "image".
+            batched_inputs: as in ``DenseSiam``.
 
         Returns:
             In training, "loss_image" and for each level "loss_windows_<name>", all >= 0, where windows that do not lie

@@ -4,7 +4,7 @@ Shape shorthand: N images, C decoder channels, K clusters, h,w cells at the fine
 """
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling.meta_arch import build_sem_seg_head
 from torch import nn
 from torch.nn import functional as F
@@ -43,11 +43,18 @@ class CellSegmentor:
             Per image a dict with "sem_seg", the (K, H, W) logits of the clusters, or with ``predict_labels`` a dict
             with "sem_seg_labels" (H, W) and "num_classes".
         """
-        results = []
-        for x in batched_inputs:
-            z = self.cell_logits(self.preprocess_image(x["image"]))
-            results.append(segmentation(z, self.cell_stride, x, predict_labels=self.predict_labels))
-        return results
+        return [self._segment(self.cell_logits(self.preprocess_image(x["image"])), x) for x in batched_inputs]
+
+    def _segment(self, z: torch.Tensor, x: dict) -> dict:
+        """Return the result of one image ``x`` of :meth:`inference` from the logits (1, K, h, w) of its cells."""
+        height, width = crop = tuple(x["image"].shape[-2:])
+        size = (x.get("height", height), x.get("width", width))
+        padded = (z.shape[2] * self.cell_stride, z.shape[3] * self.cell_stride)
+        if self.predict_labels:
+            return {"sem_seg_labels": resized_labels(z[0], padded, crop, size), "num_classes": z.shape[1]}
+        z = z.contiguous(memory_format=torch.channels_last)  # the evaluator's argmax is several times faster on the CPU
+        logits = F.interpolate(z, size=padded, mode="bilinear", align_corners=False)
+        return {"sem_seg": resize_logits(logits[0, :, :height, :width], *size)}
 
 
 class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
@@ -55,7 +62,12 @@ class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
 
     The head is a module of SEM_SEG_HEADS_REGISTRY, such as ``PseudoLabelSemSegHead``. It needs ``decode(features)`` ->
     (N, C, h, w), ``layers(features)`` -> cluster logits (N, K, h, w), ``num_classes`` and ``common_stride``.
+
+    Attributes:
+        head_name: the only value of MODEL.SEM_SEG_HEAD.NAME that the method works with; "" for any.
     """
+
+    head_name = ""
 
     @configurable
     def __init__(self, *, sem_seg_head: nn.Module, predict_labels: bool = False, **kwargs):
@@ -69,6 +81,13 @@ class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
         super().__init__(**kwargs)
         self.sem_seg_head = sem_seg_head
         self.predict_labels = predict_labels
+
+    @classmethod
+    def problems(cls, cfg: CfgNode) -> list[str]:
+        name = cfg.MODEL.SEM_SEG_HEAD.NAME
+        if cls.head_name in ("", name):
+            return []
+        return [f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; {cls.__name__} needs {cls.head_name!r}"]
 
     @classmethod
     def from_config(cls, cfg):
@@ -89,25 +108,3 @@ class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
 
     def cell_logits(self, x: torch.Tensor) -> torch.Tensor:
         return self.sem_seg_head.layers(self.backbone(x))
-
-
-def segmentation(z: torch.Tensor, stride: int, x: dict, *, predict_labels: bool) -> dict:
-    """Return the result of one image from the logits of its cells.
-
-    Args:
-        z: (1, K, h, w) logits, of the padded image.
-        stride: pixels of the image per cell.
-        x: dict with "image", (3, H', W'), and optionally "height" and "width" of the result.
-        predict_labels: see :class:`CellSegmentor`.
-
-    Returns:
-        What :meth:`CellSegmentor.inference` returns for an image.
-    """
-    height, width = crop = tuple(x["image"].shape[-2:])
-    size = (x.get("height", height), x.get("width", width))
-    padded = (z.shape[2] * stride, z.shape[3] * stride)
-    if predict_labels:
-        return {"sem_seg_labels": resized_labels(z[0], padded, crop, size), "num_classes": z.shape[1]}
-    z = z.contiguous(memory_format=torch.channels_last)  # the evaluator's argmax is several times faster on the CPU
-    logits = F.interpolate(z, size=padded, mode="bilinear", align_corners=False)
-    return {"sem_seg": resize_logits(logits[0, :, :height, :width], *size)}

@@ -1,6 +1,6 @@
 """The base class of all two-view methods: preprocessing, encoder, schedule, metrics. It has no loss and no forward."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 import torch
@@ -227,10 +227,8 @@ class SiameseMetaArch(nn.Module):
             spread["z_std"] = spread.pop("std") * z_std_ideal
         if overlap is not None:
             spread |= {"overlap": overlap.mean(), "no_overlap": (overlap <= 0).float().mean()}
-        metrics = {**spread, **metrics}
-        values = torch.stack([value.float() for value in metrics.values()]).tolist()  # a single wait for the device
-        metrics = dict(zip(metrics, values, strict=True)) | {"z_std_ideal": z_std_ideal}
-        get_event_storage().put_scalars(smoothing_hint=False, **{f"ssl/{name}": v for name, v in metrics.items()})
+        _put_scalars({**spread, **metrics})
+        get_event_storage().put_scalar("ssl/z_std_ideal", z_std_ideal, smoothing_hint=False)
 
     def log_cluster_metrics(
         self, z1: torch.Tensor, z2: torch.Tensor | None = None, valid: torch.Tensor | None = None
@@ -249,9 +247,14 @@ class SiameseMetaArch(nn.Module):
             return
         metrics = cluster_metrics(z1.detach(), None if z2 is None else z2.detach(), valid)
         if metrics:
-            values = torch.stack(list(metrics.values())).tolist()  # a single wait for the device
-            names = [f"ssl/{name}" for name in metrics]
-            get_event_storage().put_scalars(smoothing_hint=False, **dict(zip(names, values, strict=True)))
+            _put_scalars(metrics)
+
+
+def _put_scalars(metrics: Mapping[str, torch.Tensor]) -> None:
+    """Write 0-dim tensors of one device to the event storage as ``ssl/NAME``."""
+    values = torch.stack([value.float() for value in metrics.values()]).tolist()  # a single wait for the device
+    names = [f"ssl/{name}" for name in metrics]
+    get_event_storage().put_scalars(smoothing_hint=False, **dict(zip(names, values, strict=True)))
 
 
 # Kind of block -> name of the last norm of its residual branch.

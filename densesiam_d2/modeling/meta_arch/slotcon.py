@@ -160,8 +160,7 @@ class SlotCon(SiameseMetaArch):
         """Compare two views with the teacher's groups in training; return features otherwise.
 
         Args:
-            batched_inputs: in training, the dict of ``collate_views`` ("views" uint8 (N, 2, 3, H, W), "view_boxes"
-                (N, 2, 4)) or a list of what ``TwoViewDatasetMapper`` returns; otherwise a list of dicts with "image".
+            batched_inputs: as in ``DenseSiam``.
 
         Returns:
             In training, "loss_group" and "loss_slot", weighted; otherwise "features" (C, h, w) per image.
@@ -193,7 +192,7 @@ class SlotCon(SiameseMetaArch):
             # Projections share a large mean, also in a healthy training; centred scores do not.
             centred, overlap = st1 - self.center[:, None, None], overlap_boxes(boxes1, boxes2)[1]
             active = active_slots(s1).sum(dim=1).float().mean()  # per view
-            self.log_metrics(centred, overlap=overlap, winners=count_winners(st1), active_slots=active)
+            self.log_metrics(centred, overlap=overlap, winners=count_winners(st1.argmax(dim=1)), active_slots=active)
         return {"loss_group": self.group_weight * loss_group, "loss_slot": (1 - self.group_weight) * loss_slot}
 
     def project(self, x: torch.Tensor, network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The one real file, torchvision's names of weights, and backbones back under torchvision's names."""
+"""The one real file, and torchvision's names of weights."""
 
 import hashlib
 import importlib.util
@@ -10,9 +10,9 @@ import torchvision
 from detectron2.modeling import build_backbone
 from detectron2.utils.file_io import PathManager
 
-from densesiam_d2.modeling.backbone import mobilenet_v2_weights, save_torchvision_weights, torchvision_weights
+from densesiam_d2.modeling.backbone import mobilenet_v2_weights, torchvision_weights
 from densesiam_d2.modeling.backbone.weights import FILE
-from tests.modeling.backbone.test_torchvision_backbone import networks, tv_cfg, with_statistics
+from tests.modeling.backbone.test_torchvision_backbone import tv_cfg
 
 EGYPTIAN_CAT = 285  # of ImageNet's 1,000 classes
 
@@ -105,33 +105,3 @@ def test_download_is_checked_by_the_digits_in_its_name(hub, monkeypatch):
 def test_unknown_name_is_named(name):
     with pytest.raises(ValueError, match=f"no weights named '{name}'"):
         torchvision_weights(name)
-
-
-@networks
-def test_torchvision_loads_what_was_saved(tmp_path, network):
-    net = with_statistics(network)
-    backbone = build_backbone(tv_cfg(network, name="build_torchvision_fpn_backbone"))
-    backbone.bottom_up.load_state_dict(net.state_dict(), strict=False)
-    save_torchvision_weights(tmp_path / "backbone.pth", backbone)
-    other = torchvision.models.get_model(network)
-    left = other.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True), strict=False)
-    assert not left.unexpected_keys
-    assert all(name.startswith(("classifier.", "fc.")) for name in left.missing_keys)
-    theirs = other.state_dict()
-    for name, value in net.state_dict().items():
-        if not name.startswith(("classifier.", "fc.")):
-            assert torch.equal(theirs[name], value), name
-
-
-def test_frozen_batch_norm_is_saved_too(tmp_path):
-    save_torchvision_weights(tmp_path / "backbone.pth", build_backbone(tv_cfg(norm="FrozenBN")))
-    net = torchvision.models.resnet18()
-    left = net.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True), strict=False)
-    assert left.missing_keys == ["fc.weight", "fc.bias"]
-
-
-def test_saving_something_else_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no backbone of torchvision"):
-        save_torchvision_weights(tmp_path / "backbone.pth", torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match=r"ending in \.pth"):
-        save_torchvision_weights(tmp_path / "backbone.pkl", build_backbone(tv_cfg()))
