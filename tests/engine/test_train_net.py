@@ -1,6 +1,7 @@
 """The entrypoint on real images, tiny: pretrain, resume, export, fine-tune, evaluate, and its errors."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -174,8 +175,12 @@ def test_training_options(scenes, tmp_path, options):
 
 def test_a_dry_run_saves_loads_evaluates_and_leaves_nothing(scenes, tmp_path, caplog):
     options = [*CPU, "OUTPUT_DIR", tmp_path, "DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
-    with caplog.at_level("INFO"):
+    logger = logging.getLogger("densesiam_d2")
+    logger.addHandler(caplog.handler)  # setup_logger turns propagation off when it is called for the first time
+    try:
         run(MASK_RCNN, *options, "MODEL.WEIGHTS", "", flags=("--dry-run",))
+    finally:
+        logger.removeHandler(caplog.handler)
     assert (
         "Dry run: everything worked. 2 iterations in" in caplog.text
         and f"batch each of {scenes} evaluated" in caplog.text
