@@ -151,19 +151,18 @@ def _steps(options: Options, device: str, name: str, products: float, copies: fl
         plain = tuple(x.contiguous() for x in views)
         note("lightly SimSiam, fp32", train_step(peer, sgd, plain))
         note("lightly SimSiam, bf16", train_step(peer, sgd, plain, BF16))
-    if "bf16" not in rates:  # it does not fit
-        return rows + (_memory(name, config, words, side) if device == "cuda" else [])
-    if "backbone only" in rates:
+    if rates.keys() >= {"bf16", "backbone only"}:
         shares = [a / b for a, b in zip(rates["bf16"], rates["backbone only"], strict=True)]
         rows.append(Row.of(f"{name}, bf16", "share of the backbone-only rate", shares, goal=0.9))
-    with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
-        train_step(model, optimizer, batch, BF16)()
-    for work, ceiling, peer in (
-        (flops.get_total_flops(), products, "share of the measured bf16 products (MFU)"),
-        (traffic.bytes, copies, "bytes of all operands, share of the measured copy"),
-    ):
-        used = [rate * work / images / ceiling for rate in rates["bf16"]]
-        rows.append(Row.of(f"{name}, bf16", peer, used))
+    if "bf16" in rates:
+        with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
+            train_step(model, optimizer, batch, BF16)()
+        for work, ceiling, peer in (
+            (flops.get_total_flops(), products, "share of the measured bf16 products (MFU)"),
+            (traffic.bytes, copies, "bytes of all operands, share of the measured copy"),
+        ):
+            used = [rate * work / images / ceiling for rate in rates["bf16"]]
+            rows.append(Row.of(f"{name}, bf16", peer, used))
     return rows + (_memory(name, config, words, side) if device == "cuda" else [])
 
 

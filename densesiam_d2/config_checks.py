@@ -256,9 +256,8 @@ def _training(cfg: CfgNode, world_size: int) -> list[str]:
         )
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.PRECISION != "bf16":
         problems.append("SOLVER.AMP.PRECISION is 'fp16'; the CPU has only 'bf16'")
-    naive = [key for key in all_keys(cfg) if key.endswith("NORM") and str(attrgetter(key)(cfg)).startswith("naive")]
-    if cfg.MODEL.DEVICE == "cpu":  # what "SyncBN" becomes there
-        naive += [key for key in all_keys(cfg) if key.endswith("NORM") and attrgetter(key)(cfg) == "SyncBN"]
+    kinds = ("naive", "SyncBN") if cfg.MODEL.DEVICE == "cpu" else ("naive",)  # what "SyncBN" becomes on the CPU
+    naive = [key for key in all_keys(cfg) if key.endswith("NORM") and str(attrgetter(key)(cfg)).startswith(kinds)]
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "bf16" and world_size > 1 and naive:
         problems.append(
             f"SOLVER.AMP.PRECISION is 'bf16'; {naive[0]} is then inaccurate over several processes: on "

@@ -30,7 +30,7 @@ __all__ = [
     "to_grayscale",
 ]
 
-_IDENTITY = np.eye(3)
+_IDENTITY, _GREY = np.eye(3), np.array(LUMA)
 
 
 def adjust_brightness(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
@@ -52,7 +52,7 @@ def adjust_contrast(image: np.ndarray, factor: float, dst: np.ndarray | None = N
 
 def adjust_saturation(image: np.ndarray, factor: float, dst: np.ndarray | None = None) -> np.ndarray:
     """Blend an (H, W, 3) uint8 RGB image with its grey version: 0 gives grey, 1 the image."""
-    return cv2.transform(image, factor * _IDENTITY + (1 - factor) * np.array(LUMA), dst)
+    return cv2.transform(image, factor * _IDENTITY + (1 - factor) * _GREY, dst)
 
 
 def adjust_hue(image: np.ndarray, shift: float, dst: np.ndarray | None = None) -> np.ndarray:

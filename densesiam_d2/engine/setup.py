@@ -95,7 +95,7 @@ def load_trained_config(config_file: str, weights: str, opts: list[str] = ()) ->
 
 
 def with_cpu_norms(cfg: CfgNode) -> CfgNode:
-    """Return the config to build a model from: on the CPU, in a process group, without "SyncBN"; keys are logged.
+    """Return the config to build a model from; in a process group on the CPU, another norm replaces "SyncBN".
 
     ``nn.SyncBatchNorm`` refuses CPU tensors there; without a group it is plain batch norm. detectron2's "naiveSyncBN_N"
     computes the same: it weighs each process by its batch size.

@@ -83,4 +83,5 @@ def _fill_from_students(teacher: MomentumTeacher, state: dict, prefix: str, *_) 
     """Add to a state dict what it lacks of the teacher."""
     for name, student in teacher._students.items():
         for key, value in student.state_dict(prefix=f"{prefix}{name}.").items():
-            state.setdefault(key, value.clone())
+            if key not in state:
+                state[key] = value.clone()
