@@ -100,8 +100,12 @@ def _check_types(content: object, kinds: Mapping[str, type], what: str) -> None:
 
 def write_record(cell: Cell, record: Mapping) -> None:
     """Write cell.json so that it is the old one or complete at any time."""
-    with atomic_write(cell.folder / NAME) as file:
-        file.write((json.dumps(record, indent=2) + "\n").encode())
+    path = cell.folder / NAME
+    try:
+        with atomic_write(path) as file:
+            file.write((json.dumps(record, indent=2) + "\n").encode())
+    except OSError as error:  # of a full disk, it names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def state_of(cell: Cell) -> str:

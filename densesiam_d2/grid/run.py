@@ -190,7 +190,11 @@ class _Run:
         new_failure = record.get("state") == State.FAILED and record["date"] != self._failed_before.get(cell.name)
         if self._done(cell.name):
             self._left.remove(cell.name)
-            self._line(f"{cell.name}: done by another call")
+            needed = {name: read_record(self._cells[name]) for name in cell.needs}  # perhaps newer than known here
+            if other := difference(cell, record, needed):
+                self._give_up(cell, other)
+            else:
+                self._line(f"{cell.name}: done by another call")
         elif new_failure:
             self._left.remove(cell.name)
             self._give_up(cell, f"failed in another call: {record['error']}")
@@ -199,7 +203,7 @@ class _Run:
     def _ready(self, cell: Cell) -> bool:
         """Tell whether what a cell needs is done; give it up if that will not be."""
         for name in cell.needs:
-            if self._done(name):
+            if self._done(name) and name not in self._not_done:
                 continue
             if name not in self._left and name not in self._running:
                 reason = f"it needs {name}, which " + ("failed" if name in self._not_done else "is not done")
@@ -365,6 +369,8 @@ def _now() -> str:
 
 def _last_line(log: Path) -> str:
     """Return the last line of a log that is not empty."""
+    if not log.is_file():
+        return "the command has removed its log"
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]

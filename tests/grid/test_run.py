@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from densesiam_d2.atomic import atomic_write
 from densesiam_d2.engine.run_lock import lock_file
-from densesiam_d2.grid import Cell, Score, Table, restore, run_cells
+from densesiam_d2.grid import Cell, Score, Table, records, restore, run_cells
 from densesiam_d2.grid import run as module
-from densesiam_d2.grid.records import State, files_of, read_record, write_record
+from densesiam_d2.grid.records import State, files_of, read_record
 
 # Adds a line to runs.txt in the grid's folder, so that a test sees what ran, and how often.
 NOTE = "import sys, time, pathlib; root = pathlib.Path(sys.argv[1]); name = sys.argv[2];"
@@ -330,16 +331,16 @@ def test_a_command_that_has_ended_before_a_signal_is_recorded(tmp_path):
 
 
 def test_a_full_disk_lets_the_commands_stop_as_they_can(tmp_path, monkeypatch):
-    def write(cell, record):
-        if record["state"] != State.STARTED:
+    def write(path):
+        if path.exists():  # all but the first record of a cell
             raise OSError(28, "No space left on device")
-        write_record(cell, record)
+        return atomic_write(path)
 
-    monkeypatch.setattr(module, "write_record", write)
+    monkeypatch.setattr(records, "atomic_write", write)
     wait = "[time.sleep(0.05) for _ in range(400) if not (root / 'slow' / 'pid').exists()]"
     slow = Cell("slow", "slow", ("python", "-c", TRAINING, str(tmp_path / "slow"), "2"), tmp_path)
     cells = [cell(tmp_path, "ends", wait), cell(tmp_path, "stops", "time.sleep(100)"), slow]
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: .*/cell\.json"):
         run_cells(cells, jobs=3, show=silent)
     assert (slow.folder / "saved").exists()
     assert [read_record(c)["state"] for c in cells] == [State.STARTED] * 3
@@ -392,6 +393,20 @@ def test_restored_cells_run_again_where_their_files_are_needed(tmp_path):
     assert restore(moved, Table(cells).to_json()) == ["first", "done"]
     assert run_cells(moved[:3], show=silent) == {} and not (tmp_path / "moved" / "runs.txt").exists()
     assert run_cells(moved, show=silent) == {} and runs(tmp_path / "moved") == ["first", "second", "new"]
+
+
+def test_what_another_call_does_with_another_command_is_not_taken(tmp_path):
+    cells = [cell(tmp_path, "one"), cell(tmp_path, "two"), cell(tmp_path, "three", needs=("two",))]
+    other = [cell(tmp_path, "two", SCORE + ";1")]
+    not_done = run_cells(cells, show=silent, ended=lambda: run_cells(other, show=silent))
+    assert "two was done with another command" in not_done["two"] and "it needs two" in not_done["three"]
+    assert runs(tmp_path) == ["one", "two"]
+
+
+def test_a_failed_command_may_have_removed_its_log(tmp_path):
+    cells = [cell(tmp_path, "one", "(root / name / 'log.txt').unlink(); 1/0"), cell(tmp_path, "two")]
+    assert run_cells(cells, show=silent)["one"].startswith("failed, exit code 1: ")
+    assert runs(tmp_path) == ["one", "two"]
 
 
 def test_weights_beside_the_grids_folder_are_looked_at(tmp_path):
