@@ -43,7 +43,7 @@ class Score:
     path: str
 
     def read(self, folder: Path) -> float | None:
-        """Return the number in the file of a cell's folder; None where the file holds null or NaN.
+        """Return the number in the file of a cell's folder; None where the file holds null, NaN or Infinity.
 
         Raises:
             ValueError: the file or the number is not there.
@@ -62,7 +62,7 @@ class Score:
             value = value[key]
         if value is not None and not isinstance(value, int | float):
             raise ValueError(f"score {self.name}: {self.path} in {path} is no number")
-        return None if value is None or math.isnan(value) else value
+        return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)

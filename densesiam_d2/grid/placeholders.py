@@ -73,6 +73,8 @@ def _with_environment(name: str, word: object) -> str:
     """Return one of the words as text, with the values of its environment variables."""
     if word is None:
         raise ValueError(f"{{{name}}} has no value: give --set {name}=...")
+    if isinstance(word, Mapping):
+        raise ValueError(f'{{{name}}} is {word!r}, which is no text: put it in quotes, such as {name}: "{{seed}}"')
     text = os.path.expandvars(str(word))
     if unset := re.search(r"\$\{?(\w+)", text):
         raise ValueError(f"{{{name}}} is the environment variable {unset[1]}, which is not set: give --set {name}=...")

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -35,8 +36,10 @@ __all__ = [
 
 NAME = "cell.json"
 
-# What every record has from the start of its cell.
-_KEYS = {"state", "words", "command", "needs", "code", "hardware", "date", "seconds"}
+# What every record has from the start of its cell, and what is in its "hardware".
+_KEYS = {"state": str, "words": list, "command": str, "needs": dict}
+_KEYS |= {"code": str, "hardware": dict, "date": str, "seconds": int | float}
+_HARDWARE = {"cpu": str, "cores": int, "gpus": list, "torch": str}
 
 _YAML, _WEIGHTS = (".yaml", ".yml"), (".pkl", ".pth", ".safetensors")
 
@@ -63,8 +66,7 @@ def read_record(cell: Cell) -> dict:
     try:
         list(cell.folder.iterdir())  # makes a network file system ask for files of other machines
         record = json.loads(path.read_bytes())
-        if not isinstance(record, dict) or not record.keys() >= _KEYS:
-            raise ValueError(f"it must have the keys {', '.join(sorted(_KEYS))}")
+        _check_record(record)
         return record
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -72,10 +74,38 @@ def read_record(cell: Cell) -> dict:
         raise ValueError(f"{path} is no record of a cell ({error}): delete it, and the cell runs anew") from error
 
 
+def _check_record(record: object) -> None:
+    """Check that a record has all that is read of it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    _check_types(record, _KEYS, "it")
+    _check_types(record["hardware"], _HARDWARE, "hardware")
+    if record["state"] == State.DONE:
+        _check_types(record, {"scores": dict}, "it")
+        kinds = {name: int | float for name, value in record["scores"].items() if value is not None}
+        _check_types(record["scores"], kinds, "scores")
+
+
+def _check_types(content: object, kinds: Mapping[str, type], what: str) -> None:
+    """Check the keys of an object and the types of their values, which must be finite numbers where they are some."""
+    if not isinstance(content, dict) or not content.keys() >= kinds.keys():
+        raise ValueError(f"{what} must have the keys {', '.join(sorted(kinds))}")
+    for key, kind in kinds.items():
+        value = content[key]
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{key} cannot be {value!r}")
+
+
 def write_record(cell: Cell, record: Mapping) -> None:
     """Write cell.json so that it is the old one or complete at any time."""
-    with atomic_write(cell.folder / NAME) as file:
-        file.write((json.dumps(record, indent=2) + "\n").encode())
+    path = cell.folder / NAME
+    try:
+        with atomic_write(path) as file:
+            file.write((json.dumps(record, indent=2) + "\n").encode())
+    except OSError as error:  # of a full disk, it names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def state_of(cell: Cell) -> str:
@@ -185,22 +215,25 @@ def restore(cells: Sequence[Cell], table: Mapping) -> list[str]:
     entries = table.get("cells") if isinstance(table, dict) else None
     if not isinstance(entries, dict):
         raise ValueError('it has no "cells", which `grid table --json` writes')
-    restored, by_name = [], {cell.name: cell for cell in cells}
+    found, by_name = [], {cell.name: cell for cell in cells}
     for cell in cells:
         known = entries.get(cell.name)
         if known is None or not cell.scores or state_of(cell) != State.MISSING:
             continue
-        if not isinstance(known, dict) or not known.keys() >= {"settings", "scores", *_PORTABLE}:
-            raise ValueError(f"its cell {cell.name} is not as `grid table --json` writes it")
+        try:
+            _check_types(known, {"settings": str}, "it")
+            record = {key: known.get(key) for key in ("scores", *_PORTABLE)}
+            record |= {"state": State.DONE, "words": cell.fixed_words, "command": cell.command, "needs": {}}
+            _check_record(record)
+        except ValueError as error:
+            raise ValueError(f"its cell {cell.name} is not as `grid table --json` writes it: {error}") from error
         if known["settings"] != _settings(cell, by_name):
             raise ValueError(f"{cell.name} had other settings there, paths aside: give --set as for that table")
-        if known["scores"].keys() >= {score.name for score in cell.scores}:
-            record = {key: known[key] for key in ("scores", *_PORTABLE)}
-            record |= {"state": State.DONE, "words": cell.fixed_words, "command": cell.command, "needs": {}}
-            cell.folder.mkdir(parents=True, exist_ok=True)
-            write_record(cell, {**record, "restored": True})
-            restored.append(cell.name)
-    return restored
+        if record["scores"].keys() >= {score.name for score in cell.scores}:
+            found.append((cell, {**record, "restored": True}))
+    for cell, record in found:
+        write_record(cell, record)
+    return [cell.name for cell, _ in found]
 
 
 def _settings(cell: Cell, cells: Mapping[str, Cell]) -> str:

@@ -1,5 +1,6 @@
 """Run the cells of a grid that are not done, several at a time, together with other calls on the same folder."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -132,9 +133,9 @@ class _Run:
     def run(self) -> dict[str, str]:
         self._left = self.waiting()
         self._line(f"{len(self._left)} to run")
-        with handle_stop_signals(_interrupt):
+        with handle_stop_signals(self._ask_to_stop):
             try:
-                while self._left or self._running:
+                while (self._left or self._running) and not self._stopping:
                     self._collect()
                     self._start_some()
                     if time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
@@ -142,6 +143,8 @@ class _Run:
                         parts = [f"{name} for {duration(now - job.began)}" for name, job in self._running.items()]
                         self._line(", ".join(parts) or "waiting for other calls")
                     time.sleep(_POLL_SECONDS)
+                if self._stopping:
+                    raise KeyboardInterrupt
             finally:
                 self._stop_all()
         return self._not_done
@@ -165,7 +168,7 @@ class _Run:
         """Go through the cells that are left: start what can be started, and drop what others have finished."""
         self._elsewhere.clear()
         for name in list(self._left):
-            if len(self._running) == self._jobs:
+            if len(self._running) == self._jobs or self._stopping:
                 return
             cell = self._cells[name]
             if self._settled(cell) or not self._ready(cell):
@@ -187,7 +190,11 @@ class _Run:
         new_failure = record.get("state") == State.FAILED and record["date"] != self._failed_before.get(cell.name)
         if self._done(cell.name):
             self._left.remove(cell.name)
-            self._line(f"{cell.name}: done by another call")
+            needed = {name: read_record(self._cells[name]) for name in cell.needs}  # perhaps newer than known here
+            if other := difference(cell, record, needed):
+                self._give_up(cell, other)
+            else:
+                self._line(f"{cell.name}: done by another call")
         elif new_failure:
             self._left.remove(cell.name)
             self._give_up(cell, f"failed in another call: {record['error']}")
@@ -196,7 +203,7 @@ class _Run:
     def _ready(self, cell: Cell) -> bool:
         """Tell whether what a cell needs is done; give it up if that will not be."""
         for name in cell.needs:
-            if self._done(name):
+            if self._done(name) and name not in self._not_done:
                 continue
             if name not in self._left and name not in self._running:
                 reason = f"it needs {name}, which " + ("failed" if name in self._not_done else "is not done")
@@ -261,6 +268,8 @@ class _Run:
     def _collect(self) -> None:
         """Write the records of the processes that have ended."""
         for name, job in list(self._running.items()):
+            if self._stopping and _processes_of(job.process.pid):
+                continue  # perhaps the command's shell has ended, and its training still saves
             pid, status, usage = os.wait4(job.process.pid, os.WNOHANG)
             if pid:
                 job.process.returncode = os.waitstatus_to_exitcode(status)
@@ -307,23 +316,51 @@ class _Run:
             self._line(f"after {cell.name}: {error}")
 
     def _stop_all(self) -> None:
-        """Ask the running commands to stop, which train_net.py does after a save; kill what takes too long."""
-        self._stopping, end = True, time.monotonic() + _SECONDS_TO_STOP
-        for job in self._running.values():
-            job.process.terminate()
+        """Ask the running commands to stop, which train_net.py does after a save; kill what takes too long.
+
+        A command's first process is asked, not its children, such as the workers that a training needs until it has
+        saved. A shell ends without its children: they are asked then, one after the other, because a training that
+        is piped into another command needs that one until it has saved.
+        """
+        self._stopping, end, problem = True, time.monotonic() + _SECONDS_TO_STOP, None
+        asked = {job.process.pid for job in self._running.values()}
+        for pid in asked:
+            os.kill(pid, signal.SIGTERM)
         while self._running:
             try:
+                for job in self._running.values():
+                    parents = _processes_of(job.process.pid)
+                    first = min((pid for pid, parent in parents.items() if parent not in parents), default=None)
+                    if first and first not in asked:
+                        asked.add(first)
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(first, signal.SIGTERM)
                 self._collect()
                 time.sleep(_POLL_SECONDS)
             except KeyboardInterrupt:  # a second Ctrl-C
                 end = 0.0
+            except OSError as error:  # such as a full disk: the others must be waited for all the same
+                problem = error
             if time.monotonic() > end:
                 for job in self._running.values():
                     os.killpg(job.process.pid, signal.SIGKILL)
+        if problem:
+            raise problem
+
+    def _ask_to_stop(self, number: int) -> None:
+        """React to a signal, in the main loop: an exception could come between a process and the note of it."""
+        self._stopping = True
 
 
-def _interrupt(number: int) -> None:
-    raise KeyboardInterrupt
+def _processes_of(group: int) -> dict[int, int]:
+    """Return the processes of a process group that have not ended, and their parents; {} where there is no /proc."""
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, parent, its_group = file.read_bytes().rpartition(b")")[2].split()[:3]
+            if int(its_group) == group and state not in b"ZX":
+                parents[int(file.parent.name)] = int(parent)
+    return parents
 
 
 def _now() -> str:
@@ -332,6 +369,8 @@ def _now() -> str:
 
 def _last_line(log: Path) -> str:
     """Return the last line of a log that is not empty."""
+    if not log.is_file():
+        return "the command has removed its log"
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -97,9 +98,22 @@ def _sum_up(root: Path, cells: list[Cell], not_done: Mapping[str, str]) -> None:
 
 
 def _results(cell: Cell) -> dict[tuple[str, ...], float | None]:
-    """Return the scores in a seed's results.json: (data set, task, score) -> value; {} without test sets."""
+    """Return the scores in a seed's results.json: (data set, task, score) -> value; {} without test sets.
+
+    Raises:
+        ValueError: the file cannot be read; the message names it.
+    """
     path = cell.folder / "results.json"
-    return dict(_scores(json.loads(path.read_text()))) if path.is_file() else {}
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        if not isinstance(content, dict):
+            raise ValueError("it must be an object")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): delete cell.json beside it, and run the same command again, which "
+            "evaluates this seed anew"
+        ) from error
+    return dict(_scores(content))
 
 
 def _scores(node: Mapping, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float | None]]:
@@ -107,4 +121,4 @@ def _scores(node: Mapping, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
         if isinstance(value, Mapping) and key != "protocol":
             yield from _scores(value, (*above, key))
         elif len(above) > 1 and (value is None or isinstance(value, int | float)):
-            yield (*above, key), value
+            yield (*above, key), value if value is not None and math.isfinite(value) else None

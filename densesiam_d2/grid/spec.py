@@ -108,7 +108,9 @@ class Grid:
                     raise ValueError(f"{where}: there is no axis {axis}{near(axis, self.axes)}")
                 for value in values:
                     if value not in self.axes[axis]:
-                        raise ValueError(f"{where}: {axis} has no value {value}{near(value, self.axes[axis])}")
+                        alike = [known for known in self.axes[axis] if str(known) == str(value)]
+                        hint = f"; write it as in axes: {alike[0]!r}" if alike else near(value, self.axes[axis])
+                        raise ValueError(f"{where}: {axis} has no value {value!r}{hint}")
 
     def _with(self, settings: Iterable[str]) -> "Grid":
         """Return the grid with other words, and with some of the values of its axes."""
@@ -123,7 +125,8 @@ class Grid:
                 words[name] = text
                 fixed.add(name)
                 continue
-            axes[name] = [yaml.safe_load(value) for value in text.split(",")]
+            texts = {str(value): value for value in self.axes[name]}  # a setting has no quotes to tell "0" from 0
+            axes[name] = [texts[value] if value in texts else yaml.safe_load(value) for value in text.split(",")]
             numbers = all(isinstance(value, int | float) for value in [*self.axes[name], *axes[name]])
             for value in axes[name]:
                 if value not in self.axes[name] and not numbers:

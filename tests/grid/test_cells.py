@@ -18,8 +18,9 @@ def test_a_score_is_read_by_its_path(folder):
     assert Score("AP", "one.json", "*.segm.AP").read(folder) == 12.5  # the data set's name holds dots
     assert Score("b", "results.json", "two.b").read(folder) == 2
     assert Score("APs", "one.json", "*.segm.APs").read(folder) is None
-    (folder / "one.json").write_text('{"coco:a.b.json": {"segm": {"APs": NaN}}}')
-    assert Score("APs", "one.json", "*.segm.APs").read(folder) is None
+    for value in ("NaN", "Infinity", "-Infinity"):
+        (folder / "one.json").write_text(f'{{"coco:a.b.json": {{"segm": {{"APs": {value}}}}}}}')
+        assert Score("APs", "one.json", "*.segm.APs").read(folder) is None
 
 
 @pytest.mark.parametrize(

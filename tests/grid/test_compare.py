@@ -45,7 +45,8 @@ def finish(cell, times=(0.5, 0.2, 0.3), log="", peak=700):
     (cell.folder / "metrics.json").write_text("\n".join(lines))
     (cell.folder / "log.txt").write_text(log)
     record = {"state": "done", "words": cell.fixed_words, "command": "", "needs": {}, "date": "today", "code": "abc"}
-    write_record(cell, {**record, "hardware": {}, "seconds": 60.0, "peak_mib": peak})
+    hardware = {"cpu": "Some CPU", "cores": 2, "gpus": [], "torch": "2.6"}
+    write_record(cell, {**record, "hardware": hardware, "seconds": 60.0, "peak_mib": peak, "scores": {}})
 
 
 def test_budgets():

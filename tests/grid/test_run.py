@@ -4,17 +4,21 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from densesiam_d2.atomic import atomic_write
 from densesiam_d2.engine.run_lock import lock_file
-from densesiam_d2.grid import Cell, Score, Table, restore, run_cells
-from densesiam_d2.grid.records import files_of, read_record
+from densesiam_d2.grid import Cell, Score, Table, records, restore, run_cells
+from densesiam_d2.grid import run as module
+from densesiam_d2.grid.records import State, files_of, read_record
 
 # Adds a line to runs.txt in the grid's folder, so that a test sees what ran, and how often.
 NOTE = "import sys, time, pathlib; root = pathlib.Path(sys.argv[1]); name = sys.argv[2];"
@@ -215,6 +219,11 @@ def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path):
     holder.wait(20)
 
 
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().split()[2] != "Z"
+
+
 STOPPED = """
 import sys
 from pathlib import Path
@@ -246,6 +255,97 @@ def test_a_signal_stops_the_commands_and_the_next_call_goes_on(tmp_path, number)
     assert runs(tmp_path) == ["one", "one"]
 
 
+def stop(*signs: Path) -> threading.Thread:
+    """Stop this process's run_cells when its commands have left all signs."""
+
+    def run():
+        for sign in signs:
+            wait_for(sign)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+# A training with a reader, which it needs until it has saved.
+TRAINING = """
+import os, pathlib, signal, subprocess, sys, time
+folder = pathlib.Path(sys.argv[1])
+reader = subprocess.Popen(["sleep", "100"])
+def save(*_):
+    time.sleep(float(sys.argv[2]))
+    print("saving", flush=True)
+    (folder / "saved").write_text(f"reader: {reader.poll()}")
+    reader.kill()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+(folder / "pid").write_text(str(os.getpid()))
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(1, "reader: None"), (100, None)])
+def test_a_training_in_a_shell_ends_too(tmp_path, monkeypatch, seconds, saved):
+    monkeypatch.setattr(module, "_SECONDS_TO_STOP", 100 if saved else 0.5)
+    folder = tmp_path / "one"
+    training = shlex.join([sys.executable, "-c", TRAINING, str(folder), str(seconds)])
+    one = Cell("one", "one", ("sh", "-c", f"{training} | cat; touch {folder}/late"), tmp_path)
+    thread = stop(folder / "pid")
+    with pytest.raises(KeyboardInterrupt):
+        run_cells([one], show=silent)
+    thread.join()
+    assert not alive(int((folder / "pid").read_text()))
+    assert read_record(one)["state"] == State.STOPPED and not (folder / "late").exists()
+    assert ((folder / "saved").read_text() if saved else (folder / "saved").exists()) == (saved or False)
+
+
+def test_a_signal_while_a_command_starts_stops_it(tmp_path, monkeypatch):
+    started, real = [], subprocess.Popen
+
+    def popen(*args, **kwargs):
+        process = real(*args, **kwargs)
+        if kwargs.get("start_new_session"):
+            started.append(process.pid)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    cells = [cell(tmp_path, name, "time.sleep(100)") for name in ("one", "two")]
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, jobs=2, show=silent)
+    assert [read_record(c).get("state") for c in cells] == [State.STOPPED, None]
+    assert not alive(started[0])
+
+
+def test_a_command_that_has_ended_before_a_signal_is_recorded(tmp_path):
+    def show(line):
+        if "one: started" in line:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    one = cell(tmp_path, "one")
+    with pytest.raises(KeyboardInterrupt):
+        run_cells([one], show=show)
+    assert read_record(one)["state"] == State.DONE
+
+
+def test_a_full_disk_lets_the_commands_stop_as_they_can(tmp_path, monkeypatch):
+    def write(path):
+        if path.exists():  # all but the first record of a cell
+            raise OSError(28, "No space left on device")
+        return atomic_write(path)
+
+    monkeypatch.setattr(records, "atomic_write", write)
+    wait = "[time.sleep(0.05) for _ in range(400) if not (root / 'slow' / 'pid').exists()]"
+    slow = Cell("slow", "slow", ("python", "-c", TRAINING, str(tmp_path / "slow"), "2"), tmp_path)
+    cells = [cell(tmp_path, "ends", wait), cell(tmp_path, "stops", "time.sleep(100)"), slow]
+    with pytest.raises(OSError, match=r"No space left on device: .*/cell\.json"):
+        run_cells(cells, jobs=3, show=silent)
+    assert (slow.folder / "saved").exists()
+    assert [read_record(c)["state"] for c in cells] == [State.STARTED] * 3
+
+
 def test_commands_end_with_a_call_that_is_killed(tmp_path):
     process = call(tmp_path, STOPPED)
     wait_for(tmp_path / "pid")
@@ -253,9 +353,9 @@ def test_commands_end_with_a_call_that_is_killed(tmp_path):
     process.kill()
     process.communicate(timeout=60)
     end = time.monotonic() + 20
-    while time.monotonic() < end and Path(f"/proc/{child}").exists():
+    while time.monotonic() < end and alive(child):
         time.sleep(0.05)
-    assert not Path(f"/proc/{child}").exists() or Path(f"/proc/{child}/stat").read_text().split()[2] == "Z"
+    assert not alive(child)
     (tmp_path / "done").touch()
     assert call(tmp_path, STOPPED).communicate(timeout=60)[0].endswith("{}\n")
 
@@ -293,6 +393,20 @@ def test_restored_cells_run_again_where_their_files_are_needed(tmp_path):
     assert restore(moved, Table(cells).to_json()) == ["first", "done"]
     assert run_cells(moved[:3], show=silent) == {} and not (tmp_path / "moved" / "runs.txt").exists()
     assert run_cells(moved, show=silent) == {} and runs(tmp_path / "moved") == ["first", "second", "new"]
+
+
+def test_what_another_call_does_with_another_command_is_not_taken(tmp_path):
+    cells = [cell(tmp_path, "one"), cell(tmp_path, "two"), cell(tmp_path, "three", needs=("two",))]
+    other = [cell(tmp_path, "two", SCORE + ";1")]
+    not_done = run_cells(cells, show=silent, ended=lambda: run_cells(other, show=silent))
+    assert "two was done with another command" in not_done["two"] and "it needs two" in not_done["three"]
+    assert runs(tmp_path) == ["one", "two"]
+
+
+def test_a_failed_command_may_have_removed_its_log(tmp_path):
+    cells = [cell(tmp_path, "one", "(root / name / 'log.txt').unlink(); 1/0"), cell(tmp_path, "two")]
+    assert run_cells(cells, show=silent)["one"].startswith("failed, exit code 1: ")
+    assert runs(tmp_path) == ["one", "two"]
 
 
 def test_weights_beside_the_grids_folder_are_looked_at(tmp_path):

@@ -75,6 +75,25 @@ def test_a_failed_seed_is_named_and_tried_again(tmp_path, monkeypatch, capsys):
     assert results(tmp_path)["scores"]["set"]["sem_seg"]["mIoU"]["values"] == [18, 20, 22]
 
 
+@pytest.mark.parametrize("content", ['{"set": {"sem', "[1]"])
+def test_damaged_results_of_a_seed_are_named(tmp_path, content):
+    call(tmp_path, "--seeds", "2")
+    folder = tmp_path / "out" / "seed_5"
+    (folder / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"seed_5/results\.json cannot be read \(.*\): delete cell\.json beside it"):
+        call(tmp_path, "--seeds", "2")
+    (folder / "cell.json").unlink()
+    assert call(tmp_path, "--seeds", "2") == 0
+    assert results(tmp_path)["scores"]["set"]["sem_seg"]["mIoU"]["values"] == [18, 20]
+
+
+def test_an_infinite_score_is_not_defined(tmp_path):
+    call(tmp_path, "--seeds", "2")
+    (tmp_path / "out" / "seed_5" / "results.json").write_text('{"set": {"sem_seg": {"mIoU": Infinity}}}')
+    assert call(tmp_path, "--seeds", "2") == 0
+    assert results(tmp_path)["scores"]["set"]["sem_seg"]["mIoU"]["values"] == [18, None]
+
+
 def test_a_random_seed_starts_at_0(tmp_path):
     call(tmp_path, "--seeds", "2", seed=-1)
     assert results(tmp_path)["seeds"] == [0, 1]

@@ -70,6 +70,11 @@ def test_settings_replace_words_and_values(load):
     assert scratch.words[1] == "random"  # although the grid has another word for scratch
 
 
+def test_values_in_settings_are_those_of_the_same_text(load):
+    texts = load(YAML, "seed=0", "method=a", replace=[("seed: [0, 1]", 'seed: ["0", "1"]')])
+    assert texts[0].name == "pretrain/a/0" and texts[0].axes["seed"] == "0"
+
+
 def test_a_stage_may_have_fewer_axes(load):
     fewer = ("    over: [method, seed]\n    skip", "    over: [method]\n    skip")
     cells = load(YAML, replace=[fewer, ("X {seed}", "X")])
@@ -93,7 +98,8 @@ def test_a_stage_may_have_fewer_axes(load):
         ("$GRID_TEST_DATA", "", "{data} has no value: give --set data="),
         ("$GRID_TEST_DATA", '"{config}/{data}"', "{data} stands for itself"),
         ('x y" {more}', 'x y" a{more}', "{more} is a list of words"),
-        ("scratch: {weights", "scrath: {weights", "values: method has no value scrath; did you mean scratch"),
+        ("scratch: {weights", "scrath: {weights", "values: method has no value 'scrath'; did you mean scratch"),
+        ("    skip: {method: [scratch]}", "    skip: {seed: ['0']}", "seed has no value '0'; write it as in axes: 0"),
         ("skip: {method", "skip: {methd", "stage pretrain: there is no axis methd; did you mean method"),
         ("    skip:", "    skp:", "stage pretrain has no key skp; did you mean skip"),
         ("words:", "wrds:", "a grid has no key wrds; did you mean words"),
@@ -119,6 +125,7 @@ def test_a_stage_may_have_fewer_axes(load):
         ("test {weights}", "test {folder_of}", "{folder_of} stands without a stage"),
         ('[RATE, 0.1, "X {seed}"]', "[RATE, $GRID_TEST_RATE]", "{more} is the environment variable GRID_TEST_RATE"),
         ('[RATE, 0.1, "X {seed}"]', "[RATE, null]", "{more} has no value"),
+        ('[RATE, 0.1, "X {seed}"]', "{seed}", "{more} is {.seed.: None}, which is no text: put it in quotes"),
         ("  test:", "  ../test:", "stages: '../test' must be letters"),
         ('[results.json, "*.AP"]', "[results.json]", r"stage test: score AP must be \[FILE, PATH\]"),
         ('scratch: {weights: ""}', "scratch: 5", "values: method: scratch must be lines of NAME: VALUE"),

@@ -159,6 +159,34 @@ def test_cells_of_other_settings_are_refused_and_other_paths_are_not(cells, tmp_
             restore([dataclasses.replace(cells[0], root=tmp_path / "third")], damaged)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("scores", {"AP": "3"}, "AP cannot be '3'"),
+        ("scores", {"AP": math.nan}, "AP cannot be nan"),
+        ("scores", {"AP": math.inf}, "AP cannot be inf"),
+        ("scores", None, "scores cannot be None"),
+        ("seconds", "10", "seconds cannot be '10'"),
+        ("code", ["abc"], r"code cannot be \['abc'\]"),
+        ("date", None, "date cannot be None"),
+        ("hardware", None, "hardware cannot be None"),
+        ("hardware", {"cpu": "Some CPU"}, "hardware must have the keys cores, cpu, gpus, torch"),
+        ("settings", None, "settings cannot be None"),
+    ],
+)
+def test_values_that_no_table_can_show_are_refused(cells, tmp_path, key, value, says):
+    """In a JSON before a record is written, and in a record."""
+    content = Table(cells).to_json()
+    content["cells"]["t/full/seed_1"][key] = value
+    with pytest.raises(ValueError, match=f"t/full/seed_1 is not as `grid table --json` writes it: {says}"):
+        restore([dataclasses.replace(cell, root=tmp_path / "other") for cell in cells], content)
+    assert not (tmp_path / "other").exists()
+    if key != "settings":
+        make(tmp_path, "full", 1, AP=1.0, **{key: value})
+        with pytest.raises(ValueError, match=rf"t/full/seed_1/cell.json is no record of a cell \({says}\): delete it"):
+            Table(cells)
+
+
 def test_a_cell_without_scores_is_not_missing_when_all_that_need_it_are_done(cells, tmp_path):
     serving = dataclasses.replace(cells[0], name="p/full", stage="p", scores=(), axes={"method": "full"})
     done, part = (dataclasses.replace(cell, needs=("p/full",)) for cell in (cells[0], cells[5]))
