@@ -240,7 +240,7 @@ def test_stride_of_bottlenecks_is_compared_but_not_of_basic_blocks(backbone_pkl,
 
 def test_resuming_skips_the_check_and_restores_everything(tmp_path, logged):
     source, model = fpn_detector(18, seed=1), fpn_detector(18, seed=2)
-    CheckedCheckpointer(source, str(tmp_path)).save("model_0000001", iteration=1)
+    CheckedCheckpointer(source, str(tmp_path)).save("model_0000001", iteration=1, trainer={"iteration": 1})
     cfg = fpn_cfg(18)
     cfg.INPUT.FORMAT = "BGR"
     expect = expected_metadata(cfg)
