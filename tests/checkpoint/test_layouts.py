@@ -1,4 +1,5 @@
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from densesiam_d2.checkpoint import known_metadata, recognise
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
+from densesiam_d2.tools.export_backbone import main as export_backbone
 from tests.checkpoint.networks import d2_resnet, fpn_detector, prefixed, resnet_cfg
 from tests.checkpoint.published import (
     CHECKPOINTS,
@@ -150,6 +152,11 @@ bbox_coder = dict(target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2
     ("text", "expected"),
     [
         (CAFFE, ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], True)),
+        (  # tuples, beside the deviation of random weights
+            "style='caffe', init_cfg=dict(type='Normal', std=0.01), mean=(\n103.53,\n116.28,\n123.675,\n), std=(1.0, "
+            "1.0, 1.0), bgr_to_rgb=False",
+            ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], True),
+        ),
         (
             "backbone=dict(style='pytorch'), data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, "
             "57.12, 57.375], bgr_to_rgb=True)",
@@ -170,8 +177,19 @@ def test_the_config_inside_a_file_of_openmmlab_says_which_images_it_takes(text, 
 
 def test_such_a_config_that_contradicts_itself_is_refused():
     checkpoint = {"state_dict": ONLINE, "meta": {"cfg": "a(to_rgb=True), b(to_rgb=False)"}}
-    with pytest.raises(ValueError, match="the config in its meta has several values of pixel_format, such as RGB, BGR"):
+    with pytest.raises(ValueError, match=r"has several values of pixel_format, such as RGB, BGR; .* by --config-file"):
         known_metadata(checkpoint, recognise(checkpoint))
+
+
+@pytest.mark.parametrize("value", ["IMAGENET_MEAN", "[0.5]", "(0.5,) * 3", "[0.5 * 255, 0.4 * 255, 0.2 * 255]", "None"])
+def test_a_mean_that_is_not_three_plain_numbers_is_asked_about(tmp_path, capsys, value):
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": ONLINE, "meta": {"config": f"dict(mean={value}, std=[1.0, 1.0, 1.0])"}}, path)
+    (tmp_path / "c.yaml").write_text(resnet_cfg(18).dump())
+    command = ["--input", str(path), "--output", str(tmp_path / "b.pkl")]
+    assert export_backbone(command) == 2
+    assert re.search("x.pth: the config in its meta has the mean or std .* by --config-file", capsys.readouterr().err)
+    assert export_backbone([*command, "--config-file", str(tmp_path / "c.yaml")]) == 0
 
 
 def test_the_one_at_the_top_can_be_chosen():
