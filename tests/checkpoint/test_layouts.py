@@ -209,9 +209,22 @@ def test_the_name_of_the_method_counts_before_the_first_step_too():
     assert found.layout == "DINO (teacher), torchvision names below teacher.backbone"
 
 
-def test_a_whole_network_is_taken_rather_than_a_part_of_one():
+def test_a_whole_network_is_taken_rather_than_a_part_of_one(caplog):
     part = {name: value for name, value in OTHER.items() if "layer2.1" not in name}
     assert recognise({"a": part, "b": ONLINE}).layout == "torchvision names below b"
+    assert "took the ResNet below b, the only one of 2 that is whole: the ResNet below a: not a whole" in caplog.text
+
+
+@pytest.mark.parametrize("names", [("module.backbone", "backbone"), ("backbone", "module.backbone")])
+def test_of_two_names_that_differ_by_a_wrapper_none_is_lost(names):
+    """As a script leaves them that puts new weights into the file of a wrapped network."""
+    both = {**prefixed(f"{names[0]}.", ONLINE), **prefixed(f"{names[1]}.", OTHER)}
+    with pytest.raises(ValueError, match=rf"2 different ResNets, below {names[0]}, below {names[1]};"):
+        recognise(both)
+    for name, expected in zip(names, (ONLINE, OTHER), strict=True):
+        assert np.array_equal(recognise(both, name).state["stem.conv1.weight"], expected["conv1.weight"].numpy())
+    with pytest.raises(ValueError, match=r"2 different ResNets, below backbone, below again\.backbone;"):
+        recognise({**prefixed("backbone.", ONLINE), "backbone": OTHER})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -242,6 +255,9 @@ def test_broken_and_foreign_checkpoints_are_refused():
         recognise({"state_dict": {**incomplete, "module.queue": X}})
     with pytest.raises(ValueError, match=missing):  # and the key encoder, though whole, is not taken in its place
         recognise({"state_dict": {**incomplete, **prefixed("module.encoder_k.", OTHER), "module.queue": X}})
+    for deep in ("stem.0", "conv1.0"):
+        with pytest.raises(ValueError, match=r"missing: stem\.conv1\.weight; it has a deep stem"):
+            recognise({"net": {**{n: v for n, v in ONLINE.items() if n != "conv1.weight"}, f"{deep}.weight": X}})
     with pytest.raises(ValueError, match=r"no part of a ResNet: layer1\.0\.se\.weight"):
         recognise({**ONLINE, "layer1.0.se.weight": X})
     with pytest.raises(ValueError, match=r"no part of a ResNet: layer1\.0\.se\.weight"):
