@@ -1,5 +1,6 @@
 """Write backbones to files: ``.pkl`` and ``.safetensors`` with facts about their input, and torchvision's ``.pth``."""
 
+import ast
 import copy
 import json
 import logging
@@ -46,6 +47,7 @@ TORCHVISION_METADATA = {
     "stride_in_1x1": False,
 }
 _AUTHOR = "densesiam_d2"
+_GIVE_CONFIG = "say which images it takes by --config-file of python -m densesiam_d2.tools.export_backbone"
 # Google's SimCLR reads values from 0 to 1, without mean and std (google-research/simclr, data_util.py).
 _FROM_0_TO_1 = {**TORCHVISION_METADATA, "pixel_mean": [0.0, 0.0, 0.0], "pixel_std": [255.0, 255.0, 255.0]}
 
@@ -162,20 +164,21 @@ def _openmmlab_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     Its style "caffe" has BGR images, and strides in convolutions of size 1.
 
     Raises:
-        ValueError: the config says different things in different places.
+        ValueError: the config says different things in different places, or a mean or std is not three plain numbers.
     """
     meta = checkpoint.get("meta")
     text = str(meta.get("config") or meta.get("cfg") or "") if isinstance(meta, Mapping) else ""
     facts = {}
     for fact, pattern, read in (
-        ("pixel_mean", r"\bmean'?\s*[=:]\s*(\[[^]]*\])", _numbers),
-        ("pixel_std", r"\bstd'?\s*[=:]\s*(\[[^]]*\])", _numbers),
+        ("pixel_mean", r"\bmean'?\s*[=:]\s*([\[(][^])]*[])]|[^\s,)}]+)", _numbers),
+        ("pixel_std", r"\bstd'?\s*[=:]\s*([\[(][^])]*[])]|[^\s,)}]+)", _numbers),
         ("pixel_format", r"\b(?:bgr_)?to_rgb'?\s*[=:]\s*(True|False)", {"True": "RGB", "False": "BGR"}.get),
         ("stride_in_1x1", r"\bstyle'?\s*[=:]\s*['\"](caffe|pytorch)['\"]", {"caffe": True, "pytorch": False}.get),
     ):
         values = [value for value in map(read, re.findall(pattern, text)) if value is not None]
         if any(value != values[0] for value in values):
-            raise ValueError(f"the config in its meta has several values of {fact}, such as {values[0]}, {values[-1]}")
+            text = f"has several values of {fact}, such as {values[0]}, {values[-1]}"
+            raise ValueError(f"the config in its meta {text}; {_GIVE_CONFIG}")
         if values:
             facts[fact] = values[0]
     # MMSelfSup normalises values of 0 to 1; Caffe's standard deviation of 1 stands beside means of 0 to 255.
@@ -185,8 +188,16 @@ def _openmmlab_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(text: str) -> list[float] | None:
-    numbers = [float(word) for word in re.findall(r"-?\d+\.?\d*", text)]
-    return numbers if len(numbers) == 3 else None
+    """Return the numbers of a list or tuple of three; None for one number, as the config has for random weights."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = None
+    if isinstance(value, (int, float)):
+        return None
+    if not isinstance(value, (list, tuple)) or [type(number) in (int, float) for number in value] != [True] * 3:
+        raise ValueError(f"the config in its meta has the mean or std {text}, not three numbers; {_GIVE_CONFIG}")
+    return [float(number) for number in value]
 
 
 def from_a_converter(checkpoint: Mapping[str, Any]) -> bool:

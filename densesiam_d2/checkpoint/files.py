@@ -159,7 +159,8 @@ def _reason(error: Exception, path: Path) -> str:
     is_text = start.isascii() and path.suffix != ".safetensors" and not isinstance(error, ValueError)
     if is_text or text.startswith("invalid load key"):
         return f"it is no file of torch.save, pickle or safetensors ({_shown(start)})"
-    if isinstance(error, EOFError) or "truncated" in text or "ran out of input" in text.lower():
+    signs = ("truncated", "ran out of input", "incomplete metadata", "header too small")  # the last two of safetensors
+    if isinstance(error, EOFError) or any(sign in text.lower() for sign in signs):
         return f"it is cut off: copy or download it again ({text})"
     if isinstance(error, (pickle.UnpicklingError, SafetensorError, OSError, ValueError)) and text:
         return text

@@ -47,6 +47,12 @@ def kind_of(state: Mapping[str, Any]) -> ResNetKind:
     """
     depth = check_complete(state)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
+    flat = next((n for n, shape in shapes.items() if ".norm." not in n and (len(shape) != 4 or 0 in shape)), None)
+    if flat:
+        raise ValueError(
+            f"{flat} is {shapes[flat]}, but convolutions have 4 dimensions: this looks like one shard of a model "
+            "(FSDP, ZeRO); save the full state dict"
+        )
     stem, first, second = (shapes[f"{n}.weight"] for n in ("stem.conv1", "res2.0.conv1", "res2.0.conv2"))
     if stem[1:] != (3, 7, 7):
         raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 from densesiam_d2.checkpoint.kinds import ResNetKind, kind_of
 from densesiam_d2.checkpoint.names import from_torchvision
 from densesiam_d2.checkpoint.namings import Network, networks_in
-from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_float, tensors_in
+from densesiam_d2.checkpoint.tensors import as_array, bare_name, refuse_quantized, tensors_in
 from densesiam_d2.text_lines import listed
 
 __all__ = ["Found", "exported", "recognise"]
@@ -120,11 +120,7 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
     kind, state = _checked(network, tensors)
     fpn = _fpn_beside(network, tensors)
     taken = {*network.names.values(), *fpn.values()}
-    other = next((name for name in tensors if name in taken and not is_float(tensors[name])), None)
-    if other:
-        raise ValueError(
-            f"{other} is {tensors[other].dtype}, so the network is quantized: give weights in floating-point numbers"
-        )
+    refuse_quantized({name: value for name, value in tensors.items() if name in taken})
     broken = [name for name in tensors if name in taken and not np.isfinite(as_array(tensors[name])).all()]
     if broken:
         raise ValueError(
@@ -174,6 +170,10 @@ def _choose(networks: list[Network], tensors: Mapping[str, Any]) -> tuple[str, N
         except ValueError as error:
             errors.append(error)
     if len(whole) == 1:
+        others = "; ".join(map(str, errors))
+        logger.warning(
+            "took the ResNet %s, the only one of %d that is whole: %s", _where(whole[0]), len(networks), others
+        )
         return "", whole[0]
     if not whole:
         raise errors[0]
@@ -225,7 +225,10 @@ def _checked(network: Network, tensors: Mapping[str, Any]) -> tuple[ResNetKind, 
         renamed = state if network.naming == "detectron2" else from_torchvision(state)
         kind = kind_of(renamed)
     except ValueError as error:
-        raise ValueError(f"the ResNet {_where(network)}: {error}") from None
+        own = f"{network.prefixes[0]}." if network.prefixes[0] else ""
+        deep = any(f"{own}{stem}.weight" in tensors for stem in ("stem.0", "conv1.0", "stem.conv2"))
+        hint = "; it has a deep stem (mmseg's V1c, timm's d): take a network that begins with one 7x7 convolution"
+        raise ValueError(f"the ResNet {_where(network)}: {error}{hint if deep else ''}") from None
     return kind, renamed
 
 

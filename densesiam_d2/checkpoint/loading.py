@@ -23,7 +23,7 @@ from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import further_blocks
 from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
-from densesiam_d2.checkpoint.tensors import bare_name, is_tensor
+from densesiam_d2.checkpoint.tensors import bare_name, is_tensor, refuse_quantized
 from densesiam_d2.text_lines import listed
 
 __all__ = ["CheckedCheckpointer", "WeightsError"]
@@ -129,6 +129,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
             local = self.path_manager.get_local_path(path)
         except (OSError, ValueError) as error:  # unknown name, or the download failed
             raise WeightsError(f"MODEL.WEIGHTS {path}: {error}") from error
+        except (KeyError, RuntimeError) as error:
+            raise WeightsError(
+                f"MODEL.WEIGHTS {path}: detectron2's catalog has no such file: check the name"
+            ) from error
         if local == path:
             raise WeightsError(f"MODEL.WEIGHTS {path}: such addresses are not fetched: download it, and name the file")
 
@@ -209,15 +213,16 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if query.pop("matching_heuristics", None) == ["True"]:
             content["matching_heuristics"] = True
         if query:
-            raise ValueError(f"MODEL.WEIGHTS: unknown query {sorted(query)} in {self._parsed_url_during_load.geturl()}")
+            address = self._parsed_url_during_load.geturl()
+            raise WeightsError(f"MODEL.WEIGHTS: unknown query {sorted(query)} in {address}: leave it out")
         if self._weights_path:
             content = self._converted(content)
         return content if "model" in content else {"model": content}
 
     def _converted(self, content: dict[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's tensors, or only its backbone, renamed, if its names are not those of the model."""
-        state = content.get("model", content)
-        state = {n: value for n, value in state.items() if is_tensor(value)} if isinstance(state, Mapping) else {}
+        inside = (content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping))
+        state = {n: value for n, value in next(inside, content).items() if is_tensor(value)}
         as_it_is = {"model": state, **{key: content[key] for key in ("__author__", "metadata") if key in content}}
         named = named_backbone(self.model)
         if content.get("matching_heuristics") and not named:
@@ -226,8 +231,11 @@ class CheckedCheckpointer(DetectionCheckpointer):
         # Compare names of convolutions only: old files with frozen batch norm lack statistics, which detectron2 adds.
         convolutions = {n for n in backbone_names(self.model) if n.endswith(".weight") and ".norm." not in n}
         unwrapped = {bare_name(name): value for name, value in state.items()}
+        shared = f"{next(iter(unwrapped), '').partition('.')[0]}."  # such as Lightning's "model."
+        if not convolutions <= unwrapped.keys() and all(name.startswith(shared) for name in unwrapped):
+            unwrapped = {name.removeprefix(shared): value for name, value in unwrapped.items()}
         other_network = exported(content) not in (None, "model.backbone") and not hasattr(self.model, "exports")
-        if convolutions <= unwrapped.keys() and not other_network:
+        if convolutions <= unwrapped.keys() and len(unwrapped) == len(state) and not other_network:
             return {**as_it_is, "model": unwrapped}
         try:
             if named:
@@ -254,6 +262,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
         self._check_metadata(metadata if isinstance(metadata, Mapping) else {})
         if checkpoint.get("matching_heuristics") and hasattr(self.model, "exports"):
             self._match_backbone(checkpoint)
+        try:
+            refuse_quantized({n: value for n, value in checkpoint["model"].items() if n.endswith("weight")})
+        except ValueError as error:
+            raise WeightsError(f"MODEL.WEIGHTS {self._weights_path}: {error}") from error
         incompatible = super()._load_model(checkpoint)
         self._check_finite(incompatible.missing_keys)
         self._check_filled(incompatible.missing_keys, state)

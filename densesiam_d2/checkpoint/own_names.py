@@ -11,7 +11,7 @@ from torch import nn
 from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, is_ours, known_metadata
 from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import further_blocks, to_torchvision
-from densesiam_d2.checkpoint.tensors import as_array, is_float, tensors_in
+from densesiam_d2.checkpoint.tensors import as_array, refuse_quantized, tensors_in
 from densesiam_d2.text_lines import listed
 
 __all__ = ["named_backbone", "under_own_names"]
@@ -84,6 +84,7 @@ def under_own_names(
 
 def _check(state: Mapping[str, Any], backbone: nn.Module) -> None:
     """Raise ValueError for tensors of another shape, whole numbers, and numbers that are not finite."""
+    refuse_quantized(state)
     for name, own in backbone.state_dict().items():
         value = state.get(name, own)
         if tuple(value.shape) != tuple(own.shape):
@@ -91,8 +92,6 @@ def _check(state: Mapping[str, Any], backbone: nn.Module) -> None:
                 f"its {name} has the shape {tuple(value.shape)}, that of {backbone.network} is {tuple(own.shape)}: "
                 "check MODEL.TORCHVISION.NAME; layers of other widths than torchvision's cannot be loaded"
             )
-        if name in state and not is_float(value):
-            raise ValueError(f"its {name} is {value.dtype}, so it is quantized: give weights in floating-point numbers")
         if not np.isfinite(as_array(value)).all():
             raise ValueError(f"its {name} holds NaN or infinite values: the training diverged; give one from before")
 

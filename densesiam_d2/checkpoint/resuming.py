@@ -9,6 +9,8 @@ from densesiam_d2.checkpoint.files import read_checkpoint
 __all__ = ["find_damage", "newest_valid", "own_checkpoints"]
 
 TAG = "last_checkpoint"
+# What a checkpoint must hold, and not be empty of, to go on from: without the trainer a run would start again.
+_NEEDED = {"model": dict, "iteration": int, "trainer": dict}
 
 
 def own_checkpoints(folder: str | Path) -> list[Path]:
@@ -56,8 +58,9 @@ def newest_valid(folder: str | Path) -> tuple[Path | None, list[str]]:
         except ValueError as error:
             rejected.append(str(error))
             continue
-        if not content.keys() >= {"model", "iteration"}:
-            rejected.append(f"{path} is no checkpoint of a training: it lacks the keys model and iteration")
+        lacking = [k for k, kind in _NEEDED.items() if not isinstance(content.get(k), kind) or content[k] == {}]
+        if lacking:
+            rejected.append(f"{path} is no checkpoint of a training: it lacks {', '.join(lacking)}")
         elif path == tagged:
             return path, rejected
         else:

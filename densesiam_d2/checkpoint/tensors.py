@@ -8,7 +8,7 @@ import torch
 
 from densesiam_d2.checkpoint.unpickling import Placeholder
 
-__all__ = ["as_array", "bare_name", "is_float", "is_tensor", "tensors_in"]
+__all__ = ["as_array", "bare_name", "is_tensor", "refuse_quantized", "tensors_in"]
 
 # Parts of names that come from wrapping or storing a network (DDP, torch.compile, FSDP, activation checkpointing,
 # DeepSpeed, a whole module in a pickle), not from the network itself.
@@ -30,9 +30,13 @@ def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(value, dtype=np.float32)
 
 
-def is_float(value: torch.Tensor | np.ndarray) -> bool:
-    """Tell whether the numbers of a tensor or array are floating-point numbers."""
-    return value.is_floating_point() if isinstance(value, torch.Tensor) else value.dtype.kind == "f"
+def refuse_quantized(tensors: Mapping[str, torch.Tensor | np.ndarray]) -> None:
+    """Raise ValueError if a tensor of a network holds whole numbers."""
+    for name, value in tensors.items():
+        if not (value.is_floating_point() if isinstance(value, torch.Tensor) else value.dtype.kind == "f"):
+            raise ValueError(
+                f"{name} is {value.dtype}, so the network is quantized: give weights in floating-point numbers"
+            )
 
 
 def bare_name(name: str) -> str:
@@ -48,17 +52,24 @@ def tensors_in(content: Any) -> dict[str, torch.Tensor | np.ndarray]:
 
     Returns:
         Name -> tensor. A name is made of the keys that lead to the tensor, joined by dots, without wrappers. If two
-        tensors would have the same name, the second keeps its wrappers. A dict that appears twice is read once.
+        tensors would have the same name, one keeps its wrappers; if neither has any, the second gets the prefix
+        "again". A dict that appears twice is read once.
     """
-    found, seen, waiting = {}, set(), [("", content)]
+    tensors, seen, waiting = [], set(), [("", content)]
     while waiting:
         path, value = waiting.pop()
         if is_tensor(value):
-            name = bare_name(path)
-            found[path if name in found else name] = value
+            tensors.append((path, value))
         elif id(value) not in seen:
             seen.add(id(value))
             waiting += reversed([(f"{path}.{key}".strip("."), child) for key, child in _children(value)])
+    found, paths = {}, {path for path, _ in tensors}
+    for path, value in tensors:
+        name = bare_name(path)
+        name = path if name in found or name in paths else name
+        while name in found:
+            name = f"again.{name}"
+        found[name] = value
     return found
 
 

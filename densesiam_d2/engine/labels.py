@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.files import read_checkpoint
+from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.data.datasets import other_scored_sets
 from densesiam_d2.data.label_checks import LabelledSet, adopt, look_at
 from densesiam_d2.data.path_datasets import register_path_datasets
@@ -68,6 +69,7 @@ def settle_labels(
 
     Raises:
         LabelsError: labels cannot be used, or contradict each other or the config; one message lists all problems.
+        WeightsError: the weights cannot be read.
     """
     names = [*([] if eval_only else cfg.DATASETS.TRAIN), *_test_sets(cfg)]
     register_path_datasets(names)
@@ -154,7 +156,10 @@ def _classes_of(weights: str | Path) -> tuple[list[str] | None, int | None]:
     """Return the class names in our own checkpoint, and the number of classes of its tensors; None if unknown."""
     if not weights or "://" in str(weights) or not Path(weights).is_file():
         return None, None
-    checkpoint = read_checkpoint(weights, foreign=True)
+    try:
+        checkpoint = read_checkpoint(weights, foreign=True)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
     trainer, state = checkpoint.get("trainer"), checkpoint.get("model", checkpoint)
     names = trainer.get("classes") if isinstance(trainer, dict) else None
     state = state if isinstance(state, dict) else {}

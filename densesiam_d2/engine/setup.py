@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.files import require_weight_file
-from densesiam_d2.checkpoint.resuming import own_checkpoints
+from densesiam_d2.checkpoint.resuming import newest_valid, own_checkpoints
 from densesiam_d2.config import all_keys
 from densesiam_d2.config_checks import ConfigError, check_config, check_values
 from densesiam_d2.data.datasets import check_datasets, other_scored_sets, probe_sets
@@ -211,8 +211,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     names = [*train, *cfg.DATASETS.TEST, *(other_scored_sets(cfg) | probe_sets(cfg)).values()]
     register_path_datasets(names)
     ensure_cityscapes_api(names)
-    own = own_checkpoints(cfg.OUTPUT_DIR) if args.resume != "never" else []
-    weights = own[-1] if own else cfg.MODEL.WEIGHTS
+    resumes = args.eval_only and args.resume != "never" and comm.is_main_process()  # which alone reads the weights
+    weights = (newest_valid(cfg.OUTPUT_DIR)[0] if resumes else None) or cfg.MODEL.WEIGHTS
     settle_labels(cfg, fixed=args.opts[::2], eval_only=args.eval_only, weights=weights)
     cfg.freeze()
     _raise_file_limit()

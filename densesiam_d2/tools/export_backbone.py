@@ -103,7 +103,7 @@ def export_backbone(
     cfg = _config(source, config_file, opts) if config_file else None
     network = _network(checkpoint, cfg)
     with naming(source):
-        found, known = _find(checkpoint, network, prefix)
+        found, known = _find(checkpoint, network, prefix, given=cfg is not None)
     # Stored metadata come first: a later command may have replaced the config.yaml beside the checkpoint.
     if cfg is None and known:
         metadata = {"method": found.layout, "iteration": iteration, "source": source.name, **known}
@@ -148,11 +148,13 @@ def _network(checkpoint: Mapping[str, Any], cfg: CfgNode | None) -> str:
     return "" if re.match("(wide_)?resnex?t", network) else network
 
 
-def _find(checkpoint: Mapping[str, Any], network: str, prefix: str | None) -> tuple[Found, dict[str, Any]]:
-    """Return the backbone in a checkpoint, and what is known about its images; see :func:`known_metadata`."""
+def _find(
+    checkpoint: Mapping[str, Any], network: str, prefix: str | None, *, given: bool
+) -> tuple[Found, dict[str, Any]]:
+    """Return the backbone in a checkpoint, and what is known about its images if no config is given for them."""
     if not network:
         found = recognise(checkpoint, prefix)
-        return found, known_metadata(checkpoint, found)
+        return found, {} if given else known_metadata(checkpoint, found)
     backbone = TorchvisionBackbone(network=network, out_features=["res5"])
     tensors, facts, place = under_own_names(checkpoint, backbone, prefix)
     state = {name: as_array(tensor) for name, tensor in tensors.items()}

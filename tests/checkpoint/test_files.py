@@ -158,14 +158,16 @@ def test_safetensors_of_others_have_no_metadata(tmp_path):
     assert read_checkpoint(tmp_path / "bare.safetensors") == {"model": weights}
 
 
-@pytest.mark.parametrize("damage", ["empty", "torn", "header", "metadata", "table"])
+@pytest.mark.parametrize("damage", ["empty", "torn", "short", "header", "metadata", "table"])
 def test_damaged_safetensors_are_named(tmp_path, damage):
     path = tmp_path / "w.safetensors"
     header = {"table": json.dumps([3]), "metadata": "{"}.get(damage, "{}")
     save_file({"a": torch.ones(64)}, path, metadata={"densesiam_d2": header})
     content = path.read_bytes()
-    path.write_bytes({"empty": b"", "torn": content[:-1], "header": b"\xff" * 8 + content[8:]}.get(damage, content))
-    with pytest.raises(ValueError, match=rf"^cannot read weights from {path}: [^\n]+$"):
+    pieces = {"empty": b"", "torn": content[:-1], "short": content[:5], "header": b"\xff" * 8 + content[8:]}
+    path.write_bytes(pieces.get(damage, content))
+    message = "it is cut off: copy or download it again" if damage in ("torn", "short") else ""
+    with pytest.raises(ValueError, match=rf"^cannot read weights from {path}: {message}[^\n]+$"):
         read_checkpoint(path)
 
 

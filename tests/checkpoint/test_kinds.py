@@ -16,6 +16,13 @@ def test_a_network_for_small_images_is_refused():
         recognise(state)
 
 
+@pytest.mark.parametrize("shape", [(0,), (18432,), (), (0, 64, 3, 3)])
+def test_one_shard_of_a_network_is_refused(shape):
+    state = {**RESNET18, "layer1.0.conv2.weight": torch.zeros(shape)}
+    with pytest.raises(ValueError, match=r"res2\.0\.conv2\.weight is \(.*\), but .* one shard of a model"):
+        recognise(state)
+
+
 # By hand from torchvision/models/resnet.py: width_per_group of wide ResNets is 64 * 2, of ResNeXt the d of its name.
 KINDS = {
     "resnet34": ("ResNet-34", (1, 64), ""),

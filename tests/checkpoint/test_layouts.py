@@ -1,4 +1,5 @@
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from densesiam_d2.checkpoint import known_metadata, recognise
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
+from densesiam_d2.tools.export_backbone import main as export_backbone
 from tests.checkpoint.networks import d2_resnet, fpn_detector, prefixed, resnet_cfg
 from tests.checkpoint.published import (
     CHECKPOINTS,
@@ -150,6 +152,11 @@ bbox_coder = dict(target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2
     ("text", "expected"),
     [
         (CAFFE, ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], True)),
+        (  # tuples, beside the deviation of random weights
+            "style='caffe', init_cfg=dict(type='Normal', std=0.01), mean=(\n103.53,\n116.28,\n123.675,\n), std=(1.0, "
+            "1.0, 1.0), bgr_to_rgb=False",
+            ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], True),
+        ),
         (
             "backbone=dict(style='pytorch'), data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, "
             "57.12, 57.375], bgr_to_rgb=True)",
@@ -170,8 +177,19 @@ def test_the_config_inside_a_file_of_openmmlab_says_which_images_it_takes(text, 
 
 def test_such_a_config_that_contradicts_itself_is_refused():
     checkpoint = {"state_dict": ONLINE, "meta": {"cfg": "a(to_rgb=True), b(to_rgb=False)"}}
-    with pytest.raises(ValueError, match="the config in its meta has several values of pixel_format, such as RGB, BGR"):
+    with pytest.raises(ValueError, match=r"has several values of pixel_format, such as RGB, BGR; .* by --config-file"):
         known_metadata(checkpoint, recognise(checkpoint))
+
+
+@pytest.mark.parametrize("value", ["IMAGENET_MEAN", "[0.5]", "(0.5,) * 3", "[0.5 * 255, 0.4 * 255, 0.2 * 255]", "None"])
+def test_a_mean_that_is_not_three_plain_numbers_is_asked_about(tmp_path, capsys, value):
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": ONLINE, "meta": {"config": f"dict(mean={value}, std=[1.0, 1.0, 1.0])"}}, path)
+    (tmp_path / "c.yaml").write_text(resnet_cfg(18).dump())
+    command = ["--input", str(path), "--output", str(tmp_path / "b.pkl")]
+    assert export_backbone(command) == 2
+    assert re.search("x.pth: the config in its meta has the mean or std .* by --config-file", capsys.readouterr().err)
+    assert export_backbone([*command, "--config-file", str(tmp_path / "c.yaml")]) == 0
 
 
 def test_the_one_at_the_top_can_be_chosen():
@@ -191,9 +209,22 @@ def test_the_name_of_the_method_counts_before_the_first_step_too():
     assert found.layout == "DINO (teacher), torchvision names below teacher.backbone"
 
 
-def test_a_whole_network_is_taken_rather_than_a_part_of_one():
+def test_a_whole_network_is_taken_rather_than_a_part_of_one(caplog):
     part = {name: value for name, value in OTHER.items() if "layer2.1" not in name}
     assert recognise({"a": part, "b": ONLINE}).layout == "torchvision names below b"
+    assert "took the ResNet below b, the only one of 2 that is whole: the ResNet below a: not a whole" in caplog.text
+
+
+@pytest.mark.parametrize("names", [("module.backbone", "backbone"), ("backbone", "module.backbone")])
+def test_of_two_names_that_differ_by_a_wrapper_none_is_lost(names):
+    """As a script leaves them that puts new weights into the file of a wrapped network."""
+    both = {**prefixed(f"{names[0]}.", ONLINE), **prefixed(f"{names[1]}.", OTHER)}
+    with pytest.raises(ValueError, match=rf"2 different ResNets, below {names[0]}, below {names[1]};"):
+        recognise(both)
+    for name, expected in zip(names, (ONLINE, OTHER), strict=True):
+        assert np.array_equal(recognise(both, name).state["stem.conv1.weight"], expected["conv1.weight"].numpy())
+    with pytest.raises(ValueError, match=r"2 different ResNets, below backbone, below again\.backbone;"):
+        recognise({**prefixed("backbone.", ONLINE), "backbone": OTHER})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -224,6 +255,9 @@ def test_broken_and_foreign_checkpoints_are_refused():
         recognise({"state_dict": {**incomplete, "module.queue": X}})
     with pytest.raises(ValueError, match=missing):  # and the key encoder, though whole, is not taken in its place
         recognise({"state_dict": {**incomplete, **prefixed("module.encoder_k.", OTHER), "module.queue": X}})
+    for deep in ("stem.0", "conv1.0"):
+        with pytest.raises(ValueError, match=r"missing: stem\.conv1\.weight; it has a deep stem"):
+            recognise({"net": {**{n: v for n, v in ONLINE.items() if n != "conv1.weight"}, f"{deep}.weight": X}})
     with pytest.raises(ValueError, match=r"no part of a ResNet: layer1\.0\.se\.weight"):
         recognise({**ONLINE, "layer1.0.se.weight": X})
     with pytest.raises(ValueError, match=r"no part of a ResNet: layer1\.0\.se\.weight"):

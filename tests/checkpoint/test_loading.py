@@ -18,7 +18,7 @@ from densesiam_d2.checkpoint import (
     save_backbone,
     save_safetensors,
 )
-from densesiam_d2.checkpoint.loading import _caffe2_facts
+from densesiam_d2.checkpoint.loading import WeightsError, _caffe2_facts
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
 from tests.checkpoint.networks import d2_resnet, fpn_cfg, fpn_detector, prefixed, resnet_cfg, tv_resnet
 from tests.evaluation.processes import in_two_processes
@@ -240,7 +240,7 @@ def test_stride_of_bottlenecks_is_compared_but_not_of_basic_blocks(backbone_pkl,
 
 def test_resuming_skips_the_check_and_restores_everything(tmp_path, logged):
     source, model = fpn_detector(18, seed=1), fpn_detector(18, seed=2)
-    CheckedCheckpointer(source, str(tmp_path)).save("model_0000001", iteration=1)
+    CheckedCheckpointer(source, str(tmp_path)).save("model_0000001", iteration=1, trainer={"iteration": 1})
     cfg = fpn_cfg(18)
     cfg.INPUT.FORMAT = "BGR"
     expect = expected_metadata(cfg)
@@ -258,6 +258,16 @@ def test_empty_weights_and_missing_file(logged):
         checkpointer(model).resume_or_load("nowhere.pkl", resume=False)
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS s3://b/x\.pkl: such addresses are not fetched"):
         checkpointer(model).resume_or_load("s3://b/x.pkl", resume=False)
+    for name in ("catalog://ImageNetPretrained/R-50", "catalog://x"):
+        with pytest.raises(WeightsError, match=f"MODEL.WEIGHTS {name}: detectron2's catalog has no such file"):
+            checkpointer(model).resume_or_load(name, resume=False)
+
+
+def test_an_unknown_query_is_named(backbone_pkl):
+    with pytest.raises(
+        WeightsError, match=r"MODEL\.WEIGHTS: unknown query \['v'\] in \S+backbone\.pkl\?v=1: leave it out"
+    ):
+        checkpointer(fpn_detector(18)).resume_or_load(f"{backbone_pkl}?v=1", resume=False)
 
 
 def test_distributed_data_parallel(backbone_pkl, tmp_path, logged):

@@ -41,9 +41,19 @@ def test_a_pickle_of_plain_torchvision_weights(tmp_path, logged):
     assert torch.equal(model.backbone.bottom_up.res4[1].conv2.weight, state["layer3.1.conv2.weight"])
 
 
-def test_a_compiled_detector_is_loaded_as_it_is(tmp_path, logged):
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": prefixed("module._orig_mod.", state)},
+        lambda state: {"state_dict": state, "model": "Mask R-CNN"},
+        lambda state: {"state_dict": prefixed("model.", state)},
+        lambda state: prefixed("module.net.", state),
+    ],
+    ids=["compiled", "state_dict", "Lightning", "at the top"],
+)
+def test_a_wrapped_detector_is_loaded_as_it_is(tmp_path, logged, wrap):
     source, model = fpn_detector(18, seed=1), fpn_detector(18, seed=2)
-    torch.save({"model": prefixed("module._orig_mod.", source.state_dict())}, tmp_path / "model_final.pth")
+    torch.save(wrap(source.state_dict()), tmp_path / "model_final.pth")
     checkpointer(model, whole_model=True).resume_or_load(str(tmp_path / "model_final.pth"), resume=False)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -53,6 +63,21 @@ def test_a_choice_between_networks_is_not_made_silently(tmp_path):
     torch.save({"left": first, "right": second}, tmp_path / "two.pth")
     with pytest.raises(WeightsError, match=r"two\.pth: it holds 2 different ResNets, .* --prefix of python -m dense"):
         checkpointer(fpn_detector(18)).resume_or_load(str(tmp_path / "two.pth"), resume=False)
+
+
+def test_two_detectors_whose_names_differ_by_a_wrapper_are_asked_about(tmp_path):
+    first, second = (fpn_detector(18, seed=seed).state_dict() for seed in (1, 2))
+    torch.save({**prefixed("module.", first), **second}, tmp_path / "two.pth")
+    with pytest.raises(WeightsError, match="it holds 2 different ResNets, below module"):
+        checkpointer(fpn_detector(18)).resume_or_load(str(tmp_path / "two.pth"), resume=False)
+
+
+@pytest.mark.parametrize("facts", [{}, {"matching_heuristics": True}])
+def test_quantized_weights_under_the_names_of_the_model_are_refused(tmp_path, facts):
+    state = {name: (10 * value).to(torch.int8) for name, value in fpn_detector(18).state_dict().items()}
+    torch.save({"model": state, **facts}, tmp_path / "int8.pth")
+    with pytest.raises(WeightsError, match=r"int8\.pth: \S+weight is torch\.int8, so the network is quantized"):
+        checkpointer(fpn_detector(18)).resume_or_load(str(tmp_path / "int8.pth"), resume=False)
 
 
 @pytest.mark.parametrize("kind", ["detector", "backbone.pkl", "torchvision"])

@@ -100,7 +100,7 @@ def test_another_network_in_all_formats(tmp_path, capsys):
             lambda v: v.repeat(2, *[1] * (v.dim() - 1)) if v.dim() else v,
             r"has the shape \(64, 3, 3, 3\), that",
         ),
-        (lambda v: v.to(torch.int8), "is torch.int8, so it is quantized"),
+        (lambda v: v.to(torch.int8), "is torch.int8, so the network is quantized"),
         (lambda v: v * torch.nan if v.is_floating_point() else v, "holds NaN or infinite values"),
     ],
     ids=["wider", "whole numbers", "diverged"],

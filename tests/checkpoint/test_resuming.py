@@ -21,7 +21,7 @@ def folder(tmp_path):
     """A run with checkpoints of iterations 9, 19 and 29, whose weights are their iterations."""
     for iteration in (9, 19, 29):
         saver = CheckedCheckpointer(model_of(iteration), str(tmp_path))
-        saver.save(f"model_{iteration:07d}", iteration=iteration)
+        saver.save(f"model_{iteration:07d}", iteration=iteration, trainer={"iteration": iteration})
     return tmp_path
 
 
@@ -37,10 +37,22 @@ def test_the_last_one_when_all_is_well(folder):
     assert resumed_from(folder) == 29
 
 
-def test_a_file_that_another_tool_wrote_is_passed_over(folder, caplog):
-    torch.save(model_of(-1).state_dict(), folder / "model_0000029.pth")
+@pytest.mark.parametrize("tag", [True, False])
+@pytest.mark.parametrize(
+    ("content", "lacking"),
+    [
+        (model_of(-1).state_dict(), "model, iteration, trainer"),
+        ({"model": model_of(-1).state_dict(), "iteration": 29}, "trainer"),  # stripped of the optimizer's state
+        ({"model": {}, "iteration": 29, "trainer": {"iteration": 29}}, "model"),
+        ({"model": model_of(-1).state_dict(), "iteration": "29", "trainer": {"iteration": 29}}, "iteration"),
+    ],
+)
+def test_a_file_that_another_tool_wrote_is_passed_over(folder, caplog, content, lacking, tag):
+    torch.save(content, folder / "model_0000029.pth")
+    if not tag:
+        (folder / "last_checkpoint").unlink()
     assert resumed_from(folder) == 19
-    assert f"{folder}/model_0000029.pth is no checkpoint of a training: it lacks the keys" in caplog.text
+    assert f"{folder}/model_0000029.pth is no checkpoint of a training: it lacks {lacking}\n" in caplog.text
 
 
 @pytest.mark.parametrize("content", [None, b"", b"model_0000039.pth", b"\xff\xfe"])
@@ -99,7 +111,7 @@ def test_without_any_whole_file_nothing_is_started_over(folder):
 
 
 def test_the_highest_iteration_counts_not_the_name(folder):
-    CheckedCheckpointer(model_of(24), str(folder)).save("model_final", iteration=24)
+    CheckedCheckpointer(model_of(24), str(folder)).save("model_final", iteration=24, trainer={"iteration": 24})
     (folder / "last_checkpoint").unlink()
     assert newest_valid(folder)[0].name == "model_0000029.pth"
 
@@ -131,6 +143,6 @@ def test_the_same_name_is_replaced_whole(folder):
 def test_what_a_killed_save_left_is_written_over(folder):
     """After kill -9 no cleaning code runs: the next save of that name must use the same file."""
     (folder / ".model_0000039.pth.partial").write_bytes(b"half")
-    CheckedCheckpointer(model_of(39), str(folder)).save("model_0000039", iteration=39)
+    CheckedCheckpointer(model_of(39), str(folder)).save("model_0000039", iteration=39, trainer={"iteration": 39})
     assert resumed_from(folder) == 39
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

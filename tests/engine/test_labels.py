@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.engine.labels import settle_labels
 from densesiam_d2.engine.setup import load_config
 from densesiam_d2.tools import segment
@@ -305,6 +306,21 @@ def test_evaluation_takes_the_classes_of_the_weights(detection, tmp_path):
             other,
             flags=("--eval-only",),
         )
+
+
+def test_evaluation_takes_the_classes_of_the_newest_whole_checkpoint(detection, tmp_path):
+    train, turned = detection("a", "r", "b"), detection("b", "b", "r")
+    options = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", train, "OUTPUT_DIR", tmp_path / "out", "DATASETS.TEST"]
+    run(MASK_RCNN, *CPU, *options, "()")
+    newest = tmp_path / "out" / "model_final.pth"
+    whole = newest.read_bytes()
+    newest.with_name("model_0000000.pth").write_bytes(whole)
+    newest.write_bytes(whole[:1000])
+    run(MASK_RCNN, *CPU, *options, turned, flags=("--eval-only", "--resume"))
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "its classes have another order than the model's" in log and f"cannot resume from {newest}" in log
+    with pytest.raises(WeightsError, match=rf"^cannot read weights from {newest}: it is cut off"):
+        run(MASK_RCNN, *CPU, *options, turned, "MODEL.WEIGHTS", newest, flags=("--eval-only",))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the processes would need one each")
