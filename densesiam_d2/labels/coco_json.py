@@ -4,6 +4,7 @@ Training and evaluation use the same result, so both leave out the same annotati
 """
 
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,11 +110,12 @@ def _images(entries: list, tally: Tally) -> dict[Any, dict]:
         if not isinstance(identity, int | str) or not isinstance(entry.get("file_name"), str):
             tally.note("image-entry", str(entry)[:120])
             continue
+        name = posixpath.normpath(entry["file_name"])
         if identity in images:
             tally.note("image-id-twice", f"{identity!r}: {images[identity]['file_name']}, {entry['file_name']}")
-        elif entry["file_name"] in named:
-            tally.note("image-name-twice", f"{entry['file_name']}: ids {named[entry['file_name']]!r}, {identity!r}")
-        named[entry["file_name"]] = identity
+        elif name in named:
+            tally.note("image-name-twice", f"{name}: ids {named[name]!r}, {identity!r}")
+        named[name] = identity
         sizes = [entry.get(key) for key in ("width", "height")]
         if not all(map(_is_size, sizes)):
             tally.note(

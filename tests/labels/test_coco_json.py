@@ -107,6 +107,7 @@ ODDITIES = {
     "image id twice": (set_image("id", 1), {"image-id-twice": ("error", 1), "image-unknown": ("repaired", 2)}),
     "image id as string": (lambda c: [i.update(id=str(i["id"])) for i in c["images"]], {"image-id-type": ("error", 6)}),
     "file_name twice": (set_image("file_name", "p1.png"), {"image-name-twice": ("warning", 1)}),
+    "file_name twice, once with a dot": (set_image("file_name", "./p1.png"), {"image-name-twice": ("warning", 1)}),
     "image_id as string": (set_all("image_id", "1"), {"image-id-type": ("error", 6)}),
     "image_id unknown": (set_one("image_id", 99), {"image-unknown": ("repaired", 1)}),
     "category id as string": (
