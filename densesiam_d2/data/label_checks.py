@@ -1,6 +1,7 @@
 """Check the labels of a dataset before any model is built, and report what they contain and what is wrong with them."""
 
 import logging
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -126,7 +127,9 @@ def look_at(
         if isinstance(error, ValueError | OSError):
             tally.note("load", str(error))
         else:
-            tally.note("load", f"{type(error).__name__}: {' '.join(str(error).split())}")
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            tally.note("load", f"{text}, in {place.filename}, line {place.lineno}")
     result.findings += tally.findings()
     return result
 

@@ -5,6 +5,7 @@ Training and evaluation use the same result, so both leave out the same annotati
 
 import json
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +20,12 @@ from densesiam_d2.labels.coco_kinds import COCO_KINDS
 from densesiam_d2.labels.findings import Findings, Tally
 from densesiam_d2.labels.masks import as_rle, clean_polygons, is_finite, mask_bounds, rle_problem
 from densesiam_d2.labels.subset import subset_of
+from densesiam_d2.text_lines import printable
 
 __all__ = ["read_coco"]
 
 MAX_SIDE = 1_000_000  # pixels
+_UNWRITABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, lone surrogates, and two kinds of line breaks
 THIN = 2  # pixels; wider polygons cover at least one pixel
 
 
@@ -147,10 +150,14 @@ def _categories(entries: list, tally: Tally) -> dict[int, dict]:
         if not isinstance(identity, int) or not isinstance(entry.get("name"), str):
             tally.note("category-entry", str(entry)[:120])
             continue
-        names[entry["name"]] += 1
-        if identity in categories or names[entry["name"]] > 1:
-            tally.note("category-twice", f"{entry['name']!r}, id {identity}")
-        categories[identity] = {**entry, "id": identity}
+        name = entry["name"]
+        if any(unicodedata.category(c) in _UNWRITABLE for c in name):
+            tally.note("category-name", f"{name!r}, id {identity}")
+            name = printable(name)
+        names[name] += 1
+        if identity in categories or names[name] > 1:
+            tally.note("category-twice", f"{name!r}, id {identity}")
+        categories[identity] = {**entry, "id": identity, "name": name}
     return dict(sorted(categories.items()))
 
 
@@ -324,7 +331,7 @@ def _judge(annotations: list[dict], entries: list, categories: dict, tally: Tall
     """Note problems that concern all annotations; remove the temporary keys that were kept for this."""
     written = np.array([a.pop("_as_written") for a in annotations], dtype=float).reshape(-1, 6)
     counts = Counter(a["category_id"] for a in annotations)
-    parents = {category.get("supercategory") for category in categories.values()}
+    parents = [category.get("supercategory") for category in categories.values()]  # any JSON value
     for identity, category in categories.items():
         if annotations and not counts[identity]:
             parent = ", the parent of others" if category["name"] in parents else ""

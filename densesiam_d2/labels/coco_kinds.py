@@ -24,6 +24,11 @@ COCO_KINDS = {
     ),
     "image-unknown": ("repaired", "annotations whose image is not in the file, left out: {n}"),
     "category-entry": ("error", "categories without a whole number as id, or without a name: {n}"),
+    "category-name": (
+        "repaired",
+        "category names with a line break, another control character or half a surrogate pair, which tables and logs "
+        "cannot hold, written as \\n and such: {n}",
+    ),
     "category-twice": ("error", "categories with the id or name of another one: {n}; give each its own"),
     "category-id-type": (
         "error",

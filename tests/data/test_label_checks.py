@@ -135,7 +135,9 @@ def test_python_sets(tmp_path):
     MetadataCatalog.get("python").thing_classes = ["a", "b"]
     assert found("python") == {"category-unknown": ("error", 1), "class-unused": ("warning", 1)}
     DatasetCatalog.register("broken", lambda: {}["annotations"])
-    assert found("broken") == {"load": ("error", 1)}
+    (finding,) = look_at("broken", semantic=False, masks=True).findings
+    assert (finding.level, finding.kind) == ("error", "load")
+    assert re.search(r"KeyError: 'annotations', in .*test_label_checks\.py, line \d+", str(finding))
 
 
 # ---- VOC ----

@@ -117,6 +117,19 @@ ODDITIES = {
     "category_id as string": (set_one("category_id", "2"), {"category-id-type": ("error", 1)}),
     "category_id unknown": (set_one("category_id", 7), {"category-unknown": ("error", 1)}),
     "category name twice": (lambda c: c["categories"][1].update(name="red"), {"category-twice": ("error", 1)}),
+    "category name with a line break": (
+        lambda c: c["categories"][1].update(name="blue\nred"),
+        {"category-name": ("repaired", 1)},
+    ),
+    "category name with half a surrogate pair": (
+        lambda c: c["categories"][1].update(name="blue\ud83d"),
+        {"category-name": ("repaired", 1)},
+    ),
+    "category name in Greek, with a space that does not break": (
+        lambda c: c["categories"][1].update(name="μπλε\u00a0μπλε"),
+        {},
+    ),
+    "supercategory a list": (lambda c: c["categories"][1].update(supercategory=["colour"]), {}),
     "category unused": (
         lambda c: c["categories"].append({"id": 0, "name": "things"}),
         {"category-unused": ("warning", 1)},
@@ -310,10 +323,13 @@ def test_byte_order_mark(tmp_path):
 def test_repaired_values(tmp_path):
     content = coco()
     first, second, third = content["annotations"][:3]
+    content["categories"][0]["name"], content["categories"][1]["name"] = "cat\nfish", "cat\ud83d"
     del first["area"], first["bbox"]  # from the mask
     second["bbox"] = [55, 20, 80, 90]  # clipped to 96 x 64
     third.update(area=None, segmentation=encode((10, 10, 40, 30)))
-    annotations = look(content, tmp_path)[0]["annotations"]
+    cleaned = look(content, tmp_path)[0]
+    annotations = cleaned["annotations"]
+    assert [category["name"] for category in cleaned["categories"]] == [r"cat\nfish", r"cat\ud83d"]
     assert annotations[0]["bbox"] == [10, 10, 40, 30] and annotations[0]["area"] == 40 * 30
     assert annotations[1]["bbox"] == [55, 20, 96 - 55, 64 - 20]
     assert annotations[2]["area"] == 40 * 30
