@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from densesiam_d2.labels.boxes import judge_boxes
 from densesiam_d2.labels.coco_kinds import COCO_KINDS
 from densesiam_d2.labels.findings import Findings, Tally
 from densesiam_d2.labels.masks import as_rle, clean_polygons, is_finite, mask_bounds, rle_problem
-from densesiam_d2.labels.subset import subset_of
+from densesiam_d2.labels.subset import evenly_spaced, subset_of
 from densesiam_d2.text_lines import printable
 
 __all__ = ["read_coco"]
@@ -27,6 +28,10 @@ __all__ = ["read_coco"]
 MAX_SIDE = 1_000_000  # pixels
 _UNWRITABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, lone surrogates, and two kinds of line breaks
 THIN = 2  # pixels; wider polygons cover at least one pixel
+AREAS = 1000  # number of areas that are compared with their masks; all would take as long as reading the file
+FEW = 0.01  # share of areas that may be wrong without a word
+FACTOR = 2  # areas further from that of their mask are wrong
+MASK_IN_BOX = 0.02  # least share of its box that a mask covers; one in a thousand of COCO's covers less
 
 
 def read_coco(
@@ -56,6 +61,7 @@ def read_coco(
     if "json" not in tally and "no-annotations" not in tally:
         annotations, maskless = _annotations(content["annotations"], images, categories, masks, tally)
         _judge(annotations, content["annotations"], categories, tally)
+        _judge_areas(annotations, images, tally)
     for annotation in annotations if masks is False else ():
         annotation.pop("segmentation", None)
     findings = tally.findings()
@@ -188,7 +194,7 @@ def _annotations(
         if not _clean_box(annotation, name, image, tally):
             continue
         area = annotation.get("area")
-        if not is_finite(area) or area < 0:
+        if not is_finite(area) or area < 0 or (area == 0 and not annotation["iscrowd"]):
             tally.note("area", name)
             annotation["area"] = _area(annotation, image)
         if annotation.get("keypoints") and not _are_keypoints(annotation["keypoints"]):
@@ -353,3 +359,22 @@ def _judge(annotations: list[dict], entries: list, categories: dict, tally: Tall
                 "annotation-same", f"image {image!r}, {categories[category]['name']!r}, bbox {box}: {times} times"
             )
     judge_boxes(annotations, written, tally)
+
+
+def _judge_areas(annotations: list[dict], images: dict, tally: Tally) -> None:
+    """Note areas, of a sample, that are not those of masks or boxes, unless they are few."""
+    sample = evenly_spaced(annotations, AREAS)
+    wrong = [a for a in sample if not _fits_mask(a, images[a["image_id"]])]
+    for annotation in wrong if len(wrong) > FEW * len(sample) else ():
+        area = _area(annotation, images[annotation["image_id"]])
+        text = f"annotation {annotation.get('id')}: area {annotation['area']:.6g}, that of mask or box is {area:.6g}"
+        tally.note("area-other", text)
+
+
+def _fits_mask(annotation: Mapping, image: Mapping) -> bool:
+    """Tell whether an area is about that of its mask's pixels or outline; without a mask, whether its box allows it."""
+    segmentation, size = annotation.get("segmentation"), (image["height"], image["width"])
+    polygons = clean_polygons(segmentation, size)[0]  # none for run lengths
+    outlined = sum(cv2.contourArea(np.array(p, np.float32).reshape(-1, 2)) for p in polygons)  # what COCO itself has
+    least = MASK_IN_BOX if mask_bounds(segmentation, size) is None else 1 / FACTOR
+    return any(least * area <= annotation["area"] <= FACTOR * area for area in (_area(annotation, image), outlined))

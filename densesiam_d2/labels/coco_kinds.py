@@ -102,7 +102,13 @@ COCO_KINDS = {
         "error",
         "run-length masks whose runs do not add up to the pixels of their image: {n}; write them again",
     ),
-    "area": ("repaired", "annotations without area, taken from mask or box: {n}"),
+    "area": ("repaired", "annotations without area, or with area 0, taken from mask or box: {n}"),
+    "area-other": (
+        "warning",
+        "areas (of 1,000 at most that are looked at) that differ from the mask by more than a factor of 2, or do not "
+        "fit the box: {n}; APs, APm and APl go by area: correct them, or delete the key to have it taken from mask or "
+        "box",
+    ),
     "iscrowd": ("repaired", "annotations without an iscrowd of 0 or 1, taken as 0: {n}"),
     "ignore": ("repaired", "annotations with ignore set, read as crowd: {n}"),
     "all-crowd": (

@@ -94,11 +94,11 @@ ODDITIES = {
     ),
     "RLE without a pixel": (
         set_one("segmentation", {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}),
-        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1)},
+        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1), "area-other": ("warning", 1)},
     ),
     "polygon between pixels": (
         set_one("segmentation", [rectangle(60.1, 30.1, 0.2, 0.2)]),
-        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1)},
+        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1), "area-other": ("warning", 1)},
     ),
     "image without name": (set_image("file_name", None), {"image-entry": ("error", 1)}),
     "size as string": (set_image("width", "96"), {"image-size": ("error", 1)}),
@@ -142,7 +142,7 @@ ODDITIES = {
     ),
     "another mask with the same id and no box": (
         lambda c: c["annotations"].append({**c["annotations"][0], "bbox": [], "segmentation": [rectangle(1, 2, 3, 4)]}),
-        {"annotation-id": ("repaired", 1), "box-missing": ("repaired", 1)},
+        {"annotation-id": ("repaired", 1), "box-missing": ("repaired", 1), "area-other": ("warning", 1)},
     ),
     "annotation repeated with another id": (
         lambda c: c["annotations"].append({**c["annotations"][0], "id": 99}),
@@ -164,10 +164,10 @@ ODDITIES = {
     "bbox of half its mask": (set_one("bbox", [55, 20, 35, 20]), {}),
     "polygons of an image three times as large": (
         lambda c: [a.update(segmentation=[[3 * v for v in a["segmentation"][0]]]) for a in c["annotations"]],
-        {"box-mask": ("warning", 6)},
+        {"box-mask": ("warning", 6), "area-other": ("warning", 3)},
     ),
     "RLE along rows": (
-        lambda c: c["annotations"][2].update(bbox=[10, 5, 20, 20], segmentation=along_rows((10, 5, 20, 20))),
+        lambda c: c["annotations"][2].update(bbox=[10, 5, 20, 20], area=400, segmentation=along_rows((10, 5, 20, 20))),
         {"box-mask": ("warning", 1)},  # down the columns the mask lies in columns 7 to 36, of all rows: IoU 400/1920
     ),
     "bbox beside its mask": (set_one("bbox", [0, 0, 5, 5]), {"box-mask": ("warning", 1)}),
@@ -215,7 +215,7 @@ ODDITIES = {
     "RLE": (set_one("segmentation", encode((55, 20, 35, 40))), {}),
     "RLE of runs": (
         set_one("segmentation", {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 9, 9]}),
-        {"box-mask": ("warning", 1)},
+        {"box-mask": ("warning", 1), "area-other": ("warning", 1)},
     ),
     "RLE of another size": (
         set_one("segmentation", {**encode((55, 20, 35, 40)), "size": [WIDTH, HEIGHT]}),
@@ -231,6 +231,17 @@ ODDITIES = {
     ),
     "area missing": (drop("area"), {"area": ("repaired", 6)}),
     "area null": (set_all("area", None), {"area": ("repaired", 6)}),
+    "area 0": (set_all("area", 0), {"area": ("repaired", 6)}),
+    "area 1": (set_all("area", 1), {"area-other": ("warning", 6)}),
+    "areas of the bounding box": (set_one("segmentation", [[55, 20, 90, 60, 88, 60]]), {"area-other": ("warning", 1)}),
+    "areas as shares of the image": (
+        lambda c: [a.update(area=a["area"] / (WIDTH * HEIGHT)) for a in c["annotations"]],
+        {"area-other": ("warning", 6)},
+    ),
+    "areas of masks that were taken out": (
+        lambda c: [(a.update(area=40), a.pop("segmentation")) for a in c["annotations"]],
+        {"mask-missing": ("error", 6)},
+    ),
     "iscrowd missing": (drop("iscrowd"), {"iscrowd": ("repaired", 6)}),
     "iscrowd null": (set_all("iscrowd", None), {"iscrowd": ("repaired", 6)}),
     "ignore": (set_one("ignore", 1), {"ignore": ("repaired", 1)}),
@@ -377,6 +388,23 @@ def test_one_box_over_the_border_is_no_corners(tmp_path):
         annotation["bbox"] = [5, 5, 40, 40]  # large and near the origin: it fits as corners too
     content["annotations"][0]["bbox"] = [5, 5, 95, 40]
     assert look(content, tmp_path, masks=False)[1] == {"box-clipped": ("repaired", 1)}
+
+
+@pytest.mark.parametrize(("area", "told"), [(40, 0), (1, 6), (5000, 6)])  # boxes of 1200 and 1400 pixels
+def test_areas_without_masks(area, told, tmp_path):
+    content = coco()
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+        annotation["area"] = area
+    assert look(content, tmp_path, masks=False)[1] == ({"area-other": ("warning", told)} if told else {})
+
+
+def test_few_areas_that_differ(tmp_path):
+    content = coco(51)
+    content["annotations"][7]["area"] = 1
+    assert look(content, tmp_path)[1] == {}  # 1 of 102
+    content["annotations"][60]["area"] = 1
+    assert look(content, tmp_path)[1] == {"area-other": ("warning", 2)}
 
 
 def test_masks_tell_corners_where_only_boxes_are_trained(tmp_path):
