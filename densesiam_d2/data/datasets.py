@@ -199,7 +199,8 @@ def _find_problems(metadata: Metadata) -> list[str]:
         for name in metadata.get("packages", ())
         if importlib.util.find_spec(name) is None
     ]
-    problems += [f"the file {file} does not exist" for file in files if file and not Path(file).is_file()]
+    absent = [Path(file) for file in files if file and not Path(file).is_file()]
+    problems += [f"{f} is a folder, not a file" if f.is_dir() else f"the file {f} does not exist" for f in absent]
     problems += [problem for folder in folders if folder and (problem := _find_folder_problem(Path(folder)))]
     if metadata.get("image_list"):
         try:

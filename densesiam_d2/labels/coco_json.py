@@ -91,7 +91,8 @@ _NO_TEXT = {
 def _load(path: Path, tally: Tally) -> dict[str, Any]:
     """Return the content of the file; each of its three lists is empty if it is missing."""
     if not path.is_file():
-        raise FileNotFoundError(f"the annotations {path} do not exist")
+        what = "are a folder: name a file" if path.is_dir() else "do not exist"
+        raise FileNotFoundError(f"the annotations {path} {what}")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # the latter: lists in lists in lists ...
@@ -108,6 +109,8 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
             only_these = key == "annotations" and key not in content and "json" not in tally
             tally.note("no-annotations" if only_these else "json", f"there is no list {key!r}; the keys are {keys}")
             content[key] = []
+    if any("segments_info" in entry for entry in content["annotations"][:1] if isinstance(entry, Mapping)):
+        tally.note("json", "this is a panoptic file: name the file of instances (of COCO, instances_*.json)")
     return content
 
 
@@ -249,6 +252,8 @@ def _crowd(entry: Mapping, name: str, tally: Tally) -> int:
     crowd = entry.get("iscrowd")
     if crowd in (0, 1, "0", "1"):
         return int(crowd)
+    if str(crowd).lower() in ("true", "false"):
+        return int(str(crowd).lower() == "true")
     tally.note("iscrowd", f"{name}: {crowd!r}")
     return 0
 

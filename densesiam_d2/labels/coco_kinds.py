@@ -100,7 +100,8 @@ COCO_KINDS = {
     ),
     "rle-damaged": (
         "error",
-        "run-length masks whose runs do not add up to the pixels of their image: {n}; write them again",
+        "run-length masks whose runs are not whole numbers that add up to the pixels of their image: {n}; write them "
+        "again",
     ),
     "area": ("repaired", "annotations without area, or with area 0, taken from mask or box: {n}"),
     "area-other": (

@@ -242,6 +242,8 @@ def test_check_of_missing_data_and_of_nothing(tmp_path):
         check_datasets(make_cfg([f"list:{tmp_path}"]))
     with pytest.raises(FileNotFoundError, match=r"c\.txt is a file, not a folder"):
         check_datasets(make_cfg([f"folder:{tmp_path}/c.txt"]))
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} is a folder, not a file"):
+        check_datasets(make_cfg([f"coco:{tmp_path}"]))
     with pytest.raises(FileNotFoundError, match=r"trainval\.txt does not exist"):
         check_datasets(make_cfg(["voc_2007_trainval"]))
     check_datasets(make_cfg())

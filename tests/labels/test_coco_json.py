@@ -246,6 +246,8 @@ ODDITIES = {
     "iscrowd null": (set_all("iscrowd", None), {"iscrowd": ("repaired", 6)}),
     "ignore": (set_one("ignore", 1), {"ignore": ("repaired", 1)}),
     "iscrowd as string": (set_all("iscrowd", "0"), {}),
+    "iscrowd as the word false": (set_all("iscrowd", "false"), {}),
+    "iscrowd as the word true": (set_all("iscrowd", "True"), {"all-crowd": ("error", 6)}),
     "ignore 0 as string": (set_one("ignore", "0"), {}),
     "a category of crowds": (
         lambda c: [a.update(iscrowd=1) for a in c["annotations"] if a["category_id"] == 1],
@@ -310,6 +312,10 @@ def test_no_coco_file(text, tmp_path):
     ("text", "message"),
     [
         ('[{"image_id": 1, "score": 0.5}]', r"no dict of images, annotations and categories, but \[\{'image_id'"),
+        (
+            '{"images": [], "categories": [], "annotations": [{"segments_info": []}]}',
+            r"this is a panoptic file: name the file of instances",
+        ),
         ('{"info": {}}', r"no list 'annotations'; the keys are info\)"),
         ("\x1f\x8b\x08", r"this is gzip: unpack it"),
     ],
@@ -323,6 +329,8 @@ def test_another_format_is_told(text, message, tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.json do not exist"):
         read_coco(tmp_path / "no.json")
+    with pytest.raises(FileNotFoundError, match=r"the annotations .* are a folder"):
+        read_coco(tmp_path)
 
 
 def test_byte_order_mark(tmp_path):
