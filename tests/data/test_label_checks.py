@@ -304,6 +304,13 @@ def test_cityscapes_files_that_are_missing(name, semantic, kind, cityscapes):
     assert found(name, semantic) == {expected: ("error", 2)}
 
 
+@pytest.mark.parametrize(("name", "semantic"), [("city_sem", True), ("city_inst", False)])
+@pytest.mark.parametrize("text", ["", '{"imgHeight": 4, "ob', "<html>not found</html>"])
+def test_cityscapes_polygons_that_are_cut(name, semantic, text, cityscapes):
+    sorted((cityscapes / "gtFine").rglob("*_polygons.json"))[1].write_text(text)
+    assert found(name, semantic) == {"polygons-damaged": ("error", 1)}
+
+
 def test_other_files_among_the_images(cityscapes):
     city = next((cityscapes / "leftImg8bit/train").iterdir())
     (city / "Thumbs.db").write_text("")
