@@ -121,9 +121,12 @@ def check_datasets(cfg: CfgNode) -> None:
             are read.
 
     Raises:
-        ValueError: a name is not known.
+        ValueError: a name is not known, or DATASETS.TEST names a set twice.
         FileNotFoundError: all names are known, but some data is missing.
     """
+    twice = sorted({name for name in cfg.DATASETS.TEST if cfg.DATASETS.TEST.count(name) > 1})
+    if twice:
+        raise ValueError(f"DATASETS.TEST names {', '.join(twice)} more than once: scores go by name, so name it once")
     unknown, missing = [], []
     others = {key: [name] for key, name in (other_scored_sets(cfg) | probe_sets(cfg)).items()}
     for key, names in {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST, **others}.items():
@@ -196,7 +199,8 @@ def _find_problems(metadata: Metadata) -> list[str]:
         for name in metadata.get("packages", ())
         if importlib.util.find_spec(name) is None
     ]
-    problems += [f"the file {file} does not exist" for file in files if file and not Path(file).is_file()]
+    absent = [Path(file) for file in files if file and not Path(file).is_file()]
+    problems += [f"{f} is a folder, not a file" if f.is_dir() else f"the file {f} does not exist" for f in absent]
     problems += [problem for folder in folders if folder and (problem := _find_folder_problem(Path(folder)))]
     if metadata.get("image_list"):
         try:

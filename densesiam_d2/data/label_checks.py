@@ -1,6 +1,7 @@
 """Check the labels of a dataset before any model is built, and report what they contain and what is wrong with them."""
 
 import logging
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ _FILE_KINDS = {
         "label maps *_labelTrainIds.png that do not exist: {n}; make them by "
         "python -m cityscapesscripts.preparation.createTrainIdLabelImgs",
     ),
+    "polygons-damaged": ("error", "files *_polygons.json that are cut or are no JSON: {n}; unpack them again"),
     "label-unreadable": ("error", "label maps that cannot be read: {n}"),
     "label-size": ("error", "label maps of another size than their image: {n}"),
     "label-palette": (
@@ -126,7 +128,9 @@ def look_at(
         if isinstance(error, ValueError | OSError):
             tally.note("load", str(error))
         else:
-            tally.note("load", f"{type(error).__name__}: {' '.join(str(error).split())}")
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            tally.note("load", f"{text}, in {place.filename}, line {place.lineno}")
     result.findings += tally.findings()
     return result
 
@@ -203,7 +207,7 @@ def _has_label_maps(records: Sequence[dict]) -> bool:
 
 
 def _look_at_cityscapes_instances(result: LabelledSet, metadata: Metadata, tally: Tally) -> None:
-    """Check that the files for detectron2's loader and the official scripts exist; their content is not checked."""
+    """Check that the files for detectron2's loader and the official scripts exist; label maps are not opened."""
     result.classes = metadata.get("thing_classes")
     _look_at_cityscapes(result, metadata, ("instanceIds.png", "polygons.json"), tally)
 

@@ -8,8 +8,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from densesiam_d2.labels.findings import Findings, Tally
-from densesiam_d2.labels.voc import read_voc_xml
-from densesiam_d2.text_lines import read_lines
+from densesiam_d2.labels.voc import is_outside, read_voc_split, read_voc_xml
 
 __all__ = ["adopt_voc", "read_voc"]
 
@@ -32,6 +31,7 @@ _KINDS = {
         "boxes that begin before pixel 1, but VOC counts pixels from 1: {n}; if the file counts from 0, add 1 to all",
     ),
     "box-clipped": ("warning", "boxes that reach over the border of their image by more than a pixel: {n}"),
+    "box-outside": ("repaired", "boxes outside their image, left out: {n}"),
     "box-empty": ("error", "objects whose box has no area, or is no box: {n}; correct them"),
 }
 
@@ -77,7 +77,8 @@ def read_voc(metadata: Metadata) -> tuple[list[dict], Findings]:
     root, classes = Path(metadata.dirname), list(metadata.thing_classes)
     tally = Tally(_KINDS, str(root))
     records, difficult = [], set()
-    for image_id in _image_ids(root / "ImageSets" / "Main" / f"{metadata.split}.txt", tally):
+    split = root / "ImageSets" / "Main" / f"{metadata.split}.txt"
+    for image_id in _image_ids(split, root / "Annotations", tally):
         xml = root / "Annotations" / f"{image_id}.xml"
         if not xml.is_file():
             tally.note("xml-missing", str(xml))
@@ -102,8 +103,8 @@ def read_voc(metadata: Metadata) -> tuple[list[dict], Findings]:
     return records, tally.findings()
 
 
-def _image_ids(file: Path, tally: Tally) -> Sequence[str]:
-    lines = [line.split() for line in read_lines(file)]
+def _image_ids(file: Path, annotations: Path, tally: Tally) -> Sequence[str]:
+    lines = read_voc_split(file, annotations)
     columns = [number for number, words in enumerate(lines, start=1) if len(words) > 1]
     if columns:
         text = f"{file}, line {columns[0]}: {' '.join(lines[columns[0] - 1])!r}; leave the names only, one a line"
@@ -129,6 +130,9 @@ def _annotation(entry: dict, image: dict, xml: Path, classes: list[str], tally: 
     width, height = image["width"], image["height"]
     if max(x1, y1) <= 1 < min(width, height):
         tally.note("boxes-relative", f"{xml}: {entry['name']!r}, {entry['bbox']}")
+        return None
+    if is_outside(entry["bbox"], width, height):
+        tally.note("box-outside", f"{xml}: {entry['name']!r}, {entry['bbox']} in {width} x {height} pixels")
         return None
     if 0 <= min(x0, y0) < 1:
         tally.note("box-from-0", f"{xml}: {entry['name']!r}, {entry['bbox']}")

@@ -154,7 +154,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         """Count one batch.
 
         Args:
-            inputs: the model's inputs, with "file_name" and perhaps "sem_seg_target" (H, W).
+            inputs: the model's inputs, with "file_name", the record's "image_id" if it has one, and perhaps
+                "sem_seg_target" (H, W).
             outputs: the model's outputs, with "sem_seg" (P, H, W), or "sem_seg_labels" (H, W) and "num_classes".
 
         Raises:
@@ -251,8 +252,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             small = not target.size or 0 <= target.min() <= target.max() <= 255
             return target.astype(np.uint8) if small else target
         if self._records is None:
-            self._records = {record["file_name"]: record for record in DatasetCatalog.get(self._dataset_name)}
-        record = self._records.get(x["file_name"], {})
+            self._records = {_key(record): record for record in DatasetCatalog.get(self._dataset_name)}
+        record = self._records.get(_key(x), {})
         if "sem_seg_file_name" in record:
             return read_labels(record["sem_seg_file_name"], self._label_map)
         if "annotations" in record:
@@ -260,6 +261,11 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         raise ValueError(
             f"{x['file_name']}: dataset '{self._dataset_name}' has neither 'sem_seg_file_name' nor 'annotations' for it"
         )
+
+
+def _key(record: dict) -> tuple:
+    """Return what tells records apart: a COCO file may have two entries, with an id each, for one image file."""
+    return record["file_name"], record.get("image_id")
 
 
 def _compact(label_map) -> np.ndarray | None:

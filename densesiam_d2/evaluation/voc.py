@@ -12,7 +12,7 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_ap
 from detectron2.utils import comm
 
 from densesiam_d2.evaluation.names import check_predicted_classes, model_order, warn_of_absent
-from densesiam_d2.labels.voc import read_voc_xml
+from densesiam_d2.labels.voc import is_outside, read_voc_split, read_voc_xml
 
 __all__ = ["VOCEvaluator"]
 
@@ -43,9 +43,12 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         self._order = model_order(cfg, dataset_name, "thing_classes")
         classes = MetadataCatalog.get(dataset_name).thing_classes
         self._num_classes = len(classes)
-        image_ids = Path(self._image_set_path).read_text(encoding="utf-8-sig").split()
-        contents = {image_id: read_voc_xml(self._anno_file_template.format(image_id)) for image_id in image_ids}
-        self._objects = {image_id: content["objects"] for image_id, content in contents.items()}
+        lines = read_voc_split(self._image_set_path, Path(self._anno_file_template).parent)
+        self._objects = {}
+        for image_id in (words[0] for words in lines if words):
+            content = read_voc_xml(self._anno_file_template.format(image_id))
+            size = content["width"], content["height"]
+            self._objects[image_id] = [o for o in content["objects"] if not is_outside(o["bbox"], *size)]
         counted = Counter(o["name"] for objects in self._objects.values() for o in objects if not o["difficult"])
         self._counted = [number for number, name in enumerate(classes) if counted[name]]
         if not self._counted:
@@ -87,8 +90,8 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         truth = {image: [o for o in objects if o["name"] == name] for image, objects in self._objects.items()}
         boxes = {image: np.array([o["bbox"] for o in objects], float) for image, objects in truth.items()}
         num_objects = sum(not o["difficult"] for objects in truth.values() for o in objects)
-        images = [line.split(" ")[0] for line in lines]
-        numbers = np.array([line.split(" ")[1:] for line in lines], float).reshape(-1, 5)
+        images = [line.rsplit(" ", 5)[0] for line in lines]  # whose names may have spaces
+        numbers = np.array([line.rsplit(" ", 5)[1:] for line in lines], float).reshape(-1, 5)
         nearest = []
         for i in np.argsort(-numbers[:, 0]):
             image = images[i]

@@ -4,11 +4,14 @@ Training and evaluation use the same result, so both leave out the same annotati
 """
 
 import json
+import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from tqdm import tqdm
@@ -17,12 +20,18 @@ from densesiam_d2.labels.boxes import judge_boxes
 from densesiam_d2.labels.coco_kinds import COCO_KINDS
 from densesiam_d2.labels.findings import Findings, Tally
 from densesiam_d2.labels.masks import as_rle, clean_polygons, is_finite, mask_bounds, rle_problem
-from densesiam_d2.labels.subset import subset_of
+from densesiam_d2.labels.subset import evenly_spaced, subset_of
+from densesiam_d2.text_lines import printable
 
 __all__ = ["read_coco"]
 
 MAX_SIDE = 1_000_000  # pixels
+_UNWRITABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, lone surrogates, and two kinds of line breaks
 THIN = 2  # pixels; wider polygons cover at least one pixel
+AREAS = 1000  # number of areas that are compared with their masks; all would take as long as reading the file
+FEW = 0.01  # share of areas that may be wrong without a word
+FACTOR = 2  # areas further from that of their mask are wrong
+MASK_IN_BOX = 0.02  # least share of its box that a mask covers; one in a thousand of COCO's covers less
 
 
 def read_coco(
@@ -52,6 +61,7 @@ def read_coco(
     if "json" not in tally and "no-annotations" not in tally:
         annotations, maskless = _annotations(content["annotations"], images, categories, masks, tally)
         _judge(annotations, content["annotations"], categories, tally)
+        _judge_areas(annotations, images, tally)
     for annotation in annotations if masks is False else ():
         annotation.pop("segmentation", None)
     findings = tally.findings()
@@ -81,7 +91,8 @@ _NO_TEXT = {
 def _load(path: Path, tally: Tally) -> dict[str, Any]:
     """Return the content of the file; each of its three lists is empty if it is missing."""
     if not path.is_file():
-        raise FileNotFoundError(f"the annotations {path} do not exist")
+        what = "are a folder: name a file" if path.is_dir() else "do not exist"
+        raise FileNotFoundError(f"the annotations {path} {what}")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # the latter: lists in lists in lists ...
@@ -98,6 +109,8 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
             only_these = key == "annotations" and key not in content and "json" not in tally
             tally.note("no-annotations" if only_these else "json", f"there is no list {key!r}; the keys are {keys}")
             content[key] = []
+    if any("segments_info" in entry for entry in content["annotations"][:1] if isinstance(entry, Mapping)):
+        tally.note("json", "this is a panoptic file: name the file of instances (of COCO, instances_*.json)")
     return content
 
 
@@ -109,11 +122,12 @@ def _images(entries: list, tally: Tally) -> dict[Any, dict]:
         if not isinstance(identity, int | str) or not isinstance(entry.get("file_name"), str):
             tally.note("image-entry", str(entry)[:120])
             continue
+        name = posixpath.normpath(entry["file_name"])
         if identity in images:
             tally.note("image-id-twice", f"{identity!r}: {images[identity]['file_name']}, {entry['file_name']}")
-        elif entry["file_name"] in named:
-            tally.note("image-name-twice", f"{entry['file_name']}: ids {named[entry['file_name']]!r}, {identity!r}")
-        named[entry["file_name"]] = identity
+        elif name in named:
+            tally.note("image-name-twice", f"{name}: ids {named[name]!r}, {identity!r}")
+        named[name] = identity
         sizes = [entry.get(key) for key in ("width", "height")]
         if not all(map(_is_size, sizes)):
             tally.note(
@@ -145,10 +159,14 @@ def _categories(entries: list, tally: Tally) -> dict[int, dict]:
         if not isinstance(identity, int) or not isinstance(entry.get("name"), str):
             tally.note("category-entry", str(entry)[:120])
             continue
-        names[entry["name"]] += 1
-        if identity in categories or names[entry["name"]] > 1:
-            tally.note("category-twice", f"{entry['name']!r}, id {identity}")
-        categories[identity] = {**entry, "id": identity}
+        name = entry["name"]
+        if any(unicodedata.category(c) in _UNWRITABLE for c in name):
+            tally.note("category-name", f"{name!r}, id {identity}")
+            name = printable(name)
+        names[name] += 1
+        if identity in categories or names[name] > 1:
+            tally.note("category-twice", f"{name!r}, id {identity}")
+        categories[identity] = {**entry, "id": identity, "name": name}
     return dict(sorted(categories.items()))
 
 
@@ -179,7 +197,7 @@ def _annotations(
         if not _clean_box(annotation, name, image, tally):
             continue
         area = annotation.get("area")
-        if not is_finite(area) or area < 0:
+        if not is_finite(area) or area < 0 or (area == 0 and not annotation["iscrowd"]):
             tally.note("area", name)
             annotation["area"] = _area(annotation, image)
         if annotation.get("keypoints") and not _are_keypoints(annotation["keypoints"]):
@@ -234,6 +252,8 @@ def _crowd(entry: Mapping, name: str, tally: Tally) -> int:
     crowd = entry.get("iscrowd")
     if crowd in (0, 1, "0", "1"):
         return int(crowd)
+    if str(crowd).lower() in ("true", "false"):
+        return int(str(crowd).lower() == "true")
     tally.note("iscrowd", f"{name}: {crowd!r}")
     return 0
 
@@ -322,7 +342,7 @@ def _judge(annotations: list[dict], entries: list, categories: dict, tally: Tall
     """Note problems that concern all annotations; remove the temporary keys that were kept for this."""
     written = np.array([a.pop("_as_written") for a in annotations], dtype=float).reshape(-1, 6)
     counts = Counter(a["category_id"] for a in annotations)
-    parents = {category.get("supercategory") for category in categories.values()}
+    parents = [category.get("supercategory") for category in categories.values()]  # any JSON value
     for identity, category in categories.items():
         if annotations and not counts[identity]:
             parent = ", the parent of others" if category["name"] in parents else ""
@@ -344,3 +364,22 @@ def _judge(annotations: list[dict], entries: list, categories: dict, tally: Tall
                 "annotation-same", f"image {image!r}, {categories[category]['name']!r}, bbox {box}: {times} times"
             )
     judge_boxes(annotations, written, tally)
+
+
+def _judge_areas(annotations: list[dict], images: dict, tally: Tally) -> None:
+    """Note areas, of a sample, that are not those of masks or boxes, unless they are few."""
+    sample = evenly_spaced(annotations, AREAS)
+    wrong = [a for a in sample if not _fits_mask(a, images[a["image_id"]])]
+    for annotation in wrong if len(wrong) > FEW * len(sample) else ():
+        area = _area(annotation, images[annotation["image_id"]])
+        text = f"annotation {annotation.get('id')}: area {annotation['area']:.6g}, that of mask or box is {area:.6g}"
+        tally.note("area-other", text)
+
+
+def _fits_mask(annotation: Mapping, image: Mapping) -> bool:
+    """Tell whether an area is about that of its mask's pixels or outline; without a mask, whether its box allows it."""
+    segmentation, size = annotation.get("segmentation"), (image["height"], image["width"])
+    polygons = clean_polygons(segmentation, size)[0]  # none for run lengths
+    outlined = sum(cv2.contourArea(np.array(p, np.float32).reshape(-1, 2)) for p in polygons)  # what COCO itself has
+    least = MASK_IN_BOX if mask_bounds(segmentation, size) is None else 1 / FACTOR
+    return any(least * area <= annotation["area"] <= FACTOR * area for area in (_area(annotation, image), outlined))

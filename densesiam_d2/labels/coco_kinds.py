@@ -24,6 +24,11 @@ COCO_KINDS = {
     ),
     "image-unknown": ("repaired", "annotations whose image is not in the file, left out: {n}"),
     "category-entry": ("error", "categories without a whole number as id, or without a name: {n}"),
+    "category-name": (
+        "repaired",
+        "category names with a line break, another control character or half a surrogate pair, which tables and logs "
+        "cannot hold, written as \\n and such: {n}",
+    ),
     "category-twice": ("error", "categories with the id or name of another one: {n}; give each its own"),
     "category-id-type": (
         "error",
@@ -95,9 +100,16 @@ COCO_KINDS = {
     ),
     "rle-damaged": (
         "error",
-        "run-length masks whose runs do not add up to the pixels of their image: {n}; write them again",
+        "run-length masks whose runs are not whole numbers that add up to the pixels of their image: {n}; write them "
+        "again",
     ),
-    "area": ("repaired", "annotations without area, taken from mask or box: {n}"),
+    "area": ("repaired", "annotations without area, or with area 0, taken from mask or box: {n}"),
+    "area-other": (
+        "warning",
+        "areas (of 1,000 at most that are looked at) that differ from the mask by more than a factor of 2, or do not "
+        "fit the box: {n}; APs, APm and APl go by area: correct them, or delete the key to have it taken from mask or "
+        "box",
+    ),
     "iscrowd": ("repaired", "annotations without an iscrowd of 0 or 1, taken as 0: {n}"),
     "ignore": ("repaired", "annotations with ignore set, read as crowd: {n}"),
     "all-crowd": (

@@ -2,11 +2,43 @@
 
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["read_voc_xml"]
+from densesiam_d2.text_lines import read_lines
+
+__all__ = ["is_outside", "read_voc_split", "read_voc_xml"]
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read_voc_split(path: str | Path, annotations: str | Path) -> list[list[str]]:
+    """Read the list of a split.
+
+    Args:
+        path: the list, such as ``ImageSets/Main/train.txt``.
+        annotations: folder of the XML files.
+
+    Returns:
+        The words of each line: one, the name of an image, if the list is right. A name with spaces that has an XML file
+        is one word.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+        ValueError: the list is not UTF-8.
+    """
+    lines = []
+    for line in read_lines(path):
+        words = line.split()
+        whole = len(words) > 1 and Path(annotations, f"{line.strip()}.xml").is_file()
+        lines.append([line.strip()] if whole else words)
+    return lines
+
+
+def is_outside(box: Sequence[float], width: int, height: int) -> bool:
+    """Tell whether no pixel of a box (xmin, ymin, xmax, ymax, from 1) is in its image; a size of 0 is unknown."""
+    x0, y0, x1, y1 = box
+    return min(x1, y1) <= 0 or 0 < width < x0 or 0 < height < y0
 
 
 def read_voc_xml(path: str | Path) -> dict:

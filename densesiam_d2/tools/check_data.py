@@ -45,7 +45,7 @@ from tqdm import tqdm
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.data.image_io import IMAGE_SUFFIXES
 from densesiam_d2.data.image_listing import open_index, walk_images
-from densesiam_d2.data.label_checks import LabelledSet, look_at
+from densesiam_d2.data.label_checks import LabelledSet, adopt, look_at
 from densesiam_d2.data.path_datasets import (
     FOLDER_PREFIX,
     INDEX_PREFIX,
@@ -150,6 +150,7 @@ def _check(args: argparse.Namespace) -> bool:
 
 def _look_at_labels(name: str, args: argparse.Namespace) -> LabelledSet:
     """Check all labels of a dataset."""
+    adopt(name)  # which sets the kind, if ``register_pascal_voc`` has not
     kind = MetadataCatalog.get(name).get("evaluator_type")
     semantic, masks = kind in ("sem_seg", "cityscapes_sem_seg"), not args.boxes and kind != "pascal_voc"
     ensure_cityscapes_api([name])

@@ -242,9 +242,17 @@ def test_check_of_missing_data_and_of_nothing(tmp_path):
         check_datasets(make_cfg([f"list:{tmp_path}"]))
     with pytest.raises(FileNotFoundError, match=r"c\.txt is a file, not a folder"):
         check_datasets(make_cfg([f"folder:{tmp_path}/c.txt"]))
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} is a folder, not a file"):
+        check_datasets(make_cfg([f"coco:{tmp_path}"]))
     with pytest.raises(FileNotFoundError, match=r"trainval\.txt does not exist"):
         check_datasets(make_cfg(["voc_2007_trainval"]))
     check_datasets(make_cfg())
+
+
+def test_check_of_a_test_set_that_is_named_twice():
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST names demo_photos more than once"):
+        check_datasets(make_cfg([], ["demo_photos", "demo_photos"]))
+    check_datasets(make_cfg(["demo_photos", "demo_photos"], ["demo_photos"]))  # in training it counts twice
 
 
 def test_check_asks_for_the_packages_of_the_photographs(monkeypatch):

@@ -135,7 +135,9 @@ def test_python_sets(tmp_path):
     MetadataCatalog.get("python").thing_classes = ["a", "b"]
     assert found("python") == {"category-unknown": ("error", 1), "class-unused": ("warning", 1)}
     DatasetCatalog.register("broken", lambda: {}["annotations"])
-    assert found("broken") == {"load": ("error", 1)}
+    (finding,) = look_at("broken", semantic=False, masks=True).findings
+    assert (finding.level, finding.kind) == ("error", "load")
+    assert re.search(r"KeyError: 'annotations', in .*test_label_checks\.py, line \d+", str(finding))
 
 
 # ---- VOC ----
@@ -229,6 +231,24 @@ def test_voc_boxes_beyond_their_image(corner, voc):
     assert found("voc", masks=False)["box-clipped"] == ("warning", 1)
 
 
+@pytest.mark.parametrize("corners", [{"min": 9000, "max": 9010}, {"min": -20, "max": -10}])
+def test_voc_boxes_outside_their_image(corners, voc):
+    number, path = look_at("voc", semantic=False, masks=False).num_annotations, first_xml(voc)
+    path.write_text(re.sub(r"<x(min|max)>\d+", lambda m: f"<x{m[1]}>{corners[m[1]]}", path.read_text(), count=2))
+    labelled = look_at("voc", semantic=False, masks=False)
+    assert [(f.level, f.count) for f in labelled.findings if f.kind == "box-outside"] == [("repaired", 1)]
+    assert labelled.num_annotations == number - 1 == sum(len(r["annotations"]) for r in DatasetCatalog.get("voc"))
+
+
+def test_voc_names_with_spaces(voc):
+    path, split = first_xml(voc), voc / "ImageSets" / "Main" / "trainval.txt"
+    replace(split, path.stem, f"my photo {path.stem} ")
+    for file in (path, voc / "JPEGImages" / f"{path.stem}.jpg"):
+        file.rename(file.with_stem(f"my photo {path.stem}"))
+    assert found("voc", masks=False).keys() <= {"class-unused"}
+    assert DatasetCatalog.get("voc")[0]["image_id"] == f"my photo {path.stem}"
+
+
 def test_voc_boxes_in_shares(voc):
     for path in (voc / "Annotations").iterdir():
         text = re.sub(r"<([xy]m)in>\d+", r"<\1in>0.2", path.read_text())
@@ -282,6 +302,13 @@ def test_cityscapes_files_that_are_missing(name, semantic, kind, cityscapes):
         file.unlink()
     expected = "train-ids-missing" if kind == "labelTrainIds" else "label-missing"
     assert found(name, semantic) == {expected: ("error", 2)}
+
+
+@pytest.mark.parametrize(("name", "semantic"), [("city_sem", True), ("city_inst", False)])
+@pytest.mark.parametrize("text", ["", '{"imgHeight": 4, "ob', "<html>not found</html>"])
+def test_cityscapes_polygons_that_are_cut(name, semantic, text, cityscapes):
+    sorted((cityscapes / "gtFine").rglob("*_polygons.json"))[1].write_text(text)
+    assert found(name, semantic) == {"polygons-damaged": ("error", 1)}
 
 
 def test_other_files_among_the_images(cityscapes):

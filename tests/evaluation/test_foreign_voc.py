@@ -168,6 +168,15 @@ def test_scores_are_those_of_the_stock_evaluator(own, cfg, tmp_path, year):
     assert 5 < expected["AP75"] < expected["AP50"] < 95
 
 
+def test_names_with_spaces_and_boxes_outside(own, cfg, tmp_path):
+    own(["a"], voc_xml(("a", (1, 1, 20, 20)), ("a", (97, 1, 120, 20))), voc_xml(("a", (30, 30, 50, 50))))
+    (tmp_path / "Annotations" / "0.xml").rename(tmp_path / "Annotations" / "my photo.xml")
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("my photo\n1\n")
+    records = DatasetCatalog.get("own")
+    assert [len(record["annotations"]) for record in records] == [1, 1]
+    assert evaluate(cfg, "own", records) == ALL_RIGHT
+
+
 def test_mistakes_in_one_line(own, cfg, tmp_path):
     records = own(["a"], voc_xml(("a", (1, 1, 20, 20)), tags="<difficult>1</difficult>"))
     with pytest.raises(ValueError, match=r"test\.txt: none of its images has an object to score"):

@@ -77,6 +77,22 @@ def test_label_map_and_absent_class(register, tmp_path):
     assert json.loads((tmp_path / "sem_seg_evaluation.json").read_text())["sem_seg"]["IoU-c"] is None
 
 
+def test_two_entries_of_one_image_have_their_own_labels(catalog):
+    """As a COCO file with the red objects of an image in one entry, and the blue ones in another."""
+    squares = [[0.0, 0, 1, 0, 1, 1, 0, 1], [2.0, 0, 3, 0, 3, 1, 2, 1]]
+    records = [
+        {"file_name": "p.png", "image_id": i, "annotations": [{"segmentation": [square]}]}
+        for i, square in enumerate(squares)
+    ]
+    DatasetCatalog.register("entries", lambda: records)
+    MetadataCatalog.get("entries").set(stuff_classes=["background", "foreground"], ignore_label=255)
+    evaluator = SemSegConfusionEvaluator("entries")
+    for i, labels in enumerate([[[1, 0, 0]], [[0, 0, 1]]]):
+        x = {"file_name": "p.png", "image_id": i, "height": 1, "width": 3}
+        evaluator.process([x], [{"sem_seg_labels": torch.tensor(labels), "num_classes": 2}])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
+
+
 def test_target_of_the_mapper_comes_first_and_reset_forgets(register, tmp_path):
     (file_name,) = register("crop", tmp_path, [[[1, 1, 1]]], stuff_classes=["a", "b"], ignore_label=-1)
     evaluator = SemSegConfusionEvaluator("crop")

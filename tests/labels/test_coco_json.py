@@ -94,11 +94,11 @@ ODDITIES = {
     ),
     "RLE without a pixel": (
         set_one("segmentation", {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}),
-        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1)},
+        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1), "area-other": ("warning", 1)},
     ),
     "polygon between pixels": (
         set_one("segmentation", [rectangle(60.1, 30.1, 0.2, 0.2)]),
-        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1)},
+        {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1), "area-other": ("warning", 1)},
     ),
     "image without name": (set_image("file_name", None), {"image-entry": ("error", 1)}),
     "size as string": (set_image("width", "96"), {"image-size": ("error", 1)}),
@@ -107,6 +107,7 @@ ODDITIES = {
     "image id twice": (set_image("id", 1), {"image-id-twice": ("error", 1), "image-unknown": ("repaired", 2)}),
     "image id as string": (lambda c: [i.update(id=str(i["id"])) for i in c["images"]], {"image-id-type": ("error", 6)}),
     "file_name twice": (set_image("file_name", "p1.png"), {"image-name-twice": ("warning", 1)}),
+    "file_name twice, once with a dot": (set_image("file_name", "./p1.png"), {"image-name-twice": ("warning", 1)}),
     "image_id as string": (set_all("image_id", "1"), {"image-id-type": ("error", 6)}),
     "image_id unknown": (set_one("image_id", 99), {"image-unknown": ("repaired", 1)}),
     "category id as string": (
@@ -116,6 +117,19 @@ ODDITIES = {
     "category_id as string": (set_one("category_id", "2"), {"category-id-type": ("error", 1)}),
     "category_id unknown": (set_one("category_id", 7), {"category-unknown": ("error", 1)}),
     "category name twice": (lambda c: c["categories"][1].update(name="red"), {"category-twice": ("error", 1)}),
+    "category name with a line break": (
+        lambda c: c["categories"][1].update(name="blue\nred"),
+        {"category-name": ("repaired", 1)},
+    ),
+    "category name with half a surrogate pair": (
+        lambda c: c["categories"][1].update(name="blue\ud83d"),
+        {"category-name": ("repaired", 1)},
+    ),
+    "category name in Greek, with a space that does not break": (
+        lambda c: c["categories"][1].update(name="μπλε\u00a0μπλε"),
+        {},
+    ),
+    "supercategory a list": (lambda c: c["categories"][1].update(supercategory=["colour"]), {}),
     "category unused": (
         lambda c: c["categories"].append({"id": 0, "name": "things"}),
         {"category-unused": ("warning", 1)},
@@ -128,7 +142,7 @@ ODDITIES = {
     ),
     "another mask with the same id and no box": (
         lambda c: c["annotations"].append({**c["annotations"][0], "bbox": [], "segmentation": [rectangle(1, 2, 3, 4)]}),
-        {"annotation-id": ("repaired", 1), "box-missing": ("repaired", 1)},
+        {"annotation-id": ("repaired", 1), "box-missing": ("repaired", 1), "area-other": ("warning", 1)},
     ),
     "annotation repeated with another id": (
         lambda c: c["annotations"].append({**c["annotations"][0], "id": 99}),
@@ -150,10 +164,10 @@ ODDITIES = {
     "bbox of half its mask": (set_one("bbox", [55, 20, 35, 20]), {}),
     "polygons of an image three times as large": (
         lambda c: [a.update(segmentation=[[3 * v for v in a["segmentation"][0]]]) for a in c["annotations"]],
-        {"box-mask": ("warning", 6)},
+        {"box-mask": ("warning", 6), "area-other": ("warning", 3)},
     ),
     "RLE along rows": (
-        lambda c: c["annotations"][2].update(bbox=[10, 5, 20, 20], segmentation=along_rows((10, 5, 20, 20))),
+        lambda c: c["annotations"][2].update(bbox=[10, 5, 20, 20], area=400, segmentation=along_rows((10, 5, 20, 20))),
         {"box-mask": ("warning", 1)},  # down the columns the mask lies in columns 7 to 36, of all rows: IoU 400/1920
     ),
     "bbox beside its mask": (set_one("bbox", [0, 0, 5, 5]), {"box-mask": ("warning", 1)}),
@@ -201,7 +215,7 @@ ODDITIES = {
     "RLE": (set_one("segmentation", encode((55, 20, 35, 40))), {}),
     "RLE of runs": (
         set_one("segmentation", {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 9, 9]}),
-        {"box-mask": ("warning", 1)},
+        {"box-mask": ("warning", 1), "area-other": ("warning", 1)},
     ),
     "RLE of another size": (
         set_one("segmentation", {**encode((55, 20, 35, 40)), "size": [WIDTH, HEIGHT]}),
@@ -217,10 +231,23 @@ ODDITIES = {
     ),
     "area missing": (drop("area"), {"area": ("repaired", 6)}),
     "area null": (set_all("area", None), {"area": ("repaired", 6)}),
+    "area 0": (set_all("area", 0), {"area": ("repaired", 6)}),
+    "area 1": (set_all("area", 1), {"area-other": ("warning", 6)}),
+    "areas of the bounding box": (set_one("segmentation", [[55, 20, 90, 60, 88, 60]]), {"area-other": ("warning", 1)}),
+    "areas as shares of the image": (
+        lambda c: [a.update(area=a["area"] / (WIDTH * HEIGHT)) for a in c["annotations"]],
+        {"area-other": ("warning", 6)},
+    ),
+    "areas of masks that were taken out": (
+        lambda c: [(a.update(area=40), a.pop("segmentation")) for a in c["annotations"]],
+        {"mask-missing": ("error", 6)},
+    ),
     "iscrowd missing": (drop("iscrowd"), {"iscrowd": ("repaired", 6)}),
     "iscrowd null": (set_all("iscrowd", None), {"iscrowd": ("repaired", 6)}),
     "ignore": (set_one("ignore", 1), {"ignore": ("repaired", 1)}),
     "iscrowd as string": (set_all("iscrowd", "0"), {}),
+    "iscrowd as the word false": (set_all("iscrowd", "false"), {}),
+    "iscrowd as the word true": (set_all("iscrowd", "True"), {"all-crowd": ("error", 6)}),
     "ignore 0 as string": (set_one("ignore", "0"), {}),
     "a category of crowds": (
         lambda c: [a.update(iscrowd=1) for a in c["annotations"] if a["category_id"] == 1],
@@ -285,6 +312,10 @@ def test_no_coco_file(text, tmp_path):
     ("text", "message"),
     [
         ('[{"image_id": 1, "score": 0.5}]', r"no dict of images, annotations and categories, but \[\{'image_id'"),
+        (
+            '{"images": [], "categories": [], "annotations": [{"segments_info": []}]}',
+            r"this is a panoptic file: name the file of instances",
+        ),
         ('{"info": {}}', r"no list 'annotations'; the keys are info\)"),
         ("\x1f\x8b\x08", r"this is gzip: unpack it"),
     ],
@@ -298,6 +329,8 @@ def test_another_format_is_told(text, message, tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.json do not exist"):
         read_coco(tmp_path / "no.json")
+    with pytest.raises(FileNotFoundError, match=r"the annotations .* are a folder"):
+        read_coco(tmp_path)
 
 
 def test_byte_order_mark(tmp_path):
@@ -309,10 +342,13 @@ def test_byte_order_mark(tmp_path):
 def test_repaired_values(tmp_path):
     content = coco()
     first, second, third = content["annotations"][:3]
+    content["categories"][0]["name"], content["categories"][1]["name"] = "cat\nfish", "cat\ud83d"
     del first["area"], first["bbox"]  # from the mask
     second["bbox"] = [55, 20, 80, 90]  # clipped to 96 x 64
     third.update(area=None, segmentation=encode((10, 10, 40, 30)))
-    annotations = look(content, tmp_path)[0]["annotations"]
+    cleaned = look(content, tmp_path)[0]
+    annotations = cleaned["annotations"]
+    assert [category["name"] for category in cleaned["categories"]] == [r"cat\nfish", r"cat\ud83d"]
     assert annotations[0]["bbox"] == [10, 10, 40, 30] and annotations[0]["area"] == 40 * 30
     assert annotations[1]["bbox"] == [55, 20, 96 - 55, 64 - 20]
     assert annotations[2]["area"] == 40 * 30
@@ -360,6 +396,23 @@ def test_one_box_over_the_border_is_no_corners(tmp_path):
         annotation["bbox"] = [5, 5, 40, 40]  # large and near the origin: it fits as corners too
     content["annotations"][0]["bbox"] = [5, 5, 95, 40]
     assert look(content, tmp_path, masks=False)[1] == {"box-clipped": ("repaired", 1)}
+
+
+@pytest.mark.parametrize(("area", "told"), [(40, 0), (1, 6), (5000, 6)])  # boxes of 1200 and 1400 pixels
+def test_areas_without_masks(area, told, tmp_path):
+    content = coco()
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+        annotation["area"] = area
+    assert look(content, tmp_path, masks=False)[1] == ({"area-other": ("warning", told)} if told else {})
+
+
+def test_few_areas_that_differ(tmp_path):
+    content = coco(51)
+    content["annotations"][7]["area"] = 1
+    assert look(content, tmp_path)[1] == {}  # 1 of 102
+    content["annotations"][60]["area"] = 1
+    assert look(content, tmp_path)[1] == {"area-other": ("warning", 2)}
 
 
 def test_masks_tell_corners_where_only_boxes_are_trained(tmp_path):

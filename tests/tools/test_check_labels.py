@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.pascal_voc import register_pascal_voc
 
 from densesiam_d2.data import load_image_folder
 from densesiam_d2.tools import check_data
+from tests.evaluation.voc_files import voc_xml
 from tests.labels.coco_files import coco, write
 
 pytestmark = pytest.mark.usefixtures("catalog")
@@ -63,6 +65,17 @@ def test_every_image_and_label_map_is_read(tmp_path):
     assert [file["path"] for file in report["unreadable"]] == [f"{tmp_path}/images/0777.png"]
     counts = {finding["kind"]: finding["count"] for finding in report["labels"][0]["findings"]}
     assert counts == {"image-unreadable": 1, "label-unreadable": 1}
+
+
+def test_voc_layout_of_one_s_own_needs_no_masks(tmp_path):
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a")
+    (tmp_path / "Annotations" / "a.xml").write_text(voc_xml(("cat", (1, 1, 20, 20))))
+    cv2.imwrite(str(tmp_path / "JPEGImages" / "a.jpg"), np.zeros((64, 96, 3), np.uint8))
+    register_pascal_voc("own_voc", str(tmp_path), "train", 2012, ["cat"])
+    status, report = check(tmp_path, "own_voc")
+    assert (status, report["labels"][0]["findings"], report["labels"][0]["annotations"]) == (0, [], 1)
 
 
 def test_wrong_names(tmp_path, capsys):
