@@ -148,6 +148,10 @@ def _combinations(cfg: CfgNode) -> list[str]:
             f"MODEL.ANCHOR_GENERATOR.SIZES is {sizes}; give one list for all, or one for each of the {len(maps)} "
             "MODEL.RPN.IN_FEATURES"
         )
+    crop, in_pixels = cfg.INPUT.CROP, cfg.INPUT.CROP.TYPE.startswith("absolute")
+    if crop.ENABLED and not _holds(lambda v: all(isinstance(x, int) if in_pixels else x <= 1 for x in v), crop.SIZE):
+        unit = "whole pixels" if in_pixels else "shares of the image, <= 1"
+        problems.append(f"INPUT.CROP.SIZE is {crop.SIZE}; with TYPE {crop.TYPE} it is in {unit}")
     widths = [64] if resnets.DEPTH < 50 else sorted({256, 4 * resnets.STEM_OUT_CHANNELS})
     if "resnet" in cfg.MODEL.BACKBONE.NAME and resnets.RES2_OUT_CHANNELS not in widths:
         problems.append(

@@ -346,6 +346,15 @@ def test_weights_that_do_not_fit_are_one_line(pretrained, tmp_path):
     ("options", "message"),
     [
         (["MODEL.SSL.IN_FEATURE", "res6"], "the model cannot be built: MODEL.SSL.IN_FEATURE 'res6' is not among"),
+        # detectron2's own errors have other types, and not always a text.
+        (
+            ["MODEL.RESNETS.RES5_DILATION", "2"],
+            "built: AssertionError Must set MODEL.RESNETS.RES5_DILATION = 1 for R18",
+        ),
+        (
+            ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.LOAD_PROPOSALS", "True"],
+            "the training images cannot be loaded: AssertionError in",
+        ),
         (["MODEL.SSL.CHECKPOINT_STAGES", "['layer1']"], "MODEL.SSL.CHECKPOINT_STAGES has 'layer1'; ResNet has the"),
         (
             ["TEST.PROBE.TRAIN", "{scenes}", "TEST.PROBE.TEST", "{scenes}", "TEST.PROBE.FEATURES", "['res9']"],
