@@ -46,10 +46,10 @@ def main(cfg, args):
         cfg: the checked config.
         args: the parsed command line.
     """
+    if args.dry_run:
+        return dry_run(cfg, args)
     cfg = setup(cfg, args)
     check_evaluators(cfg)
-    if args.dry_run:
-        return dry_run(cfg)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         CheckedCheckpointer(

@@ -15,7 +15,7 @@ from densesiam_d2.evaluation.matching import MATCHINGS
 from densesiam_d2.modeling import BASELINES, METHODS, model_output, trains_on_views
 from densesiam_d2.rules import Rule
 
-__all__ = ["ConfigError", "check_config", "check_values"]
+__all__ = ["ConfigError", "check_config", "check_values", "without_effect"]
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _SEM_SEG = (
@@ -58,6 +58,25 @@ def check_values(cfg: CfgNode) -> None:
         ValueError: there is one.
     """
     _raise(_wrong_values(cfg))
+
+
+def without_effect(cfg: CfgNode, keys: list[str]) -> list[str]:
+    """Return those keys, such as the ones of a command line, that a config's method or backbone does not read."""
+    unread = {"MODEL.RESNETS" if "torchvision" in cfg.MODEL.BACKBONE.NAME else "MODEL.TORCHVISION"}
+    if trains_on_views(cfg):
+        own = _sections(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE))
+        unread |= {section for method in METHODS + BASELINES for section in _sections(method)} - own
+    # Every backbone reads this one.
+    return [key for key in keys if _section(key) in unread and key != "MODEL.RESNETS.OUT_FEATURES"]
+
+
+def _section(key: str) -> str:
+    return ".".join(key.split(".")[:2])
+
+
+def _sections(method: type) -> set[str]:
+    """Return the sections, such as "MODEL.MOCO", that a method and its bases have rules for."""
+    return {_section(key) for base in method.__mro__ for key in getattr(base, "RULES", ())}
 
 
 def _raise(problems: list[str]) -> None:
@@ -148,6 +167,10 @@ def _combinations(cfg: CfgNode) -> list[str]:
             f"MODEL.ANCHOR_GENERATOR.SIZES is {sizes}; give one list for all, or one for each of the {len(maps)} "
             "MODEL.RPN.IN_FEATURES"
         )
+    crop, in_pixels = cfg.INPUT.CROP, cfg.INPUT.CROP.TYPE.startswith("absolute")
+    if crop.ENABLED and not _holds(lambda v: all(isinstance(x, int) if in_pixels else x <= 1 for x in v), crop.SIZE):
+        unit = "whole pixels" if in_pixels else "shares of the image, <= 1"
+        problems.append(f"INPUT.CROP.SIZE is {crop.SIZE}; with TYPE {crop.TYPE} it is in {unit}")
     widths = [64] if resnets.DEPTH < 50 else sorted({256, 4 * resnets.STEM_OUT_CHANNELS})
     if "resnet" in cfg.MODEL.BACKBONE.NAME and resnets.RES2_OUT_CHANNELS not in widths:
         problems.append(
@@ -193,6 +216,11 @@ def _combinations(cfg: CfgNode) -> list[str]:
         if cfg.TEST.PRECISE_BN.ENABLED:
             problems.append("TEST.PRECISE_BN.ENABLED is True; pretraining keeps its own batch statistics: set False")
         problems += META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).problems(cfg)
+    if model_output(cfg) == "features" and cfg.DATASETS.TEST:
+        problems.append(
+            f"DATASETS.TEST is {cfg.DATASETS.TEST}; {cfg.MODEL.META_ARCHITECTURE} predicts nothing to score: set it to "
+            "(), and score the backbone by tools.probe or TEST.PROBE"
+        )
     if test.SEM_SEG_MATCHING_FIT and test.SEM_SEG_MATCHING == "none":
         problems.append("TEST.SEM_SEG_MATCHING_FIT names a data set, but TEST.SEM_SEG_MATCHING is 'none': set it too")
     if test.MONITOR.DATASET and model_output(cfg) != "semantic":

@@ -4,12 +4,17 @@ import math
 import re
 
 from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
 )
+from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from detectron2.utils.registry import Registry
 
 from densesiam_d2.data.image_io import WHITE_LEVEL
@@ -40,14 +45,12 @@ def _anchors(sizes: list) -> bool:
 
 
 _NORM = one_of("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
+_BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
 _POOLER = one_of("ROIAlignV2", "ROIAlign", "ROIAlignRotated", "ROIPool")
 
 RULES: dict[str, Rule] = {
     "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
-    "DATALOADER.SAMPLER_TRAIN": one_of(
-        *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
-        *("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
-    ),
+    "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
     "INPUT.CROP.SIZE": (all_of(lambda v: v > 0, 2), "two numbers > 0"),
     "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
     "INPUT.FORMAT": one_of("RGB", "BGR"),
@@ -90,9 +93,11 @@ RULES: dict[str, Rule] = {
         _anchors,
         "a list of numbers > 0 for each feature map, such as [[0.5, 1.0, 2.0]]",
     ),
+    "MODEL.ANCHOR_GENERATOR.NAME": _registered_in(ANCHOR_GENERATOR_REGISTRY),
     "MODEL.ANCHOR_GENERATOR.SIZES": (_anchors, "a list of numbers > 0 for each feature map, such as [[32], [64]]"),
     "MODEL.BACKBONE.NAME": _registered_in(BACKBONE_REGISTRY),
     "MODEL.DEVICE": (lambda v: re.fullmatch(r"(cpu|cuda)(:\d+)?", v), "cpu or cuda"),
+    "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
     "MODEL.FPN.NORM": _NORM,
     "MODEL.FPN.OUT_CHANNELS": POSITIVE,
     "MODEL.META_ARCHITECTURE": _registered_in(META_ARCH_REGISTRY),
@@ -110,10 +115,19 @@ RULES: dict[str, Rule] = {
         all_of(lambda v: v in ("stem", "res2", "res3", "res4", "res5")),
         "one or more of stem, res2, res3, res4, res5",
     ),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+    "MODEL.ROI_BOX_HEAD.NAME": (
+        lambda v: not v or v in ROI_BOX_HEAD_REGISTRY,
+        "the name of a roi_box_head, such as FastRCNNConvFCHead",
+    ),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLER,
     "MODEL.ROI_HEADS.NAME": _registered_in(ROI_HEADS_REGISTRY),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": PROBABILITY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": _registered_in(ROI_KEYPOINT_HEAD_REGISTRY),
+    "MODEL.ROI_MASK_HEAD.NAME": _registered_in(ROI_MASK_HEAD_REGISTRY),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLER,
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+    "MODEL.RPN.HEAD_NAME": _registered_in(RPN_HEAD_REGISTRY),
     "MODEL.SSL.NORM": _NORM,
     "MODEL.SEM_SEG_HEAD.NAME": _registered_in(SEM_SEG_HEADS_REGISTRY),
     "MODEL.SEM_SEG_HEAD.NORM": _NORM,
@@ -174,6 +188,10 @@ RULES: dict[str, Rule] = {
         'empty, a score such as "sem_seg/mIoU" or "segm/AP", or a number that training logs, such as "total_loss"',
     ),
     "TEST.EVAL_PERIOD": NOT_NEGATIVE,
+    "TEST.EXPECTED_RESULTS": (
+        lambda v: all(len(x) == 4 for x in v),
+        "a list of tasks, scores, values and tolerances, such as [['bbox', 'AP', 38.5, 0.2]]",
+    ),
     "TEST.SEM_SEG_MATCHING": one_of("none", *MATCHINGS),
     "TEST.MONITOR.PERIOD": POSITIVE,
     "TEST.PATIENCE": NOT_NEGATIVE,

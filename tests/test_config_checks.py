@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
 from densesiam_d2.config import add_densesiam_config
-from densesiam_d2.config_checks import check_config
+from densesiam_d2.config_checks import check_config, without_effect
 from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 
 
@@ -78,6 +78,7 @@ BAD = [
     ("MODEL.RESIM.GATHER", [2, 3], "True and False"),
     ("DATALOADER.NUM_WORKERS", -2, ">= 0"),
     ("DATALOADER.SAMPLER_TRAIN", "Foo", "TrainingSampler"),
+    ("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler", "one of TrainingSampler, RepeatFactorTrainingSampler"),
     ("INPUT.CROP.SIZE", [0, 0], "two numbers > 0"),
     ("INPUT.MASK_FORMAT", "rle", "polygon, bitmask"),
     ("INPUT.MIN_SIZE_TEST", -1, ">= 0"),
@@ -150,13 +151,22 @@ BAD = [
     ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choise", "choice, range"),
     ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [], "numbers > 0 for each feature map"),
     ("MODEL.DEVICE", "mps", "cpu or cuda"),
+    ("MODEL.ANCHOR_GENERATOR.NAME", "Foo", "the name of a anchor_generator"),
+    ("MODEL.FPN.FUSE_TYPE", "max", "sum, avg"),
     ("MODEL.FPN.NORM", "BatchNorm", "SyncBN"),
     ("MODEL.FPN.OUT_CHANNELS", 0, "> 0"),
     ("MODEL.PIXEL_MEAN", ["a", "b", "c"], "three numbers"),
     ("MODEL.PROPOSAL_GENERATOR.NAME", "RPNN", "such as RPN"),
     ("MODEL.RESNETS.NUM_GROUPS", 0, "> 0"),
     ("MODEL.RESNETS.RES5_DILATION", 3, "1 or 2, or 4"),
+    ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "l2", "smooth_l1, giou"),
+    ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNN", "such as FastRCNNConvFCHead"),
     ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV3", "ROIAlignV2"),
+    ("MODEL.ROI_KEYPOINT_HEAD.NAME", "Foo", "the name of a roi_keypoint_head"),
+    ("MODEL.ROI_MASK_HEAD.NAME", "Foo", "the name of a roi_mask_head"),
+    ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l2", "smooth_l1, giou"),
+    ("MODEL.RPN.HEAD_NAME", "Foo", "the name of a rpn_head"),
+    ("TEST.EXPECTED_RESULTS", [["bbox"]], "such as [['bbox', 'AP', 38.5, 0.2]]"),
     ("MODEL.ROI_HEADS.NAME", "StandartROIHeads", "the name of a roi_head"),
     ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "clip", "value, norm"),
     ("SOLVER.STEPS", ("x",), "numbers in ascending order"),
@@ -187,6 +197,10 @@ COMBINATIONS = [
         "MODEL.FPN.IN_FEATURES has 'res9', which is not among MODEL.RESNETS.OUT_FEATURES ['res4']",
     ),
     (["TEST.BEST_METRIC", "-monitor/mIoU"], "TEST.BEST_METRIC is '-monitor/mIoU'; set TEST.MONITOR.DATASET"),
+    (
+        ["MODEL.META_ARCHITECTURE", "DenseSiam", "DATASETS.TEST", ("scenes_val",)],
+        "DATASETS.TEST is ('scenes_val',); DenseSiam predicts nothing to score: set it to ()",
+    ),
     (["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 0], "TEST.SLIDE_STRIDE is 0"),
     (["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 770], "TEST.SLIDE_STRIDE is 770"),
     (["SOLVER.BASE_LR", 0.1, "SOLVER.BASE_LR_END", 0.2], "SOLVER.BASE_LR_END is 0.2"),
@@ -214,6 +228,14 @@ COMBINATIONS = [
         "SOLVER.WARMUP_EPOCHS is 6.0, above EPOCHS 5",
     ),
     (["SOLVER.OPTIMIZER", "LARS", "SOLVER.NESTEROV", True], "SOLVER.NESTEROV is True; LARS"),
+    (
+        ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"],
+        "INPUT.CROP.SIZE is [0.9, 0.9]; with TYPE absolute it is in whole pixels",
+    ),
+    (
+        ["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [64, 64]],
+        "INPUT.CROP.SIZE is [64, 64]; with TYPE relative_range",
+    ),
     (["MODEL.RESNETS.RES2_OUT_CHANNELS", 512], "MODEL.RESNETS.RES2_OUT_CHANNELS is 512; a ResNet-50 has 256"),
 ]
 TWICE_AS_WIDE = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 128, "MODEL.RESNETS.RES2_OUT_CHANNELS", 512]
@@ -312,11 +334,10 @@ def test_a_batch_that_cannot_be_split_into_equal_parts_is_named(batch, world_siz
 
 @pytest.mark.parametrize("method", ["SimCLR", "SlotCon", "SlotConSegmentor", "ReSim", "IIC"])
 def test_methods_that_compare_the_images_of_a_batch_refuse_to_split_it(method):
-    words = ("MODEL.META_ARCHITECTURE", method, "MODEL.SEM_SEG_HEAD.NAME", "IICHead", "DATASETS.TEST", ("scenes_val",))
+    words = ("MODEL.META_ARCHITECTURE", method, "MODEL.SEM_SEG_HEAD.NAME", "IICHead")
     check_config(_cfg(*words))
     with pytest.raises(ValueError, match=rf"ACCUMULATE is 2; {method} compares the images of a batch.*: set 1"):
         check_config(_cfg(*words, "SOLVER.ACCUMULATE", 2))
-    check_config(_cfg(*words, "SOLVER.ACCUMULATE", 2), eval_only=True)
 
 
 def test_the_usage_of_clusters_needs_the_whole_batch():
@@ -331,6 +352,8 @@ def test_the_usage_of_clusters_needs_the_whole_batch():
 def test_evaluation_needs_neither_training_data_nor_a_fitting_batch():
     test = ("DATASETS.TEST", ("scenes_val",))
     check_config(_cfg("DATASETS.TRAIN", (), "SOLVER.IMS_PER_BATCH", 7, *test), world_size=2, eval_only=True)
+    method = ("MODEL.META_ARCHITECTURE", "IIC", "MODEL.SEM_SEG_HEAD.NAME", "IICHead")
+    check_config(_cfg(*method, "SOLVER.ACCUMULATE", 2, *test), eval_only=True)
     with pytest.raises(ValueError, match="TEST is empty"):
         check_config(_cfg("DATASETS.TEST", ()), eval_only=True)
 
@@ -369,6 +392,22 @@ def test_keys_misspelt_in_python_are_found():
     with pytest.raises(ValueError, match=r"no key SOLVER\.BASE_LRR; did you mean SOLVER\.BASE_LR\?") as raised:
         check_config(cfg)
     assert "MY_OWN_HEAD" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "unread"),
+    [
+        ("DenseSiam", "build_torchvision_backbone", ["MODEL.RESNETS.DEPTH", "MODEL.MOCO.MOMENTUM"]),
+        ("DenseSiamSegmentor", "build_resnet_backbone", ["MODEL.TORCHVISION.NAME", "MODEL.MOCO.MOMENTUM"]),
+        ("DenseCL", "build_resnet_backbone", ["MODEL.TORCHVISION.NAME", "MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT"]),
+        ("GeneralizedRCNN", "build_torchvision_fpn_backbone", ["MODEL.RESNETS.DEPTH"]),
+    ],
+)
+def test_keys_that_the_model_does_not_read_are_found(method, backbone, unread):
+    keys = ["MODEL.RESNETS.DEPTH", "MODEL.RESNETS.OUT_FEATURES", "MODEL.TORCHVISION.NAME", "MODEL.MOCO.MOMENTUM"]
+    keys += ["MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT", "SOLVER.BASE_LR"]
+    cfg = _cfg("MODEL.META_ARCHITECTURE", method, "MODEL.BACKBONE.NAME", backbone)
+    assert without_effect(cfg, keys) == unread
 
 
 def test_unknown_kind_of_brightness_is_named():

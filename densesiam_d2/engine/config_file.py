@@ -29,12 +29,14 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         opts: alternating keys and values.
 
     Raises:
-        ValueError: a key does not exist, or a value is of the wrong type; the message names it and the nearest key. Or
-            a yaml in the chain of ``_BASE_`` cannot be read safely, has a key twice, or is not a local file.
+        ValueError: a key does not exist, or a value is missing or of the wrong type; the message names it and the
+            nearest key. Or a yaml in the chain of ``_BASE_`` cannot be read safely, has a key twice, or is not a local
+            file.
         FileNotFoundError: there is no such yaml.
     """
     cfg = get_cfg()
     add_densesiam_config(cfg)
+    defaults = cfg.clone()
     if not config_file:
         raise ValueError("--config-file is missing, such as --config-file configs/pretrain.yaml")
     if not Path(config_file).is_file():
@@ -52,6 +54,11 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         cfg.merge_from_list(_as_meant(cfg, opts))
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg, config_file)) from error
+    for key in all_keys(defaults):
+        default = attrgetter(key)(defaults)
+        if attrgetter(key)(cfg) is None and default is not None:
+            instead = f"{default!r} for none" if default in ("", (), []) else f"one, such as {default!r}"
+            raise ValueError(f"{key} has no value: write {instead}")
     if cfg.SOLVER.EPOCHS > 0 and "SOLVER.MAX_ITER" in opts[::2]:
         raise ValueError(
             f"SOLVER.EPOCHS {cfg.SOLVER.EPOCHS:g} and SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} both say how long to "
@@ -73,8 +80,10 @@ def _check_bases(path: Path, above: tuple[Path, ...] = ()) -> None:
         above: resolved paths of the yamls that have it as their base.
     """
     try:
-        with path.open("rb") as file:
+        with path.open(encoding="utf-8") as file:
             content = load_yaml(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -126,7 +135,7 @@ def _as_meant(cfg: CfgNode, opts: list[str]) -> list[str]:
     for i in range(0, len(words), 2):
         key, word = words[i], str(words[i + 1])
         if key not in known:
-            continue
+            raise KeyError(f"Non-existent config key: {key}")  # yacs looks for SOLVER.BASE_LR.X in a number
         if isinstance(attrgetter(key)(cfg), float) and re.fullmatch(r"[+-]?\d+", word):
             words[i + 1] = f"{word}.0"
         elif key in _NAMES and _is_one_name(words[i + 1]):
@@ -143,12 +152,16 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
     if single:
         # A shell takes the quotes off ['res2','res3'].
         words = [repr(word) if re.match("[A-Za-z]", word) else word for word in re.findall(r"[^\[\](), ]+", single[2])]
-        example = ",".join(words).join(("(", ",)") if single[1] == "tuple" else "[]")
-        return f'{single[3]} is {single[2]}, but it is a {single[1]}, such as "{example}"'
-    unknown = re.search(r"Non-existent (?:config )?key: (.+)", text)
+        brackets = ("(", ",)" if words else ")") if single[1] == "tuple" else "[]"
+        example = ",".join(words).join(brackets)
+        return f'{single[3]} is {single[2] or "empty"}, but it is a {single[1]}, such as "{example}"'
+    unknown = re.search(r"Non-existent (?:config )?key: (.*)", text)
     if not unknown:
         tuples = "; data sets are a tuple, such as DATASETS.TRAIN \"('folder:/data/mine',)\""
         return f"{config_file} or the command line: {text}{tuples if 'DATASETS.' in text else ''}"
     key = unknown.group(1)
+    if key in all_keys(cfg):  # with dots in a yaml
+        section, _, name = key.rpartition(".")
+        return f"{config_file}: {key} must not be one word: write {name} indented below {section}"
     near = difflib.get_close_matches(key, all_keys(cfg), n=1)
     return f"{config_file} or the command line: no config key {key}" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,7 +1,8 @@
 """Run every stage of a training once and briefly: training, saving, loading, evaluation."""
 
+import argparse
 import logging
-import shutil
+import tempfile
 import time
 
 import torch
@@ -10,6 +11,7 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from densesiam_d2.engine.saving import BestCheckpointHook
+from densesiam_d2.engine.setup import check_evaluators, setup
 from densesiam_d2.engine.trainer import Trainer
 
 __all__ = ["dry_run"]
@@ -17,13 +19,18 @@ __all__ = ["dry_run"]
 ITERATIONS = 2
 
 
-def dry_run(cfg: CfgNode) -> None:
+def dry_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Do two iterations (or the only one), save, load what was saved, and evaluate one batch of each test set.
 
     Args:
-        cfg: a frozen config whose OUTPUT_DIR is a temporary folder; it is removed.
+        cfg: the checked config; instead of its OUTPUT_DIR a temporary folder is used and removed.
+        args: the parsed command line.
     """
-    try:
+    with tempfile.TemporaryDirectory(prefix="dry_run_", ignore_cleanup_errors=True) as folder:
+        cfg = cfg.clone()
+        cfg.OUTPUT_DIR = folder
+        cfg = setup(cfg, args)
+        check_evaluators(cfg)
         start = time.perf_counter()
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)
@@ -36,8 +43,6 @@ def dry_run(cfg: CfgNode) -> None:
         for name in cfg.DATASETS.TEST:
             _evaluate_one_batch(cfg, name, trainer.model)
         comm.synchronize()
-    finally:
-        shutil.rmtree(cfg.OUTPUT_DIR, ignore_errors=True)
     text = f"{iterations} iteration{'s' * (iterations > 1)} in {trained - start:.1f} s with the start, saved, loaded"
     if torch.cuda.is_available():
         text += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory at most"

@@ -95,8 +95,8 @@ class ExactResumeHook(HookBase):
             logger.warning("resumed with another setting: %s", line)
         if stops and not self._allow:
             raise WeightsError(
-                "--resume: the checkpoint is of another training (RUN.ALLOW_MISMATCH True goes on all the same):\n  "
-                + "\n  ".join(stops)
+                "--resume: the checkpoint is of another training (RUN.ALLOW_MISMATCH True goes on all the same, unless "
+                "the model's parameters have changed):\n  " + "\n  ".join(stops)
             )
 
     def _loader(self) -> TrainLoader | None:

@@ -51,4 +51,5 @@ class ExportBackboneHook(HookBase):
     def after_train(self) -> None:
         # Also called when training fails or is asked to stop; an incomplete pretraining must not be exported.
         if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
-            export_backbone(self._cfg, self.trainer.model, self._path, self.trainer.max_iter)
+            done = max(self.trainer.start_iter, self.trainer.max_iter)  # a resumed run may be longer than it should be
+            export_backbone(self._cfg, self.trainer.model, self._path, done)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import multiprocessing
 import os
@@ -26,6 +27,9 @@ from densesiam_d2.processes import INTERRUPTED, PREEMPTED, STOP_SIGNALS, end_wit
 
 __all__ = ["launch", "under_torchrun"]
 
+# A full disk or quota, a file system that cannot be written, a file above the size limit.
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
 
 def under_torchrun() -> bool:
     """Tell whether torchrun, or a launcher that sets the same variables, has started this process."""
@@ -45,9 +49,9 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
 
     Raises:
         SystemExit: code 2: labels cannot be used, the model cannot be built, weights or checkpoint do not fit the
-            config, or, in a single process, images cannot be read or the training diverged. Code 75: the run was asked
-            to stop, has saved, and can be resumed. Code 130: Ctrl-C came twice, nothing was saved. Code 1: a child
-            process failed for another reason.
+            config, or, in a single process, images cannot be read, files cannot be written or the training diverged.
+            Code 75: the run was asked to stop, has saved, and can be resumed. Code 130: Ctrl-C came twice, nothing was
+            saved. Code 1: a child process failed for another reason.
     """
     device, timeout = cfg.MODEL.DEVICE, timedelta(seconds=cfg.RUN.DIST_TIMEOUT_SECONDS)
     if under_torchrun():
@@ -137,6 +141,16 @@ def _run(main, cfg, args) -> None:
             raise  # perhaps only this process has failed, and launch() names it
         # A loader process puts its traceback before the message.
         print(f"train_net.py: {str(error).rpartition(f'{type(error).__name__}: ')[2].strip()}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE or comm.get_world_size() > 1:
+            raise
+        again = "start again" if args.eval_only or args.dry_run else "go on by --resume"
+        place = error.filename or cfg.OUTPUT_DIR
+        print(
+            f"train_net.py: {place}: {error.strerror}: make sure that it can be written and has room, then {again}",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except (ConfigError, WeightsError, LabelsError) as error:
         if comm.is_main_process():

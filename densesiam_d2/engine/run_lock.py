@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 from typing import TextIO
@@ -40,7 +41,10 @@ def claim_folder(cfg: CfgNode, args: argparse.Namespace) -> TextIO | None:
     folder = Path(cfg.OUTPUT_DIR)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return None if args.eval_only or args.seeds else lock_file(folder / NAME)
+        if args.eval_only or args.seeds:
+            tempfile.TemporaryFile(dir=folder).close()  # to see that it can be written
+            return None
+        return lock_file(folder / NAME)
     except InUseError as error:
         raise ValueError(f"OUTPUT_DIR {folder} is in use by {error}: wait for it, or name another one") from None
     except OSError as error:

@@ -5,7 +5,6 @@ import logging
 import os
 import resource
 import sys
-import tempfile
 import time
 from operator import attrgetter
 from pathlib import Path
@@ -20,7 +19,7 @@ from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.files import require_weight_file
 from densesiam_d2.checkpoint.resuming import newest_valid, own_checkpoints
 from densesiam_d2.config import all_keys
-from densesiam_d2.config_checks import ConfigError, check_config, check_values
+from densesiam_d2.config_checks import ConfigError, check_config, check_values, without_effect
 from densesiam_d2.data.datasets import check_datasets, other_scored_sets, probe_sets
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.config_file import load_config
@@ -126,6 +125,8 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         ImportError: a package that the data needs is not installed.
     """
     cfg = load_config(args.config_file, args.opts)
+    if args.dry_run and args.eval_only:
+        raise ValueError("--dry-run tries a training: leave out --eval-only, or evaluate without --dry-run")
     if under_torchrun():
         world_size = int(os.environ["WORLD_SIZE"])
     else:
@@ -204,8 +205,6 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         LabelsError: labels cannot be used.
     """
     cfg = cfg.clone()
-    if args.dry_run:
-        cfg.OUTPUT_DIR = tempfile.mkdtemp(prefix="dry_run_")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="densesiam_d2")
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     names = [*train, *cfg.DATASETS.TEST, *(other_scored_sets(cfg) | probe_sets(cfg)).values()]
@@ -213,6 +212,10 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     ensure_cityscapes_api(names)
     resumes = args.eval_only and args.resume != "never" and comm.is_main_process()  # which alone reads the weights
     weights = (newest_valid(cfg.OUTPUT_DIR)[0] if resumes else None) or cfg.MODEL.WEIGHTS
+    useless = without_effect(cfg, args.opts[::2])
+    if useless:
+        model = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}"
+        logging.getLogger("densesiam_d2").warning("without effect with %s: %s", model, ", ".join(useless))
     settle_labels(cfg, fixed=args.opts[::2], eval_only=args.eval_only, weights=weights)
     cfg.freeze()
     _raise_file_limit()

@@ -17,6 +17,7 @@ from densesiam_d2.checkpoint.loading import WeightsError
 
 __all__ = ["StepTrainer"]
 
+OTHER_MODEL = "the checkpoint is of a model with other parameters: keep the keys of MODEL that shape it as they were"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,11 @@ def split_batch(batch: Any, parts: int) -> list:
     if isinstance(batch, dict):
         return [{key: values[own] for key, values in batch.items()} for own in rows]
     return [batch[own] for own in rows]
+
+
+def _kind(groups: list[dict]) -> set[str]:
+    """Return what tells parameter groups of SGD, AdamW and LARS apart; a torch version may add other options."""
+    return {"nesterov", "betas", "trust_coefficient"} & groups[0].keys()
 
 
 class StepTrainer(SimpleTrainer):
@@ -216,11 +222,23 @@ class StepTrainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict) -> None:
         groups = self.optimizer.param_groups
         own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        stored = state_dict["optimizer"]["param_groups"]
+        if _kind(stored) != _kind(groups):
+            logger.warning("the checkpoint is of another SOLVER.OPTIMIZER, so momentum and the like start anew")
+            state_dict = {**state_dict, "optimizer": self.optimizer.state_dict()}
+        elif sum(len(group["params"]) for group in stored) != sum(len(group["params"]) for group in groups):
+            raise WeightsError(f"--resume: {OTHER_MODEL}")
         try:
             super().load_state_dict(state_dict)
         except ValueError as error:
-            keys = "BACKBONE_LR_FACTOR, LAST_LAYERS_LR_FACTOR, BIAS_LR_FACTOR, WEIGHT_DECAY_BIAS and FIX_PREDICTOR_LR"
+            keys = (
+                "BACKBONE_LR_FACTOR, LAST_LAYERS_LR_FACTOR, BIAS_LR_FACTOR, WEIGHT_DECAY_BIAS, WEIGHT_DECAY_NORM and "
+                "FIX_PREDICTOR_LR"
+            )
             raise WeightsError(f"--resume: {error}; keep SOLVER.{keys} as they were") from error
+        of_parameters = ((p, value) for p, state in self.optimizer.state.items() for value in state.values())
+        if any(isinstance(v, torch.Tensor) and v.ndim and v.shape != p.shape for p, v in of_parameters):
+            raise WeightsError(f"--resume: {OTHER_MODEL}")
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)  # rate, decay and momentum are those of this run's config
         scale = state_dict.get("grad_scaler")

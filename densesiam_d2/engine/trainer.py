@@ -6,7 +6,9 @@ import logging
 import os
 import re
 import signal
+import traceback
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +70,8 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)
         scaled = in_this_many_processes(cfg)
-        try:
+        with _one_line("the training images cannot be loaded"):
             data_loader = self.build_train_loader(scaled)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
         cfg = in_iterations(cfg, data_loader) if cfg.SOLVER.EPOCHS > 0 or cfg.SOLVER.WARMUP_EPOCHS > 0 else scaled
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -183,10 +183,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        try:
+        with _one_line("the model cannot be built"):
             model = super().build_model(with_cpu_norms(cfg))
-        except ValueError as error:
-            raise ConfigError(f"the model cannot be built: {error}") from error
         # Convolutions are faster in this memory format: a little on the CPU, much more on tensor cores.
         return model.to(memory_format=torch.channels_last)
 
@@ -268,6 +266,19 @@ class Trainer(DefaultTrainer):
         return (
             {"monitor": {key: value for key, value in scores.items() if not key.startswith("IoU-")}} if scores else {}
         )
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn errors about values of the config into a ConfigError; detectron2's own have often neither text nor key."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from error
+    except (KeyError, AssertionError, AttributeError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__} {error}".strip()
+        raise ConfigError(f"{what}: {text} in {place.filename}, line {place.lineno}: {place.line}") from error
 
 
 def _write_pictures(evaluator: SemSegConfusionEvaluator, name: str, folder: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_hook_writes_the_same_in_both_formats(tmp_path):
     model = torch.nn.Module()
     model.backbone = d2_resnet(18, seed=3).to(memory_format=torch.channels_last)
     hook = ExportBackboneHook(resnet_cfg(18), str(tmp_path))
-    hook.trainer = SimpleNamespace(model=model, iter=2, max_iter=3)
+    hook.trainer = SimpleNamespace(model=model, start_iter=0, iter=2, max_iter=3)
     hook.after_train()
     assert not list(tmp_path.iterdir())  # half a pretraining
     hook.trainer.iter = 3
@@ -106,6 +106,9 @@ def test_the_hook_writes_the_same_in_both_formats(tmp_path):
     assert pkl["metadata"] == safetensors["metadata"] and safetensors["metadata"]["iteration"] == 3
     assert pkl["model"].keys() == safetensors["model"].keys()
     assert all(np.array_equal(value, safetensors["model"][name]) for name, value in pkl["model"].items())
+    hook.trainer.start_iter, hook.trainer.iter = 5, 6  # resumed after more iterations than it should have
+    hook.after_train()
+    assert read_checkpoint(tmp_path / "backbone.pkl")["metadata"]["iteration"] == 5
 
 
 def test_tool_writes_and_reads_safetensors(tmp_path, capsys):

@@ -29,12 +29,33 @@ def own(tmp_path):
         ("SOLVER: {3: 4}", "the key 3 is no name"),
         ("SOLVER:", "SOLVER is None, but it is a section: give its keys"),
         ("MODEL: {SSL: 3}", r"MODEL\.SSL is 3, but it is a section: give its keys"),
+        ("SOLVER.MAX_ITER: 1", r"SOLVER\.MAX_ITER must not be one word: write MAX_ITER indented below SOLVER"),
     ],
 )
 def test_mistakes_in_a_yaml_are_one_line(own, lines, message):
     with pytest.raises(ValueError, match=rf"own\.yaml.*: {message}") as raised:
         load_config(own(lines))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        ("MODEL: {WEIGHTS: }", [], "MODEL.WEIGHTS has no value: write '' for none"),
+        ("DATASETS: {TEST: }", [], "DATASETS.TEST has no value: write () for none"),
+        ("SEED: 1", ["SOLVER.EPOCHS", "None"], "SOLVER.EPOCHS has no value: write one, such as 0.0"),
+    ],
+)
+def test_a_key_without_a_value_is_named(own, lines, options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_config(own(lines), options)
+
+
+def test_a_yaml_that_is_not_utf_8_is_named(own):
+    path = Path(own("SEED: 1"))
+    path.write_text(path.read_text(), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"own\.yaml is not UTF-8: save it as UTF-8$"):
+        load_config(str(path))
 
 
 def test_a_key_that_occurs_twice_in_a_base_is_named_too(own, tmp_path):
@@ -50,9 +71,10 @@ def test_whole_numbers_are_accepted_for_other_numbers(own):
     assert values == (1, 2, -1) and all(type(value) is float for value in values) and solver.MAX_ITER == 7
 
 
-def test_an_equals_sign_is_part_of_the_unknown_key():
-    with pytest.raises(ValueError, match=r"no config key SOLVER\.BASE_LR=1; did you mean SOLVER\.BASE_LR\?$"):
-        load_config(str(BASE), ["SOLVER.BASE_LR=1", "x"])
+@pytest.mark.parametrize("key", ["SOLVER.BASE_LR=1", "SOLVER.BASE_LR.X"])
+def test_what_follows_a_key_is_part_of_the_unknown_key(key):
+    with pytest.raises(ValueError, match=rf"no config key {re.escape(key)}; did you mean SOLVER\.BASE_LR\?$"):
+        load_config(str(BASE), [key, "x"])
 
 
 def test_the_home_folder_in_paths(own, monkeypatch):
@@ -77,6 +99,7 @@ def test_two_lengths_of_training_are_refused(own):
     ("key", "value", "expected"),
     [
         ("SOLVER.STEPS", "300", 'SOLVER.STEPS is 300, but it is a tuple, such as "(300,)"'),
+        ("DATASETS.TRAIN", "", 'DATASETS.TRAIN is empty, but it is a tuple, such as "()"'),
         ("INPUT.SSL.CROP_SCALE", "0.5", 'INPUT.SSL.CROP_SCALE is 0.5, but it is a list, such as "[0.5]"'),
         (
             "MODEL.RPN.IN_FEATURES",

@@ -256,6 +256,28 @@ def test_only_the_death_of_a_worker_is_put_down_to_memory(error, explained):
     assert ("DATALOADER.NUM_WORKERS" in str(caught.value)) == explained
 
 
+def test_the_state_of_another_optimizer_is_left_out(caplog):
+    before = trainer_of([good()])
+    steps(before, 1)
+    after = trainer_of([good(1)], optimizer=torch.optim.AdamW)
+    after.load_state_dict(before.state_dict())
+    steps(after, 1)
+    assert "another SOLVER.OPTIMIZER" in caplog.text
+    assert all(state["step"] == 1 for state in after.optimizer.state.values())
+
+
+@pytest.mark.parametrize("layers", [(nn.Linear(3, 4),), (nn.Linear(3, 2), nn.Linear(2, 2))], ids=["wider", "deeper"])
+def test_the_state_of_another_model_is_one_line(layers):
+    stored, model = nn.Linear(3, 2), nn.Sequential(*layers)
+    for p in stored.parameters():
+        p.grad = torch.ones_like(p)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (stored, model)]
+    optimizers[0].step()
+    state = StepTrainer(stored, [], optimizers[0]).state_dict()
+    with pytest.raises(WeightsError, match=r"^--resume: the checkpoint is of a model with other parameters"):
+        StepTrainer(model, [], optimizers[1]).load_state_dict(state)
+
+
 def test_other_groups_of_parameters_are_one_line():
     stored = trainer_of([good()]).state_dict()
     stored["optimizer"]["param_groups"].append(dict(stored["optimizer"]["param_groups"][0], params=[]))

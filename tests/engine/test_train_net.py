@@ -1,5 +1,6 @@
 """The entrypoint on real images, tiny: pretrain, resume, export, fine-tune, evaluate, and its errors."""
 
+import errno
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from detectron2.data import DatasetCatalog
 import train_net
 from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.checkpoint.loading import WeightsError
+from densesiam_d2.config_checks import ConfigError
 from densesiam_d2.data.sample_sets import register_scenes
 from densesiam_d2.engine import argument_parser, checked_config, launch, load_config
 
@@ -189,6 +192,43 @@ def test_a_dry_run_saves_loads_evaluates_and_leaves_nothing(scenes, tmp_path, ca
     assert not Path(saved[1]).exists() and not list(tmp_path.iterdir())
 
 
+def test_a_refused_dry_run_leaves_nothing(scenes, tmp_path, monkeypatch):
+    def refuse(cfg):
+        assert Path(cfg.OUTPUT_DIR).parent == tmp_path
+        raise ConfigError("no evaluator")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys.modules["densesiam_d2.engine.dry_run"], "check_evaluators", refuse)
+    options = [*CPU, "OUTPUT_DIR", tmp_path / "out", "DATASETS.TRAIN", scenes, "MODEL.WEIGHTS", ""]
+    with pytest.raises(ConfigError, match="no evaluator"):
+        run(PRETRAIN, *options, flags=("--dry-run",))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="--dry-run tries a training: leave out --eval-only"):
+        run(PRETRAIN, *options, flags=("--dry-run", "--eval-only"))
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(scenes, tmp_path, capsys):
+    (tmp_path / ".model_final.pth.partial").symlink_to("/dev/full")
+    options = [*CPU, "DATASETS.TRAIN", scenes, "OUTPUT_DIR", str(tmp_path), "SOLVER.CHECKPOINT_PERIOD", "1"]
+    words = ["--config-file", str(ROOT / "configs" / PRETRAIN), *options]
+    with pytest.raises(SystemExit) as stopped:
+        train_net.run(words=words)
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"train_net.py: {tmp_path}: No space left on device") and last.endswith("go on by --resume")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+    assert torch.load(tmp_path / "model_0000000.pth", weights_only=True)["iteration"] == 0
+    train_net.run(words=["--resume", *words])
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_keys_without_effect_are_told(scenes, tmp_path, capsys):
+    options = [*CPU, "DATASETS.TRAIN", f"('{scenes}',)", "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 1]
+    run(PRETRAIN, *options, "MODEL.TORCHVISION.NAME", "resnet50", "MODEL.BYOL.MOMENTUM", 0.5)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "without effect" in line]
+    assert line.endswith("MODEL.BACKBONE.NAME build_resnet_backbone: MODEL.TORCHVISION.NAME, MODEL.BYOL.MOMENTUM")
+
+
 def test_a_failure_in_the_last_iteration_exports_nothing(scenes, tmp_path, monkeypatch):
     def run_step(trainer):
         if trainer.iter == 1:
@@ -300,6 +340,20 @@ def test_numbers_of_processes_that_cannot_be_are_named(flags, message, tmp_path)
         checked_config(argument_parser().parse_args(command))
 
 
+def test_an_evaluation_needs_a_folder_that_can_be_written(scenes, tmp_path, monkeypatch, capsys):
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    options = [*CPU, "DATASETS.TEST", scenes, "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        train_net.run(words=["--eval-only", "--config-file", str(ROOT / "configs" / FCN), *options])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        f"train_net.py: OUTPUT_DIR {tmp_path}: Read-only file system: name a folder that can be written\n"
+    )
+
+
 @pytest.mark.parametrize("flags", [[], ["--seeds", "2"]])
 @pytest.mark.parametrize("below", ["", "/run"])
 def test_an_output_folder_that_cannot_be_is_named(scenes, flags, below, tmp_path, capsys):
@@ -346,6 +400,15 @@ def test_weights_that_do_not_fit_are_one_line(pretrained, tmp_path):
     ("options", "message"),
     [
         (["MODEL.SSL.IN_FEATURE", "res6"], "the model cannot be built: MODEL.SSL.IN_FEATURE 'res6' is not among"),
+        # detectron2's own errors have other types, and not always a text.
+        (
+            ["MODEL.RESNETS.RES5_DILATION", "2"],
+            "built: AssertionError Must set MODEL.RESNETS.RES5_DILATION = 1 for R18",
+        ),
+        (
+            ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.LOAD_PROPOSALS", "True"],
+            "the training images cannot be loaded: AssertionError in",
+        ),
         (["MODEL.SSL.CHECKPOINT_STAGES", "['layer1']"], "MODEL.SSL.CHECKPOINT_STAGES has 'layer1'; ResNet has the"),
         (
             ["TEST.PROBE.TRAIN", "{scenes}", "TEST.PROBE.TEST", "{scenes}", "TEST.PROBE.FEATURES", "['res9']"],

@@ -11,6 +11,7 @@ from densesiam_d2.geometry import overlap_boxes
 from densesiam_d2.losses import balanced_logits, pseudo_label_loss, soft_cross_entropy, usage_loss
 from densesiam_d2.modeling.consistency import EncodedView, RegionSim, count_winners, encoded_views, project_points
 from densesiam_d2.modeling.kmeans_start import KMeansStartHook
+from densesiam_d2.modeling.meta_arch.densesiam import DenseSiam
 from densesiam_d2.modeling.meta_arch.segmentor import LabelFreeSegmentor
 
 __all__ = ["DenseSiamSegmentor"]
@@ -26,6 +27,7 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
     Source: densesiam/models/architectures/densesiam.py in ZwwWayne/DenseSiam.
     """
 
+    RULES = DenseSiam.RULES
     head_name = "PseudoLabelSemSegHead"
 
     @configurable
