@@ -53,6 +53,9 @@ _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _COLOR_IS_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # since 4.11
 _COLOR = cv2.IMREAD_COLOR_RGB if _COLOR_IS_RGB else cv2.IMREAD_COLOR
 
+# What Pillow's readers of tags and chunks raise on damaged files, with a text that says little.
+_FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError)
+
 # The exceptions that Pillow and OpenCV raise on damaged files. All other exceptions are bugs and are not caught.
 DECODING_ERRORS = (
     OSError,
@@ -61,6 +64,7 @@ DECODING_ERRORS = (
     EOFError,
     MemoryError,
     RuntimeError,  # raised by Pillow's AVIF decoder
+    *_FAULTS,
     struct.error,
     Image.DecompressionBombError,
     cv2.error,
@@ -124,7 +128,10 @@ def has_more_pages(image: Image.Image) -> bool:
 
     The second picture of a phone's JPEG file, such as a depth map, is no page.
     """
-    return image.format in ("TIFF", "GIF", "WEBP", "PNG") and image.is_animated
+    try:
+        return image.format in ("TIFF", "GIF", "WEBP", "PNG") and image.is_animated
+    except DECODING_ERRORS:  # what follows the first one is damaged
+        return True
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -184,6 +191,8 @@ def _named_errors(path: str | Path) -> Iterator[None]:
         raise UnreadableImageError(f"cannot read {path}: no image of a known kind") from error
     except DECODING_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        if isinstance(error, _FAULTS):
+            reason = f"damaged ({type(error).__name__}: {reason})"
         raise UnreadableImageError(f"cannot read {path}: {reason.splitlines()[0]}") from error
 
 

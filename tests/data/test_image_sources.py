@@ -56,6 +56,15 @@ def test_files_of_several_pages_are_counted(tmp_path):
     assert line == f"files of which the first page or frame alone was read: 4, such as {tmp_path}/moving.gif"
 
 
+def test_a_cut_animation_is_read_to_its_first_frame(tmp_path):
+    frames = [Image.fromarray(np.full((48, 64), value, np.uint8)) for value in (10, 20)]
+    frames[0].save(tmp_path / "cut.gif", save_all=True, append_images=frames[1:])
+    data = (tmp_path / "cut.gif").read_bytes()
+    (tmp_path / "cut.gif").write_bytes(data[: data.rindex(b"!\xf9") + 12])  # within the second frame's header
+    source = ImageSource(tmp_path, white_level=65535)
+    assert len(list(source)) == 1 and source.left_out()[0].endswith(f"1, such as {tmp_path}/cut.gif")
+
+
 def test_mistakes(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"no video" * 100)
     (tmp_path / "empty.mp4").write_bytes(b"")

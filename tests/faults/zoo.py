@@ -152,10 +152,14 @@ def _write_damaged(folder: Path, picture: np.ndarray) -> list[Animal]:
         cut[f"cut_to_half.{kind.lower()}"] = data[: len(data) // 2]
     bad_checksum = bytearray(png)
     bad_checksum[-13] ^= 1  # the last byte of the data's checksum; 12 bytes of IEND follow
+    tiff = bytearray(_encode(image, "TIFF"))
+    struct.pack_into("<HH", tiff, tiff.index(struct.pack("<HHI", 273, 4, 1)), 273, 11)  # offsets as floating-point
     return [
         *(_refused(folder / name, data, short) for name, data in cut.items()),
         _refused(folder / "bad_checksum.png", bytes(bad_checksum), "broken PNG file"),
         _refused(folder / "lying.png", _png(500, 400, zlib.compress(bytes(1000))), "truncated"),
+        _refused(folder / "no_pixels.png", png[:33] + png[-12:], "damaged"),  # IHDR and IEND, without IDAT
+        _refused(folder / "bad_offset.tif", bytes(tiff), "damaged"),
         _refused(folder / "random_after_start.jpg", b"\xff\xd8" + np.random.default_rng(0).bytes(3000), "known kind"),
     ]
 
