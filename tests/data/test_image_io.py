@@ -4,9 +4,15 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from densesiam_d2.data.image_io import _decode_jpeg, highest_16_bit_value, read_image, read_label
+from densesiam_d2.data.image_io import (
+    _decode_jpeg,
+    displayed_size,
+    highest_16_bit_value,
+    read_image,
+    read_label,
+)
 
 from .photos import find_photos, smooth_image
 
@@ -45,6 +51,56 @@ def test_exif_orientation_is_applied_once(tmp_path, suffix):
     result = read_image(path).astype(int)
     assert result.shape == (32, 16, 3)
     assert result[:6, :, 0].min() > 200 and result[10:, :, 0].max() < 50
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_equals_pillow(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = write(tmp_path / "a.jpg", Image.fromarray(smooth_image(16, 32)), exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert read_image(path).flags.c_contiguous and displayed_size(path) == expected.shape[1::-1]
+
+
+def exif_segment(order, *entries):
+    """Return the EXIF segment of a JPEG with entries of (tag, type, count, the four bytes of the value)."""
+    data = b"".join(struct.pack(f"{order}HHI", *entry[:3]) + entry[3] for entry in entries)
+    head = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(entries))
+    return app1(b"Exif\0\0" + head + data + bytes(4))
+
+
+def app1(content):
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+XMP = app1(b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>')
+TURNED = exif_segment(">", (ORIENTATION, 3, 1, b"\0\6\0\0"))
+
+
+@pytest.mark.parametrize("components", [3, 4])  # of four, Pillow reads the pixels
+@pytest.mark.parametrize(
+    ("segments", "turned"),
+    [
+        (XMP + TURNED, True),
+        (XMP, False),
+        (TURNED + exif_segment(">", (ORIENTATION, 3, 1, b"\0\1\0\0")), True),
+        (exif_segment(">", (ORIENTATION, 4, 1, b"\0\0\0\6")), True),
+        (exif_segment("<", (ORIENTATION, 4, 1, b"\6\0\0\0")), True),
+        (exif_segment("<", (ORIENTATION, 1, 1, b"\6\0\0\0")), False),
+        (exif_segment("<", (ORIENTATION, 3, 1, b"\x0f\0\0\0")), False),
+        (exif_segment(">", (0x010E, 2, 900, b"\0\0\x7f\0"), (ORIENTATION, 3, 1, b"\0\6\0\0")), True),
+        (app1(b"Exif\0\0MM\0+" + TURNED[14:]), False),
+    ],
+    ids=["xmp first", "xmp", "two", "long big", "long little", "byte", "15", "after a damaged entry", "no exif"],
+)
+def test_unusual_exif_data_of_a_jpeg(tmp_path, segments, turned, components):
+    mode = {3: "RGB", 4: "CMYK"}[components]
+    data = write(tmp_path / "a.jpg", Image.fromarray(smooth_image(16, 32)).convert(mode)).read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:2] + segments + data[2:])
+    assert displayed_size(tmp_path / "a.jpg") == read_image(tmp_path / "a.jpg").shape[1::-1]
+    assert displayed_size(tmp_path / "a.jpg") == ((16, 32) if turned else (32, 16))
 
 
 def test_palette_bilevel_alpha_and_animation(tmp_path):
