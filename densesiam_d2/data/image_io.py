@@ -83,7 +83,7 @@ def read_image(
 ) -> np.ndarray:
     """Read an image as an image viewer shows it.
 
-    - The EXIF orientation is applied, once.
+    - The EXIF orientation is applied, once; an orientation in XMP data is not.
     - Grey, palette, bilevel and CMYK images become RGB. An alpha channel is dropped, not composited: that is what
       detectron2 and torchvision do, so pretraining and transfer see the same pixels.
     - 16-bit grey and colour images are scaled to 8 bit; Pillow alone would clip 16-bit grey to white. Values above the
@@ -141,7 +141,7 @@ def read_label(path: str | Path) -> np.ndarray:
     """Read a label map as the numbers that are stored in the file; a palette is not applied.
 
     Args:
-        path: a local file, usually PNG, with one channel of up to 8 bits.
+        path: a local file, usually PNG, with one channel of up to 8 bits. Those of 1, 2 or 4 bits give 0 to 1, 3 or 15.
 
     Returns:
         (H, W) uint8.
@@ -156,13 +156,19 @@ def read_label(path: str | Path) -> np.ndarray:
 
 def read_label_and_palette(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Return a label map as :func:`read_label`, and the colours (n, 3) of its first values, None without a palette."""
-    with _named_errors(path), _open(read_bytes(path)) as image:
-        _check_label(image)
-        label = np.array(image, dtype=np.uint8)
-        return label, np.array(image.getpalette()).reshape(-1, 3) if image.mode == "P" else None
+    with _named_errors(path):
+        data = read_bytes(path)
+        with _open(data) as image:
+            _check_label(image)
+            label = np.array(image, dtype=np.uint8)
+            if image.mode == "L" and (depth := _depth(image, data)) in (2, 4):
+                label //= 255 // (2**depth - 1)  # Pillow stretches grey values to 255
+            return label, np.array(image.getpalette()).reshape(-1, 3) if image.mode == "P" else None
 
 
 def _check_label(image: Image.Image) -> None:
+    if image.format == "PPM" and image.tile[0][0] != "raw":
+        raise ValueError("a PGM file may hold numbers that are stretched to 255; write the label map as PNG")
     if image.format in _LOSSY:
         raise ValueError(f"a label map must not be {image.format}, which changes the numbers; write it as PNG")
     if image.mode not in ("1", "L", "P"):
@@ -337,7 +343,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _check_header(image: Image.Image) -> None:
-    """Check the format and the size of an image, and see to it that Pillow takes the orientation that OpenCV takes."""
+    """Check the format and the size of an image, and let Pillow take the orientation that :func:`read_image` takes."""
     if image.format not in _FORMATS:
         raise ValueError(f"{image.format} files are not read; convert it to PNG")
     _check_size(*image.size)
@@ -348,12 +354,16 @@ def _check_header(image: Image.Image) -> None:
         image.getexif().load(image.info["exif"])  # it may have been loaded when the file was opened
 
 
+def _depth(image: Image.Image, data: bytes) -> int:
+    """Return the bits of a channel of a PNG or TIFF file, 0 for other kinds."""
+    return {"PNG": lambda: data[24], "TIFF": lambda: image.tag_v2.get(258, (0,))[0]}.get(image.format, int)()
+
+
 def _decode_16_bit(image: Image.Image, data: bytes) -> np.ndarray | None:
     """Return the pixels (H, W) or (H, W, 3) of a 16-bit image, or None for an image of another depth."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return np.asarray(ImageOps.exif_transpose(image))
-    depth = {"PNG": lambda: data[24], "TIFF": lambda: image.tag_v2.get(258, (0,))[0]}.get(image.format, int)()
-    if depth != 16 or image.mode in ("I", "F"):
+    if _depth(image, data) != 16 or image.mode in ("I", "F"):
         return None
     # OpenCV decodes 16-bit colours, because Pillow keeps only their upper 8 bits.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)

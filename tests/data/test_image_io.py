@@ -1,5 +1,6 @@
 import os
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from densesiam_d2.data.image_io import (
     read_label,
 )
 
+from ..faults.zoo import grey_png
 from .photos import find_photos, smooth_image
 
 ORIENTATION = 0x0112
@@ -226,6 +228,22 @@ def test_labels_keep_their_numbers(tmp_path):
     bits = Image.fromarray(label > 9)
     assert bits.mode == "1"
     np.testing.assert_array_equal(read_label(write(tmp_path / "bits.png", bits)), [[0, 0], [1, 1]])
+
+
+@pytest.mark.parametrize(("bits", "values"), [(1, [0, 1]), (2, [0, 1, 2, 3]), (4, [0, 1, 7, 15]), (8, [0, 3, 85, 255])])
+def test_labels_of_few_bits_keep_their_numbers(tmp_path, bits, values):
+    size = -(-len(values) * bits // 8)  # bytes
+    row = int("".join(f"{value:0{bits}b}" for value in values).ljust(8 * size, "0"), 2).to_bytes(size, "big")
+    (tmp_path / "l.png").write_bytes(grey_png(len(values), 1, zlib.compress(b"\0" + row), bits))
+    assert read_label(tmp_path / "l.png").tolist() == [values]
+
+
+def test_labels_of_a_greymap_that_is_stretched_are_refused(tmp_path):
+    for highest, row in ((255, b"\0\1\3"), (3, b"\0\1\3")):
+        (tmp_path / f"{highest}.png").write_bytes(b"P5 3 1 %d\n" % highest + row)
+    assert read_label(tmp_path / "255.png").tolist() == [[0, 1, 3]]
+    with pytest.raises(ValueError, match=r"3\.png: .*stretched to 255"):
+        read_label(tmp_path / "3.png")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
