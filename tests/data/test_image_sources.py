@@ -1,3 +1,4 @@
+import os
 import re
 
 import cv2
@@ -71,10 +72,13 @@ def test_mistakes(tmp_path):
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff torn")
     (tmp_path / "none").mkdir()
     avi = write_video(tmp_path / "clip.avi")
+    latin = avi.with_name(os.fsdecode(b"caf\xe9.avi"))
+    latin.write_bytes(avi.read_bytes())
     for path, every, error, message in (
         (tmp_path / "gone", None, FileNotFoundError, "--input .*gone: no such folder or file"),
         (tmp_path / "clip.mp4", None, ValueError, r"--input .*clip\.mp4 is neither an image .* nor a readable video"),
         (tmp_path / "empty.mp4", None, ValueError, r"empty\.mp4 is neither an image"),
+        (latin, None, ValueError, "opens no video whose path is not UTF-8: rename it"),
         (avi, 0, ValueError, "--every 0 must be at least 1"),
         (tmp_path / "none", 2, ValueError, "--every 2 is for videos, but --input .*none is not a video"),
         (tmp_path / "none", None, FileNotFoundError, r"no readable image in it \(endings"),
