@@ -102,7 +102,7 @@ def read_image(
     Raises:
         FileNotFoundError: there is no such file.
         UnreadableImageError: the file is damaged, not an image, not a regular file, too large, too narrow, not allowed
-            to be read, or has floating-point or 32-bit integer pixels, whose range is unknown.
+            to be read, or has floating-point, signed or 32-bit integer pixels, whose range is unknown.
     """
     with _named_errors(path):
         data = read_bytes(path, part)
@@ -362,7 +362,9 @@ def _depth(image: Image.Image, data: bytes) -> int:
 def _decode_16_bit(image: Image.Image, data: bytes) -> np.ndarray | None:
     """Return the pixels (H, W) or (H, W, 3) of a 16-bit image, or None for an image of another depth."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return np.asarray(ImageOps.exif_transpose(image))
+        pixels = np.asarray(ImageOps.exif_transpose(image))
+        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0
+        return ~pixels if white_is_zero else pixels
     if _depth(image, data) != 16 or image.mode in ("I", "F"):
         return None
     # OpenCV decodes 16-bit colours, because Pillow keeps only their upper 8 bits.
@@ -379,8 +381,8 @@ def _decode_any(data: bytes, white_level: int) -> np.ndarray:
             return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("F", "I"):
-            kind = "floating-point" if image.mode == "F" else "32-bit integer"
-            raise ValueError(f"{kind} pixels have no known range; convert the file to 8 or 16 bit")
+            kind = "floating-point" if image.mode == "F" else "signed or 32-bit integer"
+            raise ValueError(f"{kind} pixels have no known range; convert the file to unsigned 8 or 16 bit")
         if "transparency" in image.info:  # Pillow warns if this step is left out
             image = image.convert("RGBA")
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))

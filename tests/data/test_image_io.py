@@ -160,6 +160,16 @@ def test_16_bit_portable_greymap(tmp_path):
     assert read_image(tmp_path / "a.pgm")[0].tolist() == [[255] * 3, [128] * 3]
 
 
+def test_16_bit_tiff_whose_zero_is_white(tmp_path):
+    path = write(tmp_path / "a.tif", Image.fromarray(np.array([[0, 65535, 257]], np.uint16)))
+    data = path.read_bytes()
+    one, zero = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0))  # PhotometricInterpretation
+    assert data.count(one) == 1
+    path.write_bytes(data.replace(one, zero))
+    assert read_image(path)[0, :, 0].tolist() == [255, 0, 254]
+    assert highest_16_bit_value(path.read_bytes()) == 65535
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_of_unknown_range_are_refused(tmp_path, dtype):
     path = write(tmp_path / "a.tif", Image.fromarray(np.ones((4, 4), dtype)))
