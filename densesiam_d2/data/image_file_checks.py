@@ -38,17 +38,22 @@ def look_at_images(records: Sequence[dict], sample: int | None, tally: Tally) ->
 
 
 def missing_files(paths: Sequence[str]) -> set[str]:
-    """Return the paths that do not exist. Each folder is listed once, which is faster than asking for each file."""
-    folders: dict[str, set] = {}
+    """Return the paths that do not exist. Each folder is listed once, which is faster than asking for each file.
+
+    Files in a folder that may not be listed do not count as missing: reading them says what is wrong.
+    """
+    folders: dict[str, set | None] = {}
     missing = set()
     for path in paths:
         folder, _, name = str(path).rpartition("/")
         if folder not in folders:
             try:
                 folders[folder] = set(os.listdir(folder or "."))  # noqa: PTH208
+            except PermissionError:
+                folders[folder] = None
             except OSError:
                 folders[folder] = set()
-        if name not in folders[folder]:
+        if folders[folder] is not None and name not in folders[folder]:
             missing.add(path)
     return missing
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -19,10 +20,12 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from .file_walk import walk_files
 from .image_io import IMAGE_SUFFIXES
 
-__all__ = ["ImageFiles", "tar_members", "write_index"]
+__all__ = ["TAR_SUFFIXES", "ImageFiles", "tar_members", "write_index"]
 
+TAR_SUFFIXES = (".tar",)
 KIND = {"kind": "densesiam_d2 image index", "version": 1}
 _FACTS = {"root": str, "images": int, "bytes": int, "tar": bool}
 
@@ -100,10 +103,8 @@ class ImageFiles(Dataset):
         return record
 
     def _tar_of(self, name: str) -> str:
-        end = name.index(".tar/") + 4
-        while _is_folder(self.root + name[:end]):  # folders may end in .tar too
-            end = name.index(".tar/", end) + 4
-        return self.root + name[:end]
+        paths = (self.root + name[: found.end() - 1] for found in re.finditer(r"\.tar/", name, re.IGNORECASE))
+        return next(path for path in paths if not _is_folder(path))  # folders may end in .tar too
 
     def _name(self, index: int) -> bytes:
         start = self._ends[index - 1] if index else 0
@@ -194,12 +195,14 @@ def tar_members(root: str | Path, skipped: Counter) -> Iterator[tuple[str, tuple
 
     Args:
         root: a folder with ``*.tar``. Compressed files are refused, because they cannot be read from the middle.
-        skipped: counts the members that are no images by suffix, the hidden ones, and links, which have no bytes.
+        skipped: counts the members that are no images by suffix, the hidden ones, and links, which have no bytes; and
+            the other files of the folder.
 
     Raises:
         ValueError: a tar file is damaged or compressed, or is several ones that were joined as they are.
     """
-    for path in sorted(path for path in Path(root).rglob("*.tar") if path.is_file()):
+    below = len(os.path.join(root, ""))  # noqa: PTH118
+    for path in walk_files(Path(root), TAR_SUFFIXES, skipped):
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
@@ -208,7 +211,7 @@ def tar_members(root: str | Path, skipped: Counter) -> Iterator[tuple[str, tuple
                     suffix = Path(name).suffix.lower()
                     hidden = any(part.startswith(".") for part in name.split("/"))
                     if member.isreg() and suffix in IMAGE_SUFFIXES and not hidden and not member.sparse:
-                        yield f"{path.relative_to(root).as_posix()}/{name}", (member.offset_data, member.size)
+                        yield f"{path[below:]}/{name}", (member.offset_data, member.size)
                     elif not member.isdir():
                         link = member.issym() or member.islnk()
                         skipped["hidden" if hidden else "links" if link else suffix or "without ending"] += 1

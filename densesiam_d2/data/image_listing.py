@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from densesiam_d2.text_lines import counted, printable, read_lines
 
+from .file_walk import walk_files
 from .image_index import ImageFiles, write_index
 from .image_io import IMAGE_SUFFIXES
 
@@ -19,6 +20,8 @@ __all__ = [
     "index_if_large",
     "load_image_folder",
     "load_image_list",
+    "names_in_list",
+    "no_images",
     "open_index",
     "walk_images",
 ]
@@ -42,12 +45,10 @@ def load_image_folder(*roots: str | Path) -> list[dict]:
     for root in map(Path, roots):
         skipped = Counter()
         images = list(walk_images(root, skipped))
-        summary = counted(skipped)
         if not images:
-            raise ValueError(
-                f"{root} holds no images (endings {' '.join(IMAGE_SUFFIXES)}); other files there: {summary or 'none'}"
-            )
-        logging.getLogger(__name__).info("%d images in %s; skipped: %s", len(images), root, summary or "nothing")
+            raise no_images(root, skipped)
+        summary = counted(skipped) or "nothing"
+        logging.getLogger(__name__).info("%d images in %s; skipped: %s", len(images), root, summary)
         records += [{"file_name": name, "image_id": len(records) + i} for i, name in enumerate(images)]
     return records
 
@@ -65,15 +66,8 @@ def load_image_list(path: str | Path) -> list[dict]:
         FileNotFoundError: there is no such file, or images that it names do not exist.
         ValueError: the file is empty or not UTF-8, or it is a folder.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"the list of images {path} is a folder: folder: reads its images")
-    if not path.is_file():
-        raise FileNotFoundError(f"the list of images {path} does not exist")
-    names = [name for line in read_lines(path) if (name := line.strip())]
+    path, names = Path(path), names_in_list(Path(path))
     files = [path.parent / name for name in names]  # an absolute name replaces the folder
-    if not files:
-        raise ValueError(f"the list of images {path} is empty")
     missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
     if missing:
         kinds = {
@@ -86,6 +80,24 @@ def load_image_list(path: str | Path) -> list[dict]:
             f"{len(missing)} of the {len(files)} images in {path} do not exist, first {examples}{hint}"
         )
     return [{"file_name": str(file), "image_id": i} for i, file in enumerate(files)]
+
+
+def names_in_list(path: Path) -> list[str]:
+    """Return the names in a list of images, which need not exist; errors are those of :func:`load_image_list`."""
+    if path.is_dir():
+        raise ValueError(f"the list of images {path} is a folder: folder: reads its images")
+    if not path.is_file():
+        raise FileNotFoundError(f"the list of images {path} does not exist")
+    names = [name for line in read_lines(path) if (name := line.strip())]
+    if not names:
+        raise ValueError(f"the list of images {path} is empty")
+    return names
+
+
+def no_images(root: Path, skipped: Counter) -> ValueError:
+    """Return the error that a folder holds no image, given the count of its other files."""
+    endings = " ".join(IMAGE_SUFFIXES)
+    return ValueError(f"{root} holds no images (endings {endings}); other files there: {counted(skipped) or 'none'}")
 
 
 def open_index(index: Path, root: Path | None = None) -> ImageFiles:
@@ -123,7 +135,7 @@ def index_if_large(root: Path, index: Path, limit: int) -> bool:
         Whether the index exists now.
 
     Raises:
-        FileNotFoundError, OSError: as in :func:`walk_images`.
+        FileNotFoundError, OSError: as in :func:`walk_files`.
     """
     for in_charge in (comm.is_main_process(), comm.get_local_rank() == 0):
         if in_charge and not (index / "index.json").is_file():
@@ -147,42 +159,5 @@ def index_if_large(root: Path, index: Path, limit: int) -> bool:
 
 
 def walk_images(root: Path, skipped: Counter) -> Iterator[str]:
-    """Yield the images below a folder, sorted by their whole paths; count the other files by suffix in ``skipped``.
-
-    Links are followed; hidden files and folders are left out. Only the current folder and its parents are in memory.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        OSError: a folder below it cannot be read.
-    """
-    if not root.is_dir():
-        raise FileNotFoundError(f"the image folder {root} does not exist")
-    yield from _walk(str(root), skipped, set())
-
-
-def _walk(folder: str, skipped: Counter, seen: set) -> Iterator[str]:
-    status = os.stat(folder)  # noqa: PTH116
-    if (status.st_dev, status.st_ino) in seen:  # otherwise links in a circle would never end
-        skipped["folders linked again"] += 1
-        return
-    seen.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        # A folder's name gets a slash at its end, so that the order is that of the whole paths: "a.jpg" before "a/".
-        found = sorted((entry.name + "/" * _is_folder(entry), entry.path) for entry in entries)
-    for name, path in found:
-        if name.endswith("/"):
-            if not name.startswith("."):
-                yield from _walk(path, skipped, seen)
-            continue
-        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
-        if suffix in IMAGE_SUFFIXES and not name.startswith("."):
-            yield path
-        else:
-            skipped["hidden" if name.startswith(".") else suffix or "without ending"] += 1
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a circle is treated as a file that cannot be read
-        return False
+    """Yield the images below a folder, see :func:`walk_files`."""
+    return walk_files(root, IMAGE_SUFFIXES, skipped)

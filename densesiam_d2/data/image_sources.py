@@ -150,6 +150,8 @@ class ImageSource:
 
 def _open_video(path: Path) -> cv2.VideoCapture:
     """Open a video; OpenCV and FFmpeg print nothing about damaged files, because our error names the file."""
+    if str(path).encode(errors="ignore").decode() != str(path):
+        raise ValueError(f"--input {path}: OpenCV opens no video whose path is not UTF-8: rename it, or link to it")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     level = cv2.setLogLevel(0)  # silent; returns the level before
     video = cv2.VideoCapture(str(path))

@@ -24,6 +24,7 @@ __all__ = [
     "LIST_PREFIX",
     "MASKS_PREFIX",
     "UNLABELLED_PREFIXES",
+    "folder_of",
     "load_records",
     "register_path_datasets",
 ]
@@ -33,6 +34,9 @@ COCO_PREFIX, MASKS_PREFIX = "coco:", "masks:"
 
 _OPTIONS = {COCO_PREFIX: ("images", "subset", "seed"), MASKS_PREFIX: ("labels", "classes", "subset", "seed")}
 _FORMS = {
+    FOLDER_PREFIX: "folder:DIR",
+    LIST_PREFIX: "list:FILE.txt",
+    INDEX_PREFIX: "index:DIR.index",
     COCO_PREFIX: "coco:FILE.json[,images=DIR][,subset=N,seed=S]",
     MASKS_PREFIX: "masks:IMAGES,labels=DIR[,classes=FILE][,subset=N,seed=S]",
 }
@@ -52,6 +56,8 @@ def register_path_datasets(names: Iterable[str]) -> None:
     for name in names:
         prefix, _, rest = name.partition(":")
         if name not in DatasetCatalog and f"{prefix}:" in _REGISTER:
+            if not rest:  # would be the working directory
+                raise ValueError(f"{name!r} has nothing for path; the form is {_FORMS[f'{prefix}:']}")
             _REGISTER[f"{prefix}:"](name, rest)
 
 
@@ -59,6 +65,18 @@ def load_records(names: Sequence[str]) -> list[dict]:
     """Return detectron2's dataset dicts of registered datasets, and of names with one of the prefixes above."""
     register_path_datasets(names)
     return [record for name in names for record in DatasetCatalog.get(name)]
+
+
+def folder_of(source: str) -> Path:
+    """Return the folder that a command line names, as a path or as ``folder:/path``.
+
+    Raises:
+        ValueError: it names none.
+    """
+    path = source.removeprefix(FOLDER_PREFIX)
+    if not path:  # would be the working directory
+        raise ValueError(f"{source!r} names no folder")
+    return Path(path).expanduser()
 
 
 def _register_folder(name: str, path: str) -> None:

@@ -16,8 +16,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from PIL import Image
 
+from densesiam_d2.data.image_io import read_label
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.examples import Example
 from densesiam_d2.evaluation.json_scores import write_json
@@ -34,33 +34,22 @@ def read_labels(path: str | Path, label_map: np.ndarray | None = None) -> np.nda
     """Read a label image.
 
     Args:
-        path: an image whose pixels are ids, grey or with a palette.
+        path: an image whose pixels are ids, see :func:`densesiam_d2.data.image_io.read_label`.
         label_map: (256,) new id of each raw id; None keeps the raw ids.
 
     Returns:
-        (H, W) ids: uint8 where the file or label_map allows it.
+        (H, W) ids, uint8 without a label_map, otherwise of its type.
 
     Raises:
-        ValueError: the image is damaged, has colour channels, or ids that label_map does not cover.
+        FileNotFoundError: there is no such file.
+        ValueError: the image is damaged, not a label map, or has ids that label_map does not cover.
     """
-    try:
-        with Image.open(path) as image:
-            labels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the label map {path}: {error}") from error
-    if labels.ndim != 2:
-        raise ValueError(f"{path}: a label image holds one id per pixel; this one has mode {image.mode}")
-    if labels.dtype == bool:  # of single bits
-        labels = labels.astype(np.uint8)
+    labels = read_label(path)
     if label_map is None:
         return labels
-    if labels.dtype == np.uint8 and label_map.dtype == np.uint8:
-        return cv2.LUT(labels, label_map)
-    if labels.size and not 0 <= labels.min() <= labels.max() < len(label_map):
-        raise ValueError(
-            f"{path}: ids {labels.min()} to {labels.max()}, but label_map covers 0 to {len(label_map) - 1}"
-        )
-    return label_map[labels]
+    if labels.size and labels.max() >= len(label_map):
+        raise ValueError(f"{path}: ids up to {labels.max()}, but label_map covers 0 to {len(label_map) - 1}")
+    return cv2.LUT(labels, label_map) if label_map.dtype == np.uint8 else label_map[labels]
 
 
 def predicted_labels(logits: torch.Tensor) -> np.ndarray:

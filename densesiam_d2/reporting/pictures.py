@@ -15,7 +15,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 
 from densesiam_d2.data.datasets import check_datasets
 from densesiam_d2.data.image_io import UnreadableImageError, read_image, read_label
-from densesiam_d2.data.path_datasets import load_records
+from densesiam_d2.data.path_datasets import FOLDER_PREFIX, UNLABELLED_PREFIXES, load_records
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
 from densesiam_d2.reporting.label_colors import colorize, overlay, palette
 from densesiam_d2.reporting.text import put_text
@@ -68,13 +68,13 @@ def find_records(cfg: CfgNode, folder: str | None = None) -> list[dict]:
 
     Args:
         cfg: a config; DATASETS.TEST becomes empty, so that test sets need not exist.
-        folder: a folder of images.
+        folder: a folder of images, or a name such as list:/path.txt.
 
     Raises:
         ValueError: DATASETS.TRAIN is empty, or a data set cannot be used.
     """
     if folder is not None:
-        cfg.DATASETS.TRAIN = (f"folder:{Path(folder).absolute()}",)
+        cfg.DATASETS.TRAIN = (folder if folder.startswith(UNLABELLED_PREFIXES) else FOLDER_PREFIX + folder,)
     cfg.DATASETS.TEST = ()
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name a folder by --input")

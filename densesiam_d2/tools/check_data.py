@@ -18,10 +18,10 @@ find it: write a manifest where the data are intact, and compare every copy with
     python -m densesiam_d2.tools.check_data /copy/of/photos --manifest photos.jsonl
 
 The report is JSON: "sources", "images" (count), "unreadable" (path, reason), "small" (paths), "megapixels" (min,
-median, max), "kinds" (count of each format), "skipped" (count of other files by ending); if 16-bit images use 12
-bits or fewer, "dark" ("images", their "highest" value, "WHITE_LEVEL" to set in INPUT); with labels "labels", for each
-dataset "name", "classes", "images", "annotations" (counts) and "findings" (level, kind, where, text, count, up to 1,000
-examples); with checksums "duplicates" and "manifest" (missing, changed, new).
+median, max), "kinds" (count of each format), "skipped" (count of other files by ending, and of images named again); if
+16-bit images use 12 bits or fewer, "dark" ("images", their "highest" value, "WHITE_LEVEL" to set in INPUT); with labels
+"labels", for each dataset "name", "classes", "images", "annotations" (counts) and "findings" (level, kind, where, text,
+count, up to 1,000 examples); with checksums "duplicates" and "manifest" (missing, changed, new).
 
 Exit status: 0 if all is well; 1 if an image is unreadable, missing or changed (by the manifest), or labels have an
 error; 2 for wrong usage.
@@ -43,20 +43,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from densesiam_d2.atomic import atomic_write
-from densesiam_d2.data.image_io import IMAGE_SUFFIXES
-from densesiam_d2.data.image_listing import open_index, walk_images
+from densesiam_d2.data.image_listing import names_in_list, no_images, open_index, walk_images
 from densesiam_d2.data.label_checks import LabelledSet, adopt, look_at
 from densesiam_d2.data.path_datasets import (
-    FOLDER_PREFIX,
     INDEX_PREFIX,
     LIST_PREFIX,
     UNLABELLED_PREFIXES,
+    folder_of,
     register_path_datasets,
 )
 from densesiam_d2.data.white_level import DARK, dark_text, white_level_for
 from densesiam_d2.evaluation.cityscapes import ensure_cityscapes_api
 from densesiam_d2.labels.findings import Finding
-from densesiam_d2.text_lines import counted, printable, read_lines
+from densesiam_d2.text_lines import counted, printable
 from densesiam_d2.tools.command_line import check_output_file, tool
 from densesiam_d2.tools.reader_pool import CheckedImage, check_images
 
@@ -116,8 +115,12 @@ def _check(args: argparse.Namespace) -> bool:
             root = metadata.get("image_root") or _common_folder(found)
         else:
             root, found = _find_images(source, skipped)
-        records.update((record["file_name"], record) for record in found)
-    paths = list(records)
+        for record in found:
+            key = record["file_name"], record.get("file_part")  # tar files may hold a name twice
+            if key in records:
+                skipped["named again"] += 1
+            records[key] = record
+    paths = [path for path, _ in records]
     if args.list and any("file_part" in record for record in records.values()):
         raise ValueError("--list cannot name images in tar files; training replaces unreadable images by itself")
 
@@ -174,16 +177,17 @@ def _find_images(source: str, skipped: Counter) -> tuple[Path, Sequence[dict]]:
     if source.startswith(INDEX_PREFIX):
         files = open_index(Path(source.removeprefix(INDEX_PREFIX)).expanduser())
         return Path(files.root), files
-    path = Path(source.removeprefix(LIST_PREFIX).removeprefix(FOLDER_PREFIX)).expanduser().absolute()
     if source.startswith(LIST_PREFIX):  # as load_image_list, but files may be missing
-        names = [line.strip() for line in read_lines(path)]
-        root, paths = path.parent, [str(path.parent / name) for name in names if name]
-    elif path.is_file():
-        raise ValueError(f"{source} is a file: give a folder, or list:{source} if it is a list of images")
+        path = Path(source.removeprefix(LIST_PREFIX)).expanduser().absolute()
+        root, paths = path.parent, [str(path.parent / name) for name in names_in_list(path)]
     else:
-        root, paths = path, sorted(walk_images(path, skipped))
-    if not paths:
-        raise ValueError(f"{source} holds no images (endings {' '.join(IMAGE_SUFFIXES)})")
+        root, others = folder_of(source).absolute(), Counter()
+        if root.is_file():
+            raise ValueError(f"{root} is a file: give a folder, or list:{root} if it is a list of images")
+        paths = sorted(walk_images(root, others))
+        if not paths:
+            raise no_images(root, others)
+        skipped.update(others)
     return root, [{"file_name": name} for name in paths]
 
 
@@ -256,9 +260,9 @@ def _print_report(report: dict) -> None:
         counts = f"{labelled['images']} images" + (
             f", {labelled['annotations']} annotations" if labelled["annotations"] else ""
         )
-        print(f"{labelled['name']}: {counts}, classes: {', '.join(labelled['classes'] or ['unknown'])}")
+        print(printable(f"{labelled['name']}: {counts}, classes: {', '.join(labelled['classes'] or ['unknown'])}"))
         for finding in labelled["findings"]:
-            print(f"  {finding['level']}: {Finding(**finding)}")
+            print(printable(f"  {finding['level']}: {Finding(**finding)}"))
     if "dark" in report:
         print(dark_text(report["dark"]["images"], report["dark"]["highest"]))
     _print_findings("unreadable", [file["reason"] for file in report["unreadable"]])

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from densesiam_d2.data.image_index import ImageFiles, tar_members, write_index
+from densesiam_d2.data.file_walk import walk_files
+from densesiam_d2.data.image_index import TAR_SUFFIXES, ImageFiles, tar_members, write_index
 from densesiam_d2.data.image_listing import walk_images
-from densesiam_d2.data.path_datasets import FOLDER_PREFIX
+from densesiam_d2.data.path_datasets import folder_of
 from densesiam_d2.text_lines import counted, printable
 from densesiam_d2.tools.command_line import tool
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", help="folder with images, at any depth, or with tar files")
     parser.add_argument("--output", type=Path, metavar="INDEX", help="default: FOLDER.index")
     args = parser.parse_args(argv)
-    folder = Path(args.folder.removeprefix(FOLDER_PREFIX)).expanduser()
+    folder = folder_of(args.folder)
     output = args.output or folder.absolute().with_name(f"{folder.absolute().name}.index")
     print(_index(folder, output))
 
@@ -47,7 +48,7 @@ def _index(folder: Path, output: Path) -> str:
         raise FileNotFoundError(f"the folder {folder} does not exist")
     if output.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--output {output} lies in {folder}")
-    tars = any(path.is_file() for path in folder.rglob("*.tar"))
+    tars = next(walk_files(folder, TAR_SUFFIXES, Counter()), None) is not None
     if tars:
         if next(walk_images(folder, Counter()), None) is not None:
             raise ValueError(f"{folder} holds both images and tar files: put them into separate folders")
@@ -63,9 +64,10 @@ def _index(folder: Path, output: Path) -> str:
         )
     images = tqdm(itertools.chain([first], images), unit=" images", disable=None)
     count = write_index(output, folder, images, tar=tars)
-    first = printable(ImageFiles.open(output)[0]["file_name"])
+    first = ImageFiles.open(output)[0]["file_name"]
     seconds = time.monotonic() - start
-    return f"{count:,} images in {output} ({seconds:.1f} s); first {first}; skipped: {counted(skipped) or 'nothing'}"
+    text = f"{count:,} images in {output} ({seconds:.1f} s); first {first}; skipped: {counted(skipped) or 'nothing'}"
+    return printable(text)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.labels.counts import CountsWriter
 from densesiam_d2.modeling import model_output
 from densesiam_d2.reporting.label_colors import palette
+from densesiam_d2.text_lines import printable
 from densesiam_d2.tools import segment
 from densesiam_d2.tools.command_line import tool
 
@@ -189,7 +190,8 @@ def _run(args: argparse.Namespace) -> int:
     source.refuse_output(args.output)
     segment.clear(args.output, ".predict", [], ["overlays"])
     num_images, num_objects = predict_instances(predictor, source, args.output, class_names(cfg))
-    print(f"{num_objects} objects with a score of at least {threshold:g} in {num_images} images: {args.output}")
+    where = printable(str(args.output))
+    print(f"{num_objects} objects with a score of at least {threshold:g} in {num_images} images: {where}")
     for line in source.left_out():
         print(line)
     return 0

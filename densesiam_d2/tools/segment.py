@@ -52,6 +52,7 @@ from densesiam_d2.reporting.gallery import Gallery
 from densesiam_d2.reporting.gallery_page import write_gallery
 from densesiam_d2.reporting.label_colors import overlay, palette
 from densesiam_d2.reporting.text import put_text
+from densesiam_d2.text_lines import printable
 from densesiam_d2.tools.command_line import tool
 
 __all__ = ["clear", "draw_legend", "known_classes", "main", "output_stem", "segment_images", "write_image"]
@@ -149,6 +150,8 @@ def output_stem(name: Path, written: set[Path]) -> Path:
     stem = name.with_suffix("")
     if stem in written:
         stem = name
+    while stem in written:  # of a.png.tif
+        stem = stem.with_name(f"{stem.name}_")
     written.add(stem)
     return stem
 
@@ -307,11 +310,11 @@ def _report(
     coco: CocoWriter | None,
     table: np.ndarray | None,
 ) -> None:
-    print(f"{gallery.num_images} images, {seconds:.3f} s each, results in {args.output}")
+    print(printable(f"{gallery.num_images} images, {seconds:.3f} s each, results in {args.output}"))
     if coco is not None:
         images = source.root or args.output / "images"
         print(f"{coco.num_annotations} regions in annotations.json; to train on the label maps:")
-        print(f"  DATASETS.TRAIN \"('masks:{images},labels={args.output / 'labels'}',)\"")
+        print(printable(f"  DATASETS.TRAIN \"('masks:{images},labels={args.output / 'labels'}',)\""))
     if table is not None and (table == IGNORE).any():
         left_out = gallery.shares[table == IGNORE].sum()
         print(f"{(table == IGNORE).sum()} clusters are ignored or have no name: {100 * left_out:.1f} % of the pixels")

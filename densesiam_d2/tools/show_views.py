@@ -30,7 +30,7 @@ def main(args: list[str] | None = None) -> None:
     """Draw some images of a config's training set, or of a folder, into one picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="config of a pretraining run")
-    parser.add_argument("--input", help="a folder of images; by default DATASETS.TRAIN of the config")
+    parser.add_argument("--input", help="a folder, list:FILE or index:DIR; by default DATASETS.TRAIN of the config")
     parser.add_argument("--output", required=True, help="the picture to write, such as views.png")
     parser.add_argument("--num", type=int, default=4, help="number of images, evenly spaced among all (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the views (default 0)")

@@ -44,9 +44,9 @@ from densesiam_d2.atomic import atomic_write
 from densesiam_d2.data.augmentation import AntialiasedResizeTransform
 from densesiam_d2.data.image_index import tar_members, write_index
 from densesiam_d2.data.image_io import WHITE_LEVEL, UnreadableImageError, read_bytes, read_image
-from densesiam_d2.data.image_listing import walk_images
-from densesiam_d2.data.path_datasets import FOLDER_PREFIX
-from densesiam_d2.text_lines import counted
+from densesiam_d2.data.image_listing import no_images, walk_images
+from densesiam_d2.data.path_datasets import folder_of
+from densesiam_d2.text_lines import counted, printable
 from densesiam_d2.tools.command_line import tool
 from densesiam_d2.tools.reader_pool import in_workers
 
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> bool:
     """Write all files, and tell whether every image could be read."""
-    folder = Path(args.folder.removeprefix(FOLDER_PREFIX)).expanduser().absolute()
+    folder = folder_of(args.folder).absolute()
     output = (args.output or folder.with_name(f"{folder.name}-{args.max_side}")).resolve()
     folder = folder.resolve()
     if args.max_side < 1 or not 1 <= args.quality <= 100 or args.workers < 1 or not 0 < args.timeout < math.inf:
@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> bool:
     skipped = Counter()
     total = sum(1 for _ in walk_images(folder, skipped))
     if not total:
-        raise ValueError(f"{folder} holds no images")
+        raise no_images(folder, skipped)
     _check_output(output, -(-total // SHARD))
 
     settings = {"max_side": args.max_side, "quality": args.quality, "white_level": args.white_level}
@@ -219,11 +219,12 @@ def _finish(output: Path, facts: list[dict], skipped: Counter) -> bool:
         file.writelines(f"{json.dumps(entry)}\n".encode() for shard in facts for entry in shard["files"])
     count = write_index(index, output, tar_members(output, Counter()), tar=True)
     before, after = (sum(shard[key] for shard in facts) / 1e6 for key in ("before", "after"))
-    print(
+    text = (
         f"{count:,} images in {index}: {before:,.1f} MB became {after:,.1f} MB ({after / before:.2f}); "
         f"{len(bad):,} could not be read{f', named in {unreadable}' if bad else ''}; "
         f"skipped: {counted(skipped) or 'nothing'}"
     )
+    print(printable(text))
     return not bad
 
 

@@ -116,6 +116,25 @@ def test_a_folder_may_end_in_tar(tmp_path):
     assert read_image(image["file_name"], image["file_part"])[0, 0, 0] == 10
 
 
+def test_tar_files_are_listed_like_images(shards, capsys):
+    """Links are followed, hidden files and folders are left out, and the ending may be in upper case."""
+    root = shards.with_name("root")
+    (root / ".snapshot").mkdir(parents=True)
+    (root / "link").symlink_to(shards)
+    (root / "._0.tar").write_bytes(b"no tar file")
+    for path in (root / ".snapshot" / "0.tar", root / "A.TAR"):
+        write_tar(path, {"a.png": as_png(50)})
+    capsys.readouterr()
+    assert main([str(root)]) == 0
+    assert "skipped: 1 hidden, 1 .json\n" in capsys.readouterr().out
+    files = ImageFiles.open(root.with_name("root.index"))
+    assert [name.removeprefix(f"{root}/") for name in names(files)] == [
+        "A.TAR/a.png",
+        *(f"link/{name}" for name in ("0.tar/a.png", "0.tar/broken.png", "1.tar/x/0.png", "1.tar/x/1.png")),
+    ]
+    assert [read_image(files[i]["file_name"], files[i]["file_part"])[0, 0, 0] for i in (0, 1)] == [50, 30]
+
+
 def test_a_tar_file_that_has_changed_is_named(shards):
     files = ImageFiles.open(shards.with_name("shards.index"))
     os.truncate(shards / "1.tar", 100)

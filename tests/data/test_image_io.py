@@ -1,13 +1,21 @@
 import os
 import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from densesiam_d2.data.image_io import _decode_jpeg, highest_16_bit_value, read_image, read_label
+from densesiam_d2.data.image_io import (
+    _decode_jpeg,
+    displayed_size,
+    highest_16_bit_value,
+    read_image,
+    read_label,
+)
 
+from ..faults.zoo import grey_png
 from .photos import find_photos, smooth_image
 
 ORIENTATION = 0x0112
@@ -45,6 +53,56 @@ def test_exif_orientation_is_applied_once(tmp_path, suffix):
     result = read_image(path).astype(int)
     assert result.shape == (32, 16, 3)
     assert result[:6, :, 0].min() > 200 and result[10:, :, 0].max() < 50
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_equals_pillow(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = write(tmp_path / "a.jpg", Image.fromarray(smooth_image(16, 32)), exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert read_image(path).flags.c_contiguous and displayed_size(path) == expected.shape[1::-1]
+
+
+def exif_segment(order, *entries):
+    """Return the EXIF segment of a JPEG with entries of (tag, type, count, the four bytes of the value)."""
+    data = b"".join(struct.pack(f"{order}HHI", *entry[:3]) + entry[3] for entry in entries)
+    head = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(entries))
+    return app1(b"Exif\0\0" + head + data + bytes(4))
+
+
+def app1(content):
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+XMP = app1(b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>')
+TURNED = exif_segment(">", (ORIENTATION, 3, 1, b"\0\6\0\0"))
+
+
+@pytest.mark.parametrize("components", [3, 4])  # of four, Pillow reads the pixels
+@pytest.mark.parametrize(
+    ("segments", "turned"),
+    [
+        (XMP + TURNED, True),
+        (XMP, False),
+        (TURNED + exif_segment(">", (ORIENTATION, 3, 1, b"\0\1\0\0")), True),
+        (exif_segment(">", (ORIENTATION, 4, 1, b"\0\0\0\6")), True),
+        (exif_segment("<", (ORIENTATION, 4, 1, b"\6\0\0\0")), True),
+        (exif_segment("<", (ORIENTATION, 1, 1, b"\6\0\0\0")), False),
+        (exif_segment("<", (ORIENTATION, 3, 1, b"\x0f\0\0\0")), False),
+        (exif_segment(">", (0x010E, 2, 900, b"\0\0\x7f\0"), (ORIENTATION, 3, 1, b"\0\6\0\0")), True),
+        (app1(b"Exif\0\0MM\0+" + TURNED[14:]), False),
+    ],
+    ids=["xmp first", "xmp", "two", "long big", "long little", "byte", "15", "after a damaged entry", "no exif"],
+)
+def test_unusual_exif_data_of_a_jpeg(tmp_path, segments, turned, components):
+    mode = {3: "RGB", 4: "CMYK"}[components]
+    data = write(tmp_path / "a.jpg", Image.fromarray(smooth_image(16, 32)).convert(mode)).read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:2] + segments + data[2:])
+    assert displayed_size(tmp_path / "a.jpg") == read_image(tmp_path / "a.jpg").shape[1::-1]
+    assert displayed_size(tmp_path / "a.jpg") == ((16, 32) if turned else (32, 16))
 
 
 def test_palette_bilevel_alpha_and_animation(tmp_path):
@@ -100,6 +158,16 @@ def test_16_bit_portable_greymap(tmp_path):
     # 12 bits by its own header: 4095 is white whatever the white level of other files.
     (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([4095, 2048], ">u2").tobytes())
     assert read_image(tmp_path / "a.pgm")[0].tolist() == [[255] * 3, [128] * 3]
+
+
+def test_16_bit_tiff_whose_zero_is_white(tmp_path):
+    path = write(tmp_path / "a.tif", Image.fromarray(np.array([[0, 65535, 257]], np.uint16)))
+    data = path.read_bytes()
+    one, zero = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0))  # PhotometricInterpretation
+    assert data.count(one) == 1
+    path.write_bytes(data.replace(one, zero))
+    assert read_image(path)[0, :, 0].tolist() == [255, 0, 254]
+    assert highest_16_bit_value(path.read_bytes()) == 65535
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -170,6 +238,22 @@ def test_labels_keep_their_numbers(tmp_path):
     bits = Image.fromarray(label > 9)
     assert bits.mode == "1"
     np.testing.assert_array_equal(read_label(write(tmp_path / "bits.png", bits)), [[0, 0], [1, 1]])
+
+
+@pytest.mark.parametrize(("bits", "values"), [(1, [0, 1]), (2, [0, 1, 2, 3]), (4, [0, 1, 7, 15]), (8, [0, 3, 85, 255])])
+def test_labels_of_few_bits_keep_their_numbers(tmp_path, bits, values):
+    size = -(-len(values) * bits // 8)  # bytes
+    row = int("".join(f"{value:0{bits}b}" for value in values).ljust(8 * size, "0"), 2).to_bytes(size, "big")
+    (tmp_path / "l.png").write_bytes(grey_png(len(values), 1, zlib.compress(b"\0" + row), bits))
+    assert read_label(tmp_path / "l.png").tolist() == [values]
+
+
+def test_labels_of_a_greymap_that_is_stretched_are_refused(tmp_path):
+    for highest, row in ((255, b"\0\1\3"), (3, b"\0\1\3")):
+        (tmp_path / f"{highest}.png").write_bytes(b"P5 3 1 %d\n" % highest + row)
+    assert read_label(tmp_path / "255.png").tolist() == [[0, 1, 3]]
+    with pytest.raises(ValueError, match=r"3\.png: .*stretched to 255"):
+        read_label(tmp_path / "3.png")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])

@@ -1,3 +1,4 @@
+import os
 import re
 
 import cv2
@@ -56,16 +57,28 @@ def test_files_of_several_pages_are_counted(tmp_path):
     assert line == f"files of which the first page or frame alone was read: 4, such as {tmp_path}/moving.gif"
 
 
+def test_a_cut_animation_is_read_to_its_first_frame(tmp_path):
+    frames = [Image.fromarray(np.full((48, 64), value, np.uint8)) for value in (10, 20)]
+    frames[0].save(tmp_path / "cut.gif", save_all=True, append_images=frames[1:])
+    data = (tmp_path / "cut.gif").read_bytes()
+    (tmp_path / "cut.gif").write_bytes(data[: data.rindex(b"!\xf9") + 12])  # within the second frame's header
+    source = ImageSource(tmp_path, white_level=65535)
+    assert len(list(source)) == 1 and source.left_out()[0].endswith(f"1, such as {tmp_path}/cut.gif")
+
+
 def test_mistakes(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"no video" * 100)
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff torn")
     (tmp_path / "none").mkdir()
     avi = write_video(tmp_path / "clip.avi")
+    latin = avi.with_name(os.fsdecode(b"caf\xe9.avi"))
+    latin.write_bytes(avi.read_bytes())
     for path, every, error, message in (
         (tmp_path / "gone", None, FileNotFoundError, "--input .*gone: no such folder or file"),
         (tmp_path / "clip.mp4", None, ValueError, r"--input .*clip\.mp4 is neither an image .* nor a readable video"),
         (tmp_path / "empty.mp4", None, ValueError, r"empty\.mp4 is neither an image"),
+        (latin, None, ValueError, "opens no video whose path is not UTF-8: rename it"),
         (avi, 0, ValueError, "--every 0 must be at least 1"),
         (tmp_path / "none", 2, ValueError, "--every 2 is for videos, but --input .*none is not a video"),
         (tmp_path / "none", None, FileNotFoundError, r"no readable image in it \(endings"),

@@ -13,7 +13,7 @@ from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from detectron2.data.datasets.pascal_voc import register_pascal_voc
 from PIL import Image
 
-from densesiam_d2.data import register_sem_seg_folder
+from densesiam_d2.data import image_file_checks, register_sem_seg_folder
 from densesiam_d2.data.cityscapes27 import load_cityscapes27_val
 from densesiam_d2.data.label_checks import look_at
 from densesiam_d2.data.path_datasets import register_path_datasets
@@ -57,6 +57,15 @@ def test_images_that_are_not_there(coco_set, tmp_path):
     (finding,) = labelled.findings
     assert (finding.level, finding.count) == ("error", 1)
     assert str(finding).endswith(f"images that do not exist: 1 ({tmp_path}/images/p2.png) [image-missing]")
+
+
+def test_images_in_a_folder_that_may_not_be_listed_are_not_missing(coco_set, tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    name = coco_set(coco())
+    monkeypatch.setattr(image_file_checks.os, "listdir", refuse)  # root may list whatever chmod forbids
+    assert look_at(name, semantic=False, masks=True).findings == []
 
 
 def test_an_unknown_size_is_one_finding(coco_set):

@@ -58,6 +58,9 @@ def test_only_known_parts_at_the_end_are_options(rest, path, images, subset):
     ("name", "message"),
     [
         ("coco:", "nothing for path"),
+        ("folder:", "nothing for path"),
+        ("list:", "nothing for path"),
+        ("index:", "nothing for path"),
         ("coco:/a.json,images=", "nothing for images"),
         ("coco:/a.json,subset=0", "subset= above 0"),
         ("coco:/a.json,subset=some", "whole numbers"),

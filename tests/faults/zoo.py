@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..data.photos import smooth_image
 
-__all__ = ["Animal", "write_zoo"]
+__all__ = ["Animal", "grey_png", "write_zoo"]
 
 HEIGHT, WIDTH = 48, 64  # of most animals
 BOMB = 13000  # pixels a side: 507 MB once decoded
@@ -152,10 +152,14 @@ def _write_damaged(folder: Path, picture: np.ndarray) -> list[Animal]:
         cut[f"cut_to_half.{kind.lower()}"] = data[: len(data) // 2]
     bad_checksum = bytearray(png)
     bad_checksum[-13] ^= 1  # the last byte of the data's checksum; 12 bytes of IEND follow
+    tiff = bytearray(_encode(image, "TIFF"))
+    struct.pack_into("<HH", tiff, tiff.index(struct.pack("<HHI", 273, 4, 1)), 273, 11)  # offsets as floating-point
     return [
         *(_refused(folder / name, data, short) for name, data in cut.items()),
         _refused(folder / "bad_checksum.png", bytes(bad_checksum), "broken PNG file"),
-        _refused(folder / "lying.png", _png(500, 400, zlib.compress(bytes(1000))), "truncated"),
+        _refused(folder / "lying.png", grey_png(500, 400, zlib.compress(bytes(1000))), "truncated"),
+        _refused(folder / "no_pixels.png", png[:33] + png[-12:], "damaged"),  # IHDR and IEND, without IDAT
+        _refused(folder / "bad_offset.tif", bytes(tiff), "damaged"),
         _refused(folder / "random_after_start.jpg", b"\xff\xd8" + np.random.default_rng(0).bytes(3000), "known kind"),
     ]
 
@@ -192,13 +196,13 @@ def _write_bombs(folder: Path) -> list[Animal]:
         _refused(folder / "bomb.tif", bytes(tiff), size),
         _refused(folder / "bomb.webp", bytes(webp), size),
         _refused(folder / "bomb.ppm", b"P6 %d %d 255\n" % (BOMB, BOMB), size),
-        _refused(folder / "bomb.png", _png(BOMB, BOMB, black, bits=1), size),
-        _refused(folder / "bomb_in_text.png", _png(1, 1, zlib.compress(bytes(2)), text=text), "too large"),
+        _refused(folder / "bomb.png", grey_png(BOMB, BOMB, black, bits=1), size),
+        _refused(folder / "bomb_in_text.png", grey_png(1, 1, zlib.compress(bytes(2)), text=text), "too large"),
         Animal(folder / "huge.jpg", message="bytes are more than the limit"),
     ]
 
 
-def _png(width: int, height: int, data: bytes, bits: int = 8, text: bytes = b"") -> bytes:
+def grey_png(width: int, height: int, data: bytes, bits: int = 8, text: bytes = b"") -> bytes:
     """Return a grey PNG of compressed rows, and perhaps compressed text."""
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), *([(b"zTXt", text)] if text else []), (b"IDAT", data), (b"IEND", b"")]

@@ -44,13 +44,13 @@ def check_with_report(tmp_path, *words):
 
 
 def test_good_images(photos, tmp_path, capsys):
-    status, report = check_with_report(tmp_path, photos, f"folder:{photos / 'town'}")  # the second adds nothing
+    status, report = check_with_report(tmp_path, photos, f"folder:{photos / 'town'}")  # the second adds no image
     assert status == 0
     # 60 x 40, 200 x 100, 40 x 50 and 90 x 31 pixels.
     assert report["megapixels"] == pytest.approx({"min": 0.002, "median": (0.0024 + 0.00279) / 2, "max": 0.02})
     assert report["images"] == 4 and report["unreadable"] == []
     assert report["kinds"] == {"PNG RGB": 3, "JPEG RGB": 1}
-    assert report["skipped"] == {".txt": 1, "hidden": 1}
+    assert report["skipped"] == {".txt": 1, "hidden": 1, "named again": 2}
     assert report["small"] == [str(photos / "town" / "small.png")]
     assert "dark" not in report
     assert "4 images, 0 unreadable" in capsys.readouterr().out
@@ -138,10 +138,21 @@ def test_a_change_alone_fails_and_a_new_file_does_not(photos, tmp_path):
 def test_list_with_missing_images(photos, tmp_path):
     (photos / "images.txt").write_text("a.png\n\n  nowhere.png \ntown/c.png\na.png\n")
     status, report = check_with_report(tmp_path, f"list:{photos / 'images.txt'}", "--list", tmp_path / "good.txt")
-    assert status == 1 and report["images"] == 3
+    assert status == 1 and report["images"] == 3 and report["skipped"] == {"named again": 1}
     assert [file["path"] for file in report["unreadable"]] == [str(photos / "nowhere.png")]
     good = [record["file_name"] for record in load_image_list(tmp_path / "good.txt")]
     assert good == [str(photos / "a.png"), str(photos / "town" / "c.png")]
+
+
+def test_a_name_that_is_in_a_tar_file_twice(photos, tmp_path):
+    (photos / "b.jpg").write_bytes(b"no image")
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
+        for name in ("b.jpg", "a.png"):
+            tar.add(photos / name, "x.png")
+    assert index.main([str(tmp_path / "tars")]) == 0
+    status, report = check_with_report(tmp_path, f"index:{tmp_path / 'tars.index'}")
+    assert status == 1 and report["images"] == 2 and len(report["unreadable"]) == 1
 
 
 @pytest.mark.parametrize("checksums", [False, True])
@@ -224,14 +235,19 @@ def test_files_of_several_pages_are_a_kind(tmp_path):
 
 def test_wrong_usage(photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "zips").mkdir()
+    (tmp_path / "zips" / "a.zip").touch()
     (tmp_path / "latin.txt").write_bytes(b"\xe9.png\n")
     (tmp_path / "no_manifest.jsonl").write_text('{"path": "a.png"}\n')
     for words, message in (
         ([tmp_path / "nowhere"], "nowhere does not exist"),
         ([f"list:{tmp_path / 'nowhere.txt'}"], "nowhere.txt"),
         ([f"list:{tmp_path / 'latin.txt'}"], "latin.txt, line 1: not UTF-8"),
+        ([f"list:{photos}"], "photos is a folder: folder: reads its images"),
         ([tmp_path / "empty"], "empty holds no images"),
-        ([photos / "a.png"], "a.png is a file: give a folder, or list:"),
+        ([tmp_path / "zips"], "other files there: 1 .zip"),
+        ([""], "names no folder"),
+        ([f"folder:{photos / 'a.png'}"], f"a.png is a file: give a folder, or list:{photos / 'a.png'} if"),
         ([photos, "--report", tmp_path], "cannot be written"),
         ([photos, "--list", tmp_path / "nowhere" / "good.txt"], "cannot be written"),
         ([photos, "--manifest", tmp_path / "nowhere.jsonl"], "nowhere.jsonl"),

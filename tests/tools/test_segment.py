@@ -90,6 +90,19 @@ def test_files_for_a_folder(run, tmp_path, capsys):
     assert "torn.jpg" in printed
 
 
+def test_each_image_has_results_of_its_own():
+    written = set()
+    names = ["a.png.tif", "a.jpg", "a.png", "a.png", "town/a.png"]
+    stems = [str(segment.output_stem(Path(name), written)) for name in names]
+    assert stems == ["a.png", "a", "a.png_", "a.png__", "town/a"]
+
+
+def test_a_folder_whose_name_is_not_utf8(run, capsys):
+    """Its name is printed, which standard output refuses as it is."""
+    run(source="images/a.jpg", output=os.fsdecode(b"caf\xe9"))
+    assert r"caf\udce9" in capsys.readouterr().out
+
+
 def test_images_are_listed_as_in_training(run, tmp_path, capsys):
     """Links are followed, once; hidden files and folders are left out; endings have any case."""
     images = tmp_path / "images"

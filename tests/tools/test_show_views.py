@@ -18,6 +18,11 @@ def test_command(tmp_path, capsys, caplog):
     base = ["--config-file", str(config), "--output", str(output)]
     assert show_views.main([*base, "--input", str(tmp_path / "photos"), "--num", "2", "INPUT.SSL.VIEW_SIZE", "32"]) == 0
     assert "2 of 3 images" in capsys.readouterr().out
+    (tmp_path / "list.txt").write_text("photos/1.png\n")
+    for source, of in ((f"list:{tmp_path}/list.txt", "1 of 1"), (f"folder:{tmp_path}/photos", "3 of 3")):
+        assert show_views.main([*base, "--input", source, "INPUT.SSL.VIEW_SIZE", "32"]) == 0
+        assert f"{of} images" in capsys.readouterr().out
+    show_views.main([*base, "--input", str(tmp_path / "photos"), "--num", "2", "INPUT.SSL.VIEW_SIZE", "32"])
     row = view_drawing.TITLE + view_drawing.HEIGHT + view_drawing.MARGIN
     assert Image.open(output).size[1] == 2 * row
     (tmp_path / "photos" / "0.png").write_bytes(b"no image")
@@ -29,6 +34,7 @@ def test_command(tmp_path, capsys, caplog):
     for words, message in (
         ([*base, "--input", str(tmp_path / "photos")], "none of 3 images can be read"),
         ([*base, "--input", str(tmp_path / "nowhere")], "nowhere does not exist"),
+        ([*base, "--input", ""], "nothing for path"),
         (base, r"DATASETS\.TRAIN is empty"),
         ([*base, "INPUT.SSL.VIEW_SIZEE", "3"], r"did you mean INPUT\.SSL\.VIEW_SIZE"),
         ([*base, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "whole images, not on views"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from densesiam_d2.data.image_index import ImageFiles
 from densesiam_d2.data.image_io import read_bytes, read_image
-from densesiam_d2.tools import check_data, shrink
+from densesiam_d2.tools import check_data, index, shrink
 from tests.data.photos import smooth_image
 
 
@@ -184,6 +184,14 @@ def test_bad_files_are_named_and_counted(photos, tmp_path, capsys, monkeypatch):
     assert len(entries) == 5
 
 
+def test_a_folder_whose_name_is_not_utf8(photos, capsys):
+    """Its name is printed, by the index tool too, which standard output refuses as it is."""
+    folder = photos.rename(photos.with_name(os.fsdecode(b"caf\xe9")))
+    assert run(folder, "--max-side", 40) == 0 and index.main([str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(r"caf\udce9" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -196,5 +204,12 @@ def test_mistakes_in_one_line(photos, words, text, capsys):
     assert run(photos, *(word.format(root=photos) for word in words)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
-    assert run(photos / "nowhere", "--max-side", "40") == 2
-    assert "does not exist" in capsys.readouterr().err
+    (photos.parent / "zips").mkdir()
+    (photos.parent / "zips" / "a.zip").touch()
+    for folder, message in (
+        (photos / "nowhere", "does not exist"),
+        ("", "names no folder"),
+        (photos.parent / "zips", "other files there: 1 .zip"),
+    ):
+        assert run(folder, "--max-side", "40") == 2
+        assert message in capsys.readouterr().err
