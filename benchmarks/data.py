@@ -18,8 +18,8 @@ from benchmarks.peers.bare import bare_views
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.augmentation import AntialiasedResizeTransform
 from densesiam_d2.data.image_index import ImageFiles
-from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
+from densesiam_d2.image_io import read_image
 from densesiam_d2.layers import apply_color_steps
 from densesiam_d2.tools import shrink
 

@@ -17,8 +17,8 @@ from detectron2.modeling import (
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from detectron2.utils.registry import Registry
 
-from densesiam_d2.data.image_io import WHITE_LEVEL
 from densesiam_d2.evaluation.matching import MATCHINGS
+from densesiam_d2.image_io import WHITE_LEVEL
 from densesiam_d2.modeling.backbone import torchvision_cnns
 from densesiam_d2.rules import (
     NOT_NEGATIVE,

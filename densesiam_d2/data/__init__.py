@@ -1,5 +1,7 @@
 """Datasets, augmentations, mappers and loaders. Importing this registers the built-in datasets."""
 
+from densesiam_d2.image_io import IMAGE_SUFFIXES, UnreadableImageError, read_image, read_label
+
 from .augmentation import (
     AntialiasedResize,
     AntialiasedResizeTransform,
@@ -9,7 +11,6 @@ from .augmentation import (
 )
 from .color_augmentation import ColorJitter, RandomGaussianBlur, RandomGrayscale, RandomSolarize
 from .datasets import check_datasets, datasets_root, register_all_datasets, register_sem_seg_folder
-from .image_io import IMAGE_SUFFIXES, UnreadableImageError, read_image, read_label
 from .image_listing import load_image_folder, load_image_list
 from .loader import build_two_view_train_loader
 from .path_datasets import load_records, register_path_datasets

@@ -12,10 +12,9 @@ from detectron2.utils.colormap import colormap
 from detectron2.utils.logger import log_first_n
 
 from densesiam_d2.atomic import atomic_write
+from densesiam_d2.image_io import read_label
 from densesiam_d2.labels import IGNORE
 from densesiam_d2.text_lines import read_lines
-
-from .image_io import read_label
 
 __all__ = ["COCO_STUFF27_CLASSES", "coco_stuff27_label_map", "is_curated", "register_coco_stuff27"]
 

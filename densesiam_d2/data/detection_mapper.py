@@ -9,7 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size, transform_proposals
 
-from .image_io import WHITE_LEVEL, read_image, read_label
+from densesiam_d2.image_io import WHITE_LEVEL, read_image, read_label
 
 __all__ = ["DetectionDatasetMapper"]
 
@@ -30,7 +30,7 @@ class DetectionDatasetMapper(DatasetMapper):
         """Store the settings.
 
         Args:
-            white_level: see :func:`densesiam_d2.data.image_io.read_image`.
+            white_level: see :func:`densesiam_d2.image_io.read_image`.
             args, kwargs: arguments of ``DatasetMapper``.
         """
         super().__init__(*args, **kwargs)

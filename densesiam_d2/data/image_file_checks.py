@@ -7,10 +7,9 @@ from pathlib import Path
 from detectron2.data import Metadata
 from tqdm import tqdm
 
+from densesiam_d2.image_io import UnreadableImageError, displayed_size
 from densesiam_d2.labels.findings import Tally
 from densesiam_d2.labels.subset import evenly_spaced
-
-from .image_io import UnreadableImageError, displayed_size
 
 __all__ = ["look_at_cityscapes_files", "look_at_images", "missing_files"]
 

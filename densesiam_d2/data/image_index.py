@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from densesiam_d2.image_io import IMAGE_SUFFIXES
+
 from .file_walk import walk_files
-from .image_io import IMAGE_SUFFIXES
 
 __all__ = ["TAR_SUFFIXES", "ImageFiles", "tar_members", "write_index"]
 

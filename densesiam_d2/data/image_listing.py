@@ -10,11 +10,11 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
+from densesiam_d2.image_io import IMAGE_SUFFIXES
 from densesiam_d2.text_lines import counted, printable, read_lines
 
 from .file_walk import walk_files
 from .image_index import ImageFiles, write_index
-from .image_io import IMAGE_SUFFIXES
 
 __all__ = [
     "index_if_large",

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from densesiam_d2.data.image_io import IMAGE_SUFFIXES, has_more_pages, read_image
 from densesiam_d2.data.image_listing import load_image_list, walk_images
 from densesiam_d2.data.white_level import warn_of_dark_images
+from densesiam_d2.image_io import IMAGE_SUFFIXES, has_more_pages, read_image
 from densesiam_d2.text_lines import counted, printable
 
 __all__ = ["ImageSource"]
@@ -38,7 +38,7 @@ class ImageSource:
                 an image is opened as a video.
             more: further images; ``path`` is then an image too.
             every: n of "every n-th frame", None for all; the first frame is always read.
-            white_level: see :func:`densesiam_d2.data.image_io.read_image`.
+            white_level: see :func:`densesiam_d2.image_io.read_image`.
 
         Raises:
             FileNotFoundError: there is no such folder or file, or an image of the list does not exist.

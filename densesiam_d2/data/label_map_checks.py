@@ -8,12 +8,12 @@ import numpy as np
 from detectron2.data import Metadata
 from tqdm import tqdm
 
+from densesiam_d2.image_io import UnreadableImageError, displayed_size, read_label_and_palette
 from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.findings import Tally
 from densesiam_d2.labels.subset import evenly_spaced
 
 from .image_file_checks import look_at_images, missing_files
-from .image_io import UnreadableImageError, displayed_size, read_label_and_palette
 
 __all__ = ["look_at_label_maps"]
 

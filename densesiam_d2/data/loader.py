@@ -23,11 +23,11 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
+from densesiam_d2.image_io import UnreadableImageError
 from densesiam_d2.processes import STOP_SIGNALS, end_with_parent
 
 from .datasets import check_records
 from .image_index import ImageFiles
-from .image_io import UnreadableImageError
 from .image_listing import index_if_large, open_index
 from .order import EndlessBatches, SampleKey, mixed_seeds, seeded
 from .path_datasets import FOLDER_PREFIX, register_path_datasets

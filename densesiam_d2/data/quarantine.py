@@ -9,9 +9,8 @@ from typing import TextIO
 
 from detectron2.utils import comm
 
+from densesiam_d2.image_io import UnreadableImageError
 from densesiam_d2.text_lines import printable, read_json_lines
-
-from .image_io import UnreadableImageError
 
 __all__ = ["Quarantine", "read_quarantine"]
 

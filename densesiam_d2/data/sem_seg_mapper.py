@@ -12,10 +12,10 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, check_image_size
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from densesiam_d2.image_io import WHITE_LEVEL, read_image, read_label
 from densesiam_d2.labels.foreground import foreground_of
 
 from .augmentation import ResizeCenterCrop
-from .image_io import WHITE_LEVEL, read_image, read_label
 
 __all__ = ["SemSegDatasetMapper"]
 
@@ -59,7 +59,7 @@ class SemSegDatasetMapper:
             ignore_label: value of pixels that do not count.
             num_classes: number of classes, for the check of label maps; None skips the check.
             crops: whether "height" and "width" of the result are those of the augmented image.
-            white_level: see :func:`densesiam_d2.data.image_io.read_image`.
+            white_level: see :func:`densesiam_d2.image_io.read_image`.
 
         Raises:
             ValueError: an argument is out of its range.

@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from torch.utils.data import default_collate
 
 from densesiam_d2.geometry import view_box, view_box_of_axis_maps
+from densesiam_d2.image_io import WHITE_LEVEL, read_image
 from densesiam_d2.layers import COLOR_OPERATIONS
 
 from .augmentation import (
@@ -24,7 +25,6 @@ from .augmentation import (
     cut_patches,
 )
 from .color_augmentation import ColorJitter, ColorSteps, RandomGaussianBlur, RandomGrayscale, RandomSolarize
-from .image_io import WHITE_LEVEL, read_image
 
 __all__ = ["TwoViewDatasetMapper", "collate_views"]
 
@@ -86,7 +86,7 @@ class TwoViewDatasetMapper:
                 segmentation code does.
             color_on_device: return the drawn changes of colours as "color_steps" instead of applying them. The
                 augmentations of ``photometric`` must then return :class:`ColorSteps`.
-            white_level: see :func:`densesiam_d2.data.image_io.read_image`.
+            white_level: see :func:`densesiam_d2.image_io.read_image`.
             patch_grid, patch_size: above 0, views are also cut into patches, see :func:`cut_patches`.
 
         Raises:

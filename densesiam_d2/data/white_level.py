@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from detectron2.utils import comm
 
+from densesiam_d2.image_io import DECODING_ERRORS, WHITE_LEVEL, highest_16_bit_value, read_bytes
 from densesiam_d2.labels.subset import evenly_spaced
-
-from .image_io import DECODING_ERRORS, WHITE_LEVEL, highest_16_bit_value, read_bytes
 
 __all__ = ["DARK", "dark_text", "warn_of_dark_images", "white_level_for"]
 

@@ -20,8 +20,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.config_checks import ConfigError
-from densesiam_d2.data.image_io import UnreadableImageError
 from densesiam_d2.engine.signals import handle_stop_signals
+from densesiam_d2.image_io import UnreadableImageError
 from densesiam_d2.labels.findings import LabelsError
 from densesiam_d2.processes import INTERRUPTED, PREEMPTED, STOP_SIGNALS, end_with_parent
 

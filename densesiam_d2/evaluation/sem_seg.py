@@ -17,11 +17,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from densesiam_d2.data.image_io import read_label
 from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.examples import Example
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.evaluation.names import warn_of_absent
+from densesiam_d2.image_io import read_label
 from densesiam_d2.labels.foreground import foreground_of
 from densesiam_d2.labels.subset import evenly_spaced
 
@@ -34,7 +34,7 @@ def read_labels(path: str | Path, label_map: np.ndarray | None = None) -> np.nda
     """Read a label image.
 
     Args:
-        path: an image whose pixels are ids, see :func:`densesiam_d2.data.image_io.read_label`.
+        path: an image whose pixels are ids, see :func:`densesiam_d2.image_io.read_label`.
         label_map: (256,) new id of each raw id; None keeps the raw ids.
 
     Returns:

@@ -6,9 +6,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size
 
-from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.label_checks import require_labels
 from densesiam_d2.evaluation.sem_seg import read_labels
+from densesiam_d2.image_io import read_image
 from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, foreground_of
 
@@ -32,7 +32,7 @@ class LabelledImages(Sequence):
 
         Args:
             name: of a registered dataset.
-            white_level: see :func:`densesiam_d2.data.image_io.read_image`.
+            white_level: see :func:`densesiam_d2.image_io.read_image`.
 
         Raises:
             LabelsError: the labels cannot be used.

@@ -14,9 +14,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
 from densesiam_d2.data.datasets import check_datasets
-from densesiam_d2.data.image_io import UnreadableImageError, read_image, read_label
 from densesiam_d2.data.path_datasets import FOLDER_PREFIX, UNLABELLED_PREFIXES, load_records
 from densesiam_d2.data.two_view_mapper import TwoViewDatasetMapper
+from densesiam_d2.image_io import UnreadableImageError, read_image, read_label
 from densesiam_d2.reporting.label_colors import colorize, overlay, palette
 from densesiam_d2.reporting.text import put_text
 from densesiam_d2.reporting.view_drawing import MAX_GRID, draw_views

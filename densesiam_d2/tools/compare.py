@@ -163,11 +163,11 @@ def _transfer(args: argparse.Namespace, methods: Sequence[Method], starts: Seque
         raise ValueError("--transfer takes a yaml, a training set and a test set; then keys and values, if any")
     config_file, train, test, *opts = args.transfer
     check_opts(opts, RUN_KEYS)
+    with naming(config_file):
+        transfer_scores(load_config(config_file, opts), test)  # refuses configs without labels
     with contextlib.redirect_stdout(io.StringIO()):
         sets = ["DATASETS.TRAIN", train, "DATASETS.TEST", test]
         cfg = _checked(args, config_file, [*opts, *sets, "MODEL.WEIGHTS", ""])
-    with naming(config_file):
-        transfer_scores(cfg, test)  # refuses configs without labels
     check_starts(cfg, starts)
     check_backbones(methods, cfg)
     ((labels, count),) = label_counts([args.labels], train, count_labels(cfg, train, test, opts[::2])).items()

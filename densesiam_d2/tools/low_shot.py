@@ -28,7 +28,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from densesiam_d2.engine import argument_parser, checked_config
+from densesiam_d2.engine import argument_parser, checked_config, load_config
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.grid import Cell, Table
 from densesiam_d2.grid.low_shot import count_labels, label_counts, low_shot_cells, transfer_scores
@@ -72,8 +72,8 @@ def _run(args: argparse.Namespace, command: str) -> int:
     words = ["--config-file", args.config_file, "--num-gpus", str(args.num_gpus), *args.opts]
     words += ["DATASETS.TRAIN", args.train, "DATASETS.TEST", args.test, "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(root)]
     with naming(args.config_file):
+        transfer_scores(load_config(args.config_file, args.opts), args.test)  # refuses configs without labels
         cfg = checked_config(argument_parser().parse_args(words))
-        transfer_scores(cfg, args.test)  # refuses configs without labels
     check_starts(cfg, starts)
     counts = label_counts(args.labels, args.train, count_labels(cfg, args.train, args.test, args.opts[::2]))
     for word, count in counts.items():

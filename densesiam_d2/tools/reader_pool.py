@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from densesiam_d2.data.image_io import (
+from densesiam_d2.image_io import (
     DECODING_ERRORS,
     UnreadableImageError,
     has_more_pages,

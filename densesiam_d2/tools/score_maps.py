@@ -18,11 +18,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from densesiam_d2.data.image_io import read_label
 from densesiam_d2.data.label_checks import require_labels
 from densesiam_d2.data.label_folders import read_classes
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
+from densesiam_d2.image_io import read_label
 from densesiam_d2.labels import IGNORE
 from densesiam_d2.tools.command_line import tool
 

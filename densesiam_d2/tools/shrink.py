@@ -43,9 +43,9 @@ from tqdm import tqdm
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.data.augmentation import AntialiasedResizeTransform
 from densesiam_d2.data.image_index import tar_members, write_index
-from densesiam_d2.data.image_io import WHITE_LEVEL, UnreadableImageError, read_bytes, read_image
 from densesiam_d2.data.image_listing import no_images, walk_images
 from densesiam_d2.data.path_datasets import folder_of
+from densesiam_d2.image_io import WHITE_LEVEL, UnreadableImageError, read_bytes, read_image
 from densesiam_d2.text_lines import counted, printable
 from densesiam_d2.tools.command_line import tool
 from densesiam_d2.tools.reader_pool import in_workers

@@ -10,7 +10,7 @@ from PIL import Image
 
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.detection_mapper import DetectionDatasetMapper
-from densesiam_d2.data.image_io import UnreadableImageError, displayed_size
+from densesiam_d2.image_io import UnreadableImageError, displayed_size
 from tests.labels.coco_files import coco, rectangle, write
 from tests.labels.test_coco_json import encode
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from densesiam_d2.data.image_index import ImageFiles, write_index
-from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.image_listing import index_if_large, load_image_folder, open_index
+from densesiam_d2.image_io import read_image
 from densesiam_d2.tools.index import main
 from tests.evaluation.processes import in_two_processes
 

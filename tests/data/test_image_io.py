@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from densesiam_d2.data.image_io import (
+from densesiam_d2.image_io import (
     _decode_jpeg,
     displayed_size,
     highest_16_bit_value,

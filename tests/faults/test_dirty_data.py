@@ -8,9 +8,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from densesiam_d2.data.image_io import UnreadableImageError
 from densesiam_d2.data.loader import SeededSamples, build_two_view_train_loader
 from densesiam_d2.data.quarantine import Quarantine, read_quarantine
+from densesiam_d2.image_io import UnreadableImageError
 from tests.data.test_two_view_mapper import make_cfg
 from tests.faults.runs import options, train, write_images
 

@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from densesiam_d2.checkpoint import CheckedCheckpointer, read_checkpoint, save_torchvision
-from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.record_paths import check_record_paths
 from densesiam_d2.engine.setup import load_config
+from densesiam_d2.image_io import read_image
 from densesiam_d2.tools.export_backbone import main as export_backbone
 from tests.checkpoint.networks import d2_resnet, prefixed, tv_resnet
 from tests.faults.evil import Touch, evil_pickle, evil_pth, evil_tag, evil_yaml, remote_base_yaml, serve

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densesiam_d2.data import UnreadableImageError, image_io, read_image, read_label
-from densesiam_d2.data.image_io import displayed_size
+from densesiam_d2 import image_io
+from densesiam_d2.data import UnreadableImageError, read_image, read_label
+from densesiam_d2.image_io import displayed_size
 
 from .zoo import write_zoo
 

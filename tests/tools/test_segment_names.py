@@ -13,10 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
 from densesiam_d2.data import cityscapes27
-from densesiam_d2.data.image_io import read_image
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_config
+from densesiam_d2.image_io import read_image
 from densesiam_d2.labels.cluster_names import file_sha256
 from densesiam_d2.reporting.label_colors import palette
 from densesiam_d2.tools import check_data, name_clusters, score_maps

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from densesiam_d2.data.image_index import ImageFiles
-from densesiam_d2.data.image_io import read_bytes, read_image
+from densesiam_d2.image_io import read_bytes, read_image
 from densesiam_d2.tools import check_data, index, shrink
 from tests.data.photos import smooth_image
 
