@@ -184,6 +184,7 @@ def displayed_size(path: str | Path) -> tuple[int, int]:
     """
     with _named_errors(path), _open_regular(path) as file, Image.open(io.BufferedReader(file)) as image:
         _check_header(image)
+        _set_orientation(image)
         # Some versions of Pillow turn TIFF files when they open them, others when they decode them.
         width, height = (image.tag_v2[256], image.tag_v2[257]) if image.format == "TIFF" else image.size
         return (height, width) if image.getexif().get(0x0112) in _ROTATED else (width, height)
@@ -339,14 +340,19 @@ def _open(data: bytes) -> Image.Image:
         image.verify()  # checks the checksums, which decoding ignores
         image = Image.open(io.BytesIO(data))
     _check_header(image)
+    _set_orientation(image)
     return image
 
 
 def _check_header(image: Image.Image) -> None:
-    """Check the format and the size of an image, and let Pillow take the orientation that :func:`read_image` takes."""
+    """Check the format and the size of an image."""
     if image.format not in _FORMATS:
         raise ValueError(f"{image.format} files are not read; convert it to PNG")
     _check_size(*image.size)
+
+
+def _set_orientation(image: Image.Image) -> None:
+    """Give an image the orientation that :func:`_decode_jpeg` takes, so that Pillow turns it in the same way."""
     for key in ("xmp", "XML:com.adobe.xmp"):  # orientations there are left alone
         image.info.pop(key, None)
     if image.format in ("JPEG", "MPO"):
