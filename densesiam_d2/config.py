@@ -147,8 +147,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Stages of the backbone ("stem", "res2", "res3", "res4", "res5") whose blocks keep only their inputs for the
     # backward and compute the rest again: less memory, more time, the same result.
     ssl.CHECKPOINT_STAGES = []
-    # Norm in all projectors and predictors. In several CPU processes "SyncBN" is replaced by an equivalent norm, which
-    # the log names.
+    # Norm in all projectors and predictors. In several CPU processes another norm of the whole batch replaces
+    # "SyncBN", which the log names.
     ssl.NORM = "SyncBN"
     # Initialise the scale of the last norm of each residual branch with 0, as SimSiam does. For ResNets of detectron2
     # and torchvision; other backbones stay as they are.
@@ -170,7 +170,8 @@ def _add_sem_seg_keys(cfg: CfgNode) -> None:
     pl.REBALANCE = True
     # Scale the targets such that all clusters get about the same share of the batch's points: those of the soft
     # cross-entropy, and the pseudo labels. Three iterations of Sinkhorn and Knopp as in SwAV, at the temperature
-    # MODEL.DENSESIAM.PIXEL.TARGET_TEMPERATURE. Not in the paper. REBALANCE then does little but lower the loss.
+    # MODEL.DENSESIAM.PIXEL.TARGET_TEMPERATURE. Not in the paper. REBALANCE then does little but lower the loss. With
+    # DenseSiamSegmentor only.
     pl.SINKHORN = False
     # Weight of the soft cross-entropy between views. It is divided between the main and the auxiliary classifier in the
     # ratio log(AUX_CLASSES) : log(NUM_CLASSES), as released ("auto").

@@ -385,6 +385,15 @@ def test_keys_of_segmentation_are_refused_in_pretraining(key):
         check_config(_cfg("MODEL.META_ARCHITECTURE", "DenseSiam", f"MODEL.DENSESIAM.{key}", value))
 
 
+def test_the_loss_of_images_is_refused_in_segmentation():
+    with pytest.raises(ValueError, match=r"MODEL\.DENSESIAM\.IMAGE\.LOSS_WEIGHT is 1\.0; only DenseSiam uses it"):
+        check_config(
+            _cfg(
+                "MODEL.META_ARCHITECTURE", "DenseSiamSegmentor", *SEGMENTATION, "MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT", 1.0
+            )
+        )
+
+
 def test_keys_misspelt_in_python_are_found():
     cfg = _cfg()
     cfg.SOLVER.BASE_LRR = 0.1

@@ -97,7 +97,9 @@ def with_cpu_norms(cfg: CfgNode) -> CfgNode:
     """Return the config to build a model from; in a process group on the CPU, another norm replaces "SyncBN".
 
     ``nn.SyncBatchNorm`` refuses CPU tensors there; without a group it is plain batch norm. detectron2's "naiveSyncBN_N"
-    computes the same: it weighs each process by its batch size.
+    also weighs each process by its batch size. It differs in two points: its running variance lacks the factor
+    n / (n - 1), and a variance is the mean of the squares minus the square of the mean, which is inaccurate where a
+    channel's mean is a thousand times its deviation.
     """
     replaced = [key for key in all_keys(cfg) if key.endswith("NORM") and attrgetter(key)(cfg) == "SyncBN"]
     if cfg.MODEL.DEVICE != "cpu" or not torch.distributed.is_initialized() or not replaced:

@@ -38,10 +38,10 @@ def confusion_matrix(
     """
     if target.shape != prediction.shape:
         raise ValueError(f"{name}: labels are {target.shape}, the prediction is {prediction.shape} (height, width)")
-    if target.dtype == prediction.dtype == np.uint8:
+    if target.dtype == prediction.dtype == np.uint8 and not 0 <= ignore_label < num_classes:
         matrix = _count_uint8(target, prediction, num_classes, num_predicted)
         if matrix.sum() + np.count_nonzero(target == ignore_label) == target.size:
-            return matrix  # otherwise an id is out of range, or both ignored and a class; see below
+            return matrix  # otherwise an id is out of range; see below
     if target.dtype == np.uint8:
         ids, rows = np.arange(256), target.astype(np.int64)
     else:

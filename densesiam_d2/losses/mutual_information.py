@@ -65,7 +65,7 @@ def mutual_information_loss(
         marginal_weight: above 1 it favours clusters of equal size.
 
     Returns:
-        Scalar. With a weight of 1 it lies between -ln K and 0, and it is nearly 0 if the mask excludes all pixels.
+        Scalar. With a weight of 1 it lies between -ln K and 0. Displacements without a pair of pixels count as 0.
 
     Source: IIC, Sec. 3.3 (arXiv 1807.06653); xu-ji/IIC, code/utils/segmentation/IID_losses.py, for the "uncollapsed"
     form, which averages the information of the displacements instead of their distributions, and for the smallest
@@ -73,7 +73,11 @@ def mutual_information_loss(
     """
     counts = gather_with_gradient(displaced_counts(p1, p2, mask, radius)[None]).sum(dim=0)
     smallest = float_info.epsilon
-    joint = counts / counts.sum(dim=(2, 3), keepdim=True).clamp(min=smallest)
+    pairs = counts.sum(dim=(2, 3), keepdim=True)
+    met = (
+        pairs > 0.5
+    )  # the number of pairs of pixels is whole; without one, counts are rounding errors of the transform
+    joint = torch.where(met, counts, 0) / torch.where(met, pairs, 1)
     joint = (joint + joint.transpose(2, 3)) / 2
     marginal = joint.sum(dim=3)  # (T, T, K); symmetric, so the other marginal is the same
     log_marginal, joint = marginal.clamp(min=smallest).log(), joint.clamp(min=smallest)

@@ -7,6 +7,7 @@ labels are those of the views that the epoch trains on.
 
 import hashlib
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -233,7 +234,7 @@ def random_points(features: Callable, loader, total_batch: int, per_image: int) 
     """
     per_image = min(per_image, max(1, MAX_POINTS // len(loader.dataset)))
     kept, seed = [], loader.batches.seed
-    for batch in replay(loader, 0, max(1, round(len(loader.dataset) / total_batch))):
+    for batch in replay(loader, 0, math.ceil(len(loader.dataset) / total_batch)):
         points = features(batch).flatten(2).transpose(1, 2)  # (N, h * w, C)
         chosen = [
             of_image[np.random.default_rng((seed, position)).permutation(len(of_image))[:per_image]]
@@ -242,7 +243,9 @@ def random_points(features: Callable, loader, total_batch: int, per_image: int) 
         rows = all_rows(torch.stack(chosen)).flatten(0, 1)
         if comm.is_main_process():
             kept.append(rows.cpu())
-    return torch.cat(kept) if kept else torch.empty(0)
+    if not kept:
+        return torch.empty(0)
+    return torch.cat(kept)[: len(loader.dataset) * len(chosen[0])]  # the last batch goes on with the next epoch
 
 
 def all_rows(x: torch.Tensor) -> torch.Tensor:

@@ -53,9 +53,13 @@ class KMeansStartHook(HookBase):
 
 def concatenated(decoder: nn.Module, features: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return what a ``TopDownDecoder`` sums up, before its convolutions: (N, B, h, w), coarse features first."""
-    maps = [F.normalize(features[name].float(), dim=1) for name in decoder.in_features]
-    size = maps[-1].shape[-2:]
-    return torch.cat([F.interpolate(f, size=size, mode="bilinear", align_corners=False) for f in maps], dim=1)
+    x = None
+    for name in decoder.in_features:
+        f = F.normalize(features[name].float(), dim=1)
+        if x is not None:
+            f = torch.cat([F.interpolate(x, size=f.shape[-2:], mode="bilinear", align_corners=False), f], dim=1)
+        x = f
+    return x
 
 
 @torch.no_grad()

@@ -30,6 +30,12 @@ def test_ignore_label_that_is_a_class_id(dtype):
     assert confusion_matrix(target, prediction, 3, 3, 2).tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 0]]
 
 
+def test_strays_are_found_beside_as_many_ignored_pixels_of_a_class_id():
+    target, prediction = np.array([[0, 200]], np.uint8), np.zeros((1, 2), np.uint8)
+    with pytest.raises(ValueError, match=r"label ids \[200\] \(1 pixels\)"):
+        confusion_matrix(target, prediction, 2, 2, ignore_label=0)
+
+
 @pytest.mark.parametrize("num_predicted", [5, 256, 300])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_fast_and_general_path_against_a_loop(num_predicted, dtype):

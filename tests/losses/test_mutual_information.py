@@ -110,6 +110,20 @@ def test_nothing_in_common_is_zero_with_a_finite_gradient():
     assert loss.item() == pytest.approx(0, abs=1e-9) and torch.equal(p1.grad, torch.zeros_like(p1))
 
 
+def test_displacements_without_a_pair_count_as_zero():
+    """A strip of 6 columns has no pairs 6 to 10 columns apart, where the transform leaves rounding errors."""
+    generator = torch.Generator().manual_seed(0)
+    p1, p2 = (torch.randn(1, 5, 24, 24, generator=generator).softmax(dim=1) for _ in range(2))
+    strip = torch.zeros(1, 24, 24, dtype=torch.bool)
+    strip[..., 9:15] = True
+    inside = (p[..., 9:15].contiguous() for p in (p1, p2))
+    whole = mutual_information_loss(*inside, torch.ones(1, 24, 6, dtype=torch.bool), 10)
+    loss = mutual_information_loss(p1.requires_grad_(), p2, strip, 10)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-3) and -math.log(5) < loss.item() < 0
+    loss.backward()
+    assert p1.grad.isfinite().all() and p1.grad.abs().max() < 1
+
+
 def test_half_precision_maps_are_counted_in_float32():
     p1, p2, mask = random_maps(height=32, width=32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,5 +1,6 @@
 """A head that starts from k-means labels points as plain k-means does."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -95,6 +96,26 @@ def test_points_are_of_all_processes_and_kept_by_the_main_one(monkeypatch, most,
     assert len({tuple(row) for row in alone.tolist()}) == 4 * per_image
     main, other = in_two_processes(lambda rank: random_points(features, Loader([rank, rank + 2]), 4, 5))
     assert torch.equal(main, alone) and len(other) == 0
+
+
+@pytest.mark.parametrize(("images", "batch"), [(10, 8), (20, 8), (12, 8), (3, 8)])
+def test_points_are_of_every_image_once(images, batch):
+    """A batch that the images do not fill goes on with the next epoch."""
+
+    class Loader:
+        batches = SimpleNamespace(seed=0, start=0)
+        dataset = range(images)
+
+        def __iter__(self):
+            positions = itertools.count()
+            while True:
+                yield {"position": torch.tensor(list(itertools.islice(positions, batch)))}
+
+    def features(batch):
+        return (batch["position"] % images).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+
+    points = random_points(features, Loader(), total_batch=batch, per_image=3)
+    assert points[:, 0].tolist() == [image for image in range(images) for _ in range(3)]
 
 
 def test_fewer_axes_are_the_directions_of_largest_variance():

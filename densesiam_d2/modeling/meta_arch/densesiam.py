@@ -104,7 +104,7 @@ class DenseSiam(SiameseMetaArch):
         # instead of the exact overlap.
         ds.WHOLE_CELLS = False
 
-        # PixSim: weight of the symmetrised similarity of p and stop-gradient z.
+        # PixSim: weight of the symmetrised similarity of p and stop-gradient z. Inferred for pretraining.
         ds.PIXEL = CfgNode()
         ds.PIXEL.LOSS_WEIGHT = 1.0
         # Segmentation only: divides the target's logits; below 1 the targets are sharper than the predictions.
@@ -114,12 +114,12 @@ class DenseSiam(SiameseMetaArch):
         ds.REGION = CfgNode()
         # "infonce" (over the regions of one image; released) or "cosine" (p against stop-gradient z). Inferred.
         ds.REGION.LOSS = "infonce"
-        # Temperature of "infonce".
+        # Temperature of "infonce". As released for segmentation; inferred for pretraining.
         ds.REGION.TEMPERATURE = 0.1
         # Stop the gradient through the target regions. "cosine" always stops it; the released "infonce" does not.
         ds.REGION.STOP_GRADIENT = False
         # Weight of the loss, and the share of training in [0, 1) at which it starts. Before, the weight is 0, but the
-        # loss is still computed.
+        # loss is still computed. Both inferred for pretraining.
         ds.REGION.LOSS_WEIGHT = 0.1
         ds.REGION.START = 0.0
         # Widths of the region projector, hidden width of the region predictor. Inferred for pretraining.
@@ -127,7 +127,8 @@ class DenseSiam(SiameseMetaArch):
         ds.REGION.PRED_DIM = 128
 
         # Pretraining only: weight of the loss of whole images (SimSiam); with 0 there are no heads for it. The released
-        # code has it, turned off, with these widths of the projector and this hidden width of the predictor.
+        # segmentation has such a branch, turned off, of these widths, with a cross-entropy instead of the cosine. That
+        # pretraining goes without it is inferred.
         ds.IMAGE = CfgNode()
         ds.IMAGE.LOSS_WEIGHT = 0.0
         ds.IMAGE.PROJ_DIMS = [512, 512, 512]

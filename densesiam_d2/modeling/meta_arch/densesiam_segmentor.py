@@ -75,6 +75,8 @@ class DenseSiamSegmentor(LabelFreeSegmentor):
     def problems(cls, cfg: CfgNode) -> list[str]:
         if problems := super().problems(cfg):
             return problems
+        if weight := cfg.MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT:
+            problems.append(f"MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT is {weight}; only DenseSiam uses it: leave it at 0.0")
         keys = cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL
         if 0 < keys.MERGE_FROM < cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
             problems.append(

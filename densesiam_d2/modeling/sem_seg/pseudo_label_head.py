@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densesiam_d2.layers import ClusterMerging, conv_mlp, with_idle
-from densesiam_d2.losses import balanced_logits, pseudo_label_loss
+from densesiam_d2.losses import pseudo_label_loss
 from densesiam_d2.modeling.sem_seg.decoder import (
     TopDownDecoder,
     check_finest_stride,
@@ -113,7 +113,8 @@ class PseudoLabelSemSegHead(nn.Module):
             aux_classes: clusters of the auxiliary classifier; 0 = none.
             merge_from: M, clusters of the main classifier, which the result merges; 0 = K, and nothing is merged.
             rebalance: see :func:`densesiam_d2.losses.pseudo_label_loss`.
-            sinkhorn: whether targets use all clusters alike, see :func:`densesiam_d2.losses.balanced_logits`.
+            sinkhorn: whether the targets of ``DenseSiamSegmentor`` use all clusters alike, see
+                :func:`densesiam_d2.losses.balanced_logits`.
             similarity_weight: total weight that :meth:`similarity_weights` divides between the classifiers.
             loss_weight: weight of ``loss_sem_seg``.
             ignore_value: label of the pixels that the loss leaves out, when there are labels.
@@ -153,16 +154,17 @@ class PseudoLabelSemSegHead(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.NORM is 'GN', which needs widths divisible by 32, not {named}: "
                 "use 'SyncBN' or 'BN'"
             )
-        if head.PSEUDO_LABEL.MERGE_FROM and cfg.MODEL.META_ARCHITECTURE != "DenseSiamSegmentor":
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM is {head.PSEUDO_LABEL.MERGE_FROM}: only "
-                f"DenseSiamSegmentor counts what to merge; use 0 with {cfg.MODEL.META_ARCHITECTURE}"
-            )
-        if head.PSEUDO_LABEL.START != "random" and cfg.MODEL.META_ARCHITECTURE != "DenseSiamSegmentor":
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START is {head.PSEUDO_LABEL.START!r}: only DenseSiamSegmentor starts "
-                f"so; use 'random' with {cfg.MODEL.META_ARCHITECTURE}"
-            )
+        for key, unused, what in (
+            ("MERGE_FROM", 0, "counts what to merge"),
+            ("START", "random", "starts so"),
+            ("SINKHORN", False, "balances its targets"),
+        ):
+            value = head.PSEUDO_LABEL[key]
+            if value != unused and cfg.MODEL.META_ARCHITECTURE != "DenseSiamSegmentor":
+                raise ValueError(
+                    f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.{key} is {value!r}: only DenseSiamSegmentor {what}; use "
+                    f"{unused!r} with {cfg.MODEL.META_ARCHITECTURE}"
+                )
         return {
             "input_shape": features_of(cfg, input_shape),
             "num_classes": head.NUM_CLASSES,
@@ -214,7 +216,7 @@ class PseudoLabelSemSegHead(nn.Module):
     def losses(self, z: torch.Tensor, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Return ``loss_sem_seg`` of logits z (N, K, h, w), with targets (N, H, W) or with pseudo labels."""
         if targets is None:
-            loss = pseudo_label_loss(z, balanced_logits(z) if self.sinkhorn else None, rebalance=self.rebalance)
+            loss = pseudo_label_loss(z, rebalance=self.rebalance)
         else:
             loss = masked_cross_entropy(self._upsample(z.float()), targets, self.ignore_value)
         # The predictor and the auxiliary classifier are not used here, but DDP waits for their gradients.

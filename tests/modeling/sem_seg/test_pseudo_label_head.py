@@ -224,6 +224,7 @@ MERGE_FROM = "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM"
             r"NORM is 'GN'.* not CONVS_DIM 128, PSEUDO_LABEL.MERGE_FROM 50",
         ),
         (["MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START", "kmeans"], r"START is 'kmeans': only DenseSiamSegmentor"),
+        (["MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SINKHORN", True], r"SINKHORN is True: only DenseSiamSegmentor"),
         (["MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8], r"COMMON_STRIDE is 8, .*'res2': 4"),
         (["MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "res5"]], r"IN_FEATURES names \['p2'\].*'res2'"),
         (["MODEL.SEM_SEG_HEAD.IN_FEATURES", []], r"COMMON_STRIDE is 4, .*\{\}"),
