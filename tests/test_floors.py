@@ -19,21 +19,38 @@ FREE = {0, 2, 3}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
-    """Return the modules that a file imports, with absolute names."""
+def imports(path: Path, text: str | None = None) -> set[str]:
+    """Return the modules that a file, or a text in its place, imports, with absolute names."""
     names = set()
     package = ["densesiam_d2", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text() if text is None else text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            names.add(".".join([*base, *([node.module] if node.module else [])]))
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            parts = {f"{module}.{alias.name}" for alias in node.names} if module == "densesiam_d2" else {module}
+            names |= parts
     return names
 
 
 def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("import densesiam_d2.tools.grid", {"densesiam_d2.tools.grid"}),
+        ("from densesiam_d2.tools import grid", {"densesiam_d2.tools"}),
+        ("from densesiam_d2 import tools, data", {"densesiam_d2.tools", "densesiam_d2.data"}),
+        ("from .. import tools", {"densesiam_d2.tools"}),
+        ("from ..tools import grid", {"densesiam_d2.tools"}),
+        ("from .mlp import conv_mlp", {"densesiam_d2.layers.mlp"}),
+    ],
+)
+def test_imports_are_found_in_every_form(line, expected):
+    assert imports(PACKAGE / "layers" / "anything.py", line) == expected
 
 
 def test_every_part_has_a_floor():

@@ -313,8 +313,8 @@ def _build_crop(ssl) -> RandomResizedCrop:
         ssl.CROP_ASPECT,
         ssl.CROP_SCALE_OF,
         ssl.INTERPOLATION,
-        ssl.CROP_ANTIALIAS,
-        ssl.CROP_CLIP,
+        antialias=ssl.CROP_ANTIALIAS,
+        clip=ssl.CROP_CLIP,
     )
 
 
@@ -324,9 +324,9 @@ def _build_photometric(ssl, index: int) -> list[T.Augmentation]:
         ColorJitter(
             ssl.JITTER,
             ssl.JITTER_PROB,
-            ssl.JITTER_INDEPENDENT,
-            ssl.JITTER_RANDOM_ORDER,
-            ssl.JITTER_BRIGHTNESS,
+            independent=ssl.JITTER_INDEPENDENT,
+            random_order=ssl.JITTER_RANDOM_ORDER,
+            brightness=ssl.JITTER_BRIGHTNESS,
         ),
         RandomGrayscale(ssl.GRAYSCALE_PROB),
     ]

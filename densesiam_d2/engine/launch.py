@@ -20,6 +20,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.config_checks import ConfigError
+from densesiam_d2.engine.collapse import CollapseError
 from densesiam_d2.engine.signals import handle_stop_signals
 from densesiam_d2.image_io import UnreadableImageError
 from densesiam_d2.labels.findings import LabelsError
@@ -49,9 +50,9 @@ def launch(main, cfg: CfgNode, args: argparse.Namespace) -> None:
 
     Raises:
         SystemExit: code 2: labels cannot be used, the model cannot be built, weights or checkpoint do not fit the
-            config, or, in a single process, images cannot be read, files cannot be written or the training diverged.
-            Code 75: the run was asked to stop, has saved, and can be resumed. Code 130: Ctrl-C came twice, nothing was
-            saved. Code 1: a child process failed for another reason.
+            config, or, in a single process, images cannot be read, files cannot be written, or the training diverged
+            or collapsed. Code 75: the run was asked to stop, has saved, and can be resumed. Code 130: Ctrl-C came
+            twice, nothing was saved. Code 1: a child process failed for another reason.
     """
     device, timeout = cfg.MODEL.DEVICE, timedelta(seconds=cfg.RUN.DIST_TIMEOUT_SECONDS)
     if under_torchrun():
@@ -136,7 +137,7 @@ def _run(main, cfg, args) -> None:
     try:
         with handle_stop_signals(lambda _: sys.exit(PREEMPTED)):  # used until training has a state to save
             main(cfg, args)
-    except (UnreadableImageError, FloatingPointError) as error:  # log.txt has the traceback
+    except (UnreadableImageError, FloatingPointError, CollapseError) as error:  # log.txt has the traceback
         if comm.get_world_size() > 1:
             raise  # perhaps only this process has failed, and launch() names it
         # A loader process puts its traceback before the message.

@@ -361,7 +361,7 @@ def test_label_maps_for_a_model_of_objects(label_folder):
 
 
 def test_class_that_never_occurs(label_folder):
-    # 6 of 30 pixels are 255.
+    # 5 of 30 pixels are 255.
     label = np.where(SOUND == 2, [[255] * 3 + [0] * 3] * 5, SOUND)
     assert (label == 255).sum() == 5
     finding = label_folder(label)["class-unused"]
@@ -433,7 +433,7 @@ def test_sizes_of_label_maps(label_folder, tmp_path):
     assert "1.png: 5 x 6, its image 6 x 5" in str(finding)
 
 
-def test_sample_is_said(label_folder):
+def test_a_sample_is_spread_over_the_set(label_folder):
     finding = label_folder(*[SOUND] * 3, np.where(SOUND == 2, 0, SOUND), *[SOUND % 2] * 2, sample=2)
     assert finding == {}  # the first has all classes, the last two; the sample has them all
     assert found("mine", semantic=True, sample=1) == {}

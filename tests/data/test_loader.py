@@ -147,6 +147,7 @@ import torch
 from densesiam_d2.data.loader import SeededSamples, TrainLoader
 from densesiam_d2.data.order import EndlessBatches
 
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 60.0
 records = [{"file_name": str(i)} for i in range(64)]
 samples = SeededSamples(records, lambda record: {"views": torch.zeros(3, 64, 64)}, substitute=False)
 batches = iter(TrainLoader(samples, EndlessBatches(64, 4, seed=0), num_workers=2))
@@ -156,12 +157,12 @@ print("leaving", flush=True)
 
 
 def test_a_process_with_workers_leaves_at_once():
-    """Two workers that miss the message to end cost two waits of 5 s each."""
+    """Workers that miss the message to end are waited for, each as long as torch's interval says."""
     process = subprocess.Popen([sys.executable, "-c", LEAVING], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "leaving\n"
     began = time.monotonic()
-    assert process.wait(timeout=60) == 0
-    assert time.monotonic() - began < 4.5
+    assert process.wait(timeout=200) == 0
+    assert time.monotonic() - began < 50
 
 
 def test_annotations_are_dropped_and_nothing_is_filtered(cfg, tmp_path):

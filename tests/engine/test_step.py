@@ -73,6 +73,14 @@ def test_a_bad_step_changes_nothing(value, precision, caplog):
     assert all(value.isfinite().all() for value in state_of(trainer))
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_forward_runs_in_its_precision(precision, dtype):
+    trainer, seen = trainer_of([good()], precision=precision), []
+    trainer.model.linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    steps(trainer, 1)
+    assert seen == [dtype] and all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_dropped_steps_leave_no_trace(optimizer, fused):

@@ -256,12 +256,13 @@ def test_cpu_processes_do_not_see_gpus(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     module = sys.modules["densesiam_d2.engine.launch"]  # the package exports a function of that name
-    monkeypatch.setattr(module, "launch_d2", lambda *_, **__: seen.append(os.environ.copy()))
+    monkeypatch.setattr(module, "launch_d2", lambda *_, timeout, **__: seen.append((os.environ.copy(), timeout)))
     args = argument_parser().parse_args(["--num-gpus", "2"])
-    cfg = load_config(str(ROOT / "configs" / PRETRAIN))
+    cfg = load_config(str(ROOT / "configs" / PRETRAIN), ["RUN.DIST_TIMEOUT_SECONDS", "77"])
     for cfg.MODEL.DEVICE in ("cuda", "cpu"):
         launch(train_net.main, cfg, args)
-    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["0,1", ""]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment, _ in seen] == ["0,1", ""]
+    assert [timeout.total_seconds() for _, timeout in seen] == [77, 77]
 
 
 def test_reference_world_size_scales(scenes, tmp_path):

@@ -39,30 +39,30 @@ def predicted(d, shift=0.0):
     return instances
 
 
-def evaluate(dataset_dicts, **kwargs):
-    evaluator = COCOEvaluator(NAME)
+def evaluate(cfg, dataset_dicts, **kwargs):
+    evaluator = RepairedCOCOEvaluator(cfg, NAME)
     evaluator.reset()
     for d in dataset_dicts:
         evaluator.process([d], [{"instances": predicted(d, **kwargs)}])
     return evaluator.evaluate()
 
 
-def test_ground_truth_scores_100(dataset_dicts):
+def test_ground_truth_scores_100(cfg, dataset_dicts):
     assert sum(len(d["annotations"]) for d in dataset_dicts) == 929
-    results = evaluate(dataset_dicts)
+    results = evaluate(cfg, dataset_dicts)
     for task in ("bbox", "segm"):
         assert results[task]["AP"] == pytest.approx(100)
 
 
-def test_two_processes_score_as_one(dataset_dicts):
-    main, other = in_two_processes(lambda rank: evaluate(dataset_dicts[rank::2]))
+def test_two_processes_score_as_one(cfg, dataset_dicts):
+    main, other = in_two_processes(lambda rank: evaluate(cfg, dataset_dicts[rank::2]))
     assert main["bbox"]["AP"] == pytest.approx(100) and main["segm"]["AP"] == pytest.approx(100)
     assert other == {}
 
 
-def test_shifted_boxes_score_by_their_iou(dataset_dicts):
+def test_shifted_boxes_score_by_their_iou(cfg, dataset_dicts):
     # Shifted by a tenth of width and height: IoU = 0.81 / (2 - 0.81) = 0.68; right at 0.5, 0.55, 0.6, 0.65 of 10.
-    results = evaluate(dataset_dicts, shift=0.1)
+    results = evaluate(cfg, dataset_dicts, shift=0.1)
     assert results["bbox"]["AP50"] > 95 and results["bbox"]["AP75"] < 5
     assert results["bbox"]["AP"] == pytest.approx(40, abs=3)
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, register_pascal_voc
-from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
+from densesiam_d2.evaluation.build import build_evaluator
 from tests.data_trees import real_data, write_voc_tree
 
 NAME = "test_coco128_voc"
@@ -26,8 +26,8 @@ def tree(request, tmp_path_factory):
     MetadataCatalog.remove(NAME)
 
 
-def evaluate(dataset_dicts, shift=0.0):
-    evaluator = PascalVOCDetectionEvaluator(NAME)
+def evaluate(cfg, dataset_dicts, shift=0.0):
+    evaluator = build_evaluator(cfg, NAME)
     evaluator.reset()
     for d in dataset_dicts:
         boxes = torch.tensor([a["bbox"] for a in d["annotations"]])
@@ -52,11 +52,11 @@ def test_tree_holds_the_voc_objects_of_coco128(tree):
     assert loaded.count("person") == people > 0 and loaded.count("sofa") == sofas > 0
 
 
-def test_ground_truth_scores_100(tree):
-    assert evaluate(DatasetCatalog.get(NAME)) == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100})
+def test_ground_truth_scores_100(cfg, tree):
+    assert evaluate(cfg, DatasetCatalog.get(NAME)) == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100})
 
 
-def test_shifted_boxes_score_by_their_iou(tree):
+def test_shifted_boxes_score_by_their_iou(cfg, tree):
     # Shifted by a tenth of width and height: IoU = 0.81 / (2 - 0.81) = 0.68, right for 0.5 and wrong for 0.75.
-    results = evaluate(DatasetCatalog.get(NAME), shift=0.1)
+    results = evaluate(cfg, DatasetCatalog.get(NAME), shift=0.1)
     assert results["AP50"] > 90 and results["AP75"] < 10

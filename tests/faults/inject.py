@@ -12,7 +12,8 @@ FAULT is kind:iteration[:rank]; the rank is 0 unless given. Kinds:
 - sleep: the process waits for a minute before the step
 - slow: each step from this one on takes 0.2 s longer
 
-Where the environment variable DENSESIAM_D2_TEST_ONCE names a file, faults happen only while it does not exist.
+The file "fault_<kind>" in OUTPUT_DIR says that a process has come to this place. Where the environment variable
+DENSESIAM_D2_TEST_ONCE names a file, faults happen only while it does not exist.
 """
 
 import multiprocessing
@@ -44,6 +45,7 @@ class FaultHook(HookBase):
             time.sleep(0.2)
         if iteration != self._iteration or comm.get_rank() != self._rank or self._happened():
             return
+        Path(self.trainer.cfg.OUTPUT_DIR, f"fault_{self._kind}").touch()
         if self._kind in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self._kind])
         elif self._kind == "sleep":

@@ -1,5 +1,6 @@
 """Signals, frozen and killed processes, full disks and crowded folders: how a run ends, and what it says."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -37,9 +38,22 @@ def test_a_signal_to_one_process_stops_all_at_the_same_iteration(images, tmp_pat
     assert saved(tmp_path) == ["model_0000004.pth", "model_0000007.pth"]
 
 
-def start(words, *flags, faults, **options):
-    command = [sys.executable, "-m", "tests.faults.inject", faults, *flags, *words]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+@pytest.fixture
+def start():
+    """Return a function that starts a training, which ends with the test, however that ends."""
+    started = []
+
+    def run(words, *flags, faults, **options):
+        command = [sys.executable, "-m", "tests.faults.inject", faults, *flags, *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **options))
+        return started[-1]
+
+    yield run
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # ends frozen processes too
+        process.wait()
 
 
 def wait_for(condition, seconds=60):
@@ -61,7 +75,7 @@ def alive(pid):
         return False
 
 
-def test_a_signal_to_the_launcher_is_passed_on(images, tmp_path):
+def test_a_signal_to_the_launcher_is_passed_on(start, images, tmp_path):
     process = start(options(images, tmp_path, "SOLVER.MAX_ITER", 500), "--num-gpus", "2", faults="slow:0")
     wait_for(lambda: saved(tmp_path))
     process.send_signal(signal.SIGTERM)
@@ -71,9 +85,9 @@ def test_a_signal_to_the_launcher_is_passed_on(images, tmp_path):
 
 
 @pytest.mark.parametrize("num_gpus", ["1", "2"])
-def test_ctrl_c_saves_and_leaves_with_75(images, tmp_path, num_gpus):
+def test_ctrl_c_saves_and_leaves_with_75(start, images, tmp_path, num_gpus):
     words = options(images, tmp_path, "SOLVER.MAX_ITER", 500, "DATALOADER.NUM_WORKERS", 1)
-    process = start(words, "--num-gpus", num_gpus, faults="slow:0", start_new_session=True)
+    process = start(words, "--num-gpus", num_gpus, faults="slow:0")
     wait_for(lambda: saved(tmp_path))
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of a command
     assert process.wait(60) == 75
@@ -87,7 +101,7 @@ def test_a_signal_after_the_last_step_leaves_with_75(images, tmp_path):
     assert train(options(images, tmp_path), "--resume").returncode == 0
 
 
-def test_a_signal_while_processes_start_leaves_with_75(images, tmp_path):
+def test_a_signal_while_processes_start_leaves_with_75(start, images, tmp_path):
     process = start(options(images, tmp_path), "--num-gpus", "2", faults="slow:0", stderr=subprocess.PIPE, text=True)
     wait_for(lambda: children(process.pid, "spawn_main"))  # imports start others for a moment, such as ldconfig
     process.send_signal(signal.SIGTERM)
@@ -95,11 +109,10 @@ def test_a_signal_while_processes_start_leaves_with_75(images, tmp_path):
     assert process.returncode == 75, errors[-2000:]
 
 
-def test_a_second_ctrl_c_does_not_wait_for_a_frozen_process(images, tmp_path):
+def test_a_second_ctrl_c_does_not_wait_for_a_frozen_process(start, images, tmp_path):
     process = start(options(images, tmp_path), "--num-gpus", "2", faults="stop:7:1", start_new_session=True)
-    wait_for(lambda: saved(tmp_path))
+    wait_for((tmp_path / "fault_stop").exists)
     ranks = children(process.pid)
-    time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
@@ -108,11 +121,10 @@ def test_a_second_ctrl_c_does_not_wait_for_a_frozen_process(images, tmp_path):
 
 
 @pytest.mark.parametrize("num_gpus", ["1", "2"])
-def test_a_second_ctrl_c_ends_a_run_at_once(images, tmp_path, num_gpus):
-    output = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+def test_a_second_ctrl_c_ends_a_run_at_once(start, images, tmp_path, num_gpus):
+    output = {"stderr": subprocess.PIPE, "text": True}
     process = start(options(images, tmp_path), "--num-gpus", num_gpus, faults="sleep:7", **output)
-    wait_for(lambda: saved(tmp_path))
-    time.sleep(1)  # it is in the wait before step 7 then
+    wait_for((tmp_path / "fault_sleep").exists)
     os.killpg(process.pid, signal.SIGINT)
     for line in process.stderr:
         if "asked to stop" in line:
@@ -123,7 +135,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(images, tmp_path, num_gpus):
     assert saved(tmp_path) == ["model_0000004.pth"]
 
 
-def test_no_process_outlives_a_killed_launcher(images, tmp_path):
+def test_no_process_outlives_a_killed_launcher(start, images, tmp_path):
     """In the background of a script SIGINT is ignored, which is what torch would end its processes by."""
     words = options(images, tmp_path, "SOLVER.MAX_ITER", 500, "DATALOADER.NUM_WORKERS", 1)
     ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
@@ -169,7 +181,7 @@ def test_a_frozen_first_process_does_not_hold_the_others(images, tmp_path):
     assert "rank 1 on" in done.stderr and "does not answer" in done.stderr
 
 
-def test_frozen_workers_do_not_hold_the_run(images, tmp_path):
+def test_frozen_workers_do_not_hold_the_run(start, images, tmp_path):
     words = options(images, tmp_path, "DATALOADER.NUM_WORKERS", 2, "RUN.WATCHDOG_SECONDS", 4)
     process = start(
         [*words, "SOLVER.MAX_ITER", "200"], faults="slow:0,hang_worker:7", stderr=subprocess.PIPE, text=True
@@ -212,7 +224,7 @@ def test_a_full_disk_at_one_save(images, tmp_path):
     assert "could not save model_0000004, no. 1 in a row" in done.stdout
 
 
-def test_a_folder_has_one_run(images, tmp_path):
+def test_a_folder_has_one_run(start, images, tmp_path):
     process = start(options(images, tmp_path, "SOLVER.MAX_ITER", 500), faults="slow:0")
     wait_for(lambda: saved(tmp_path))
     second = train(options(images, tmp_path), "--resume")
@@ -249,12 +261,12 @@ def test_nan_weights_are_not_saved_and_end_the_run(images, tmp_path):
     assert saved(tmp_path) == []
 
 
-@pytest.mark.parametrize("attempt", range(2))
-def test_torchrun_restarts(images, tmp_path, attempt):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_restarts(images, tmp_path, rank):
     """The rank is killed once; the restarted processes go on from the checkpoint."""
     words = ["--resume", "auto", *options(images, tmp_path, "SOLVER.MAX_ITER", 12)]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
-    command = [sys.executable, *torchrun, "-m", "tests.faults.inject", "kill:7:1", *words]
+    command = [sys.executable, *torchrun, "-m", "tests.faults.inject", f"kill:7:{rank}", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DENSESIAM_D2_TEST_ONCE": str(tmp_path / "done")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -262,7 +274,9 @@ def test_torchrun_restarts(images, tmp_path, attempt):
     assert (tmp_path / "backbone.pkl").is_file()
 
 
-def test_children_are_told_from_dead_ones():
+def test_children_are_told_from_dead_ones(
+    start,
+):
     """The helper above can fail: a live process counts as alive, an ended one does not."""
     process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(30,))
     process.start()

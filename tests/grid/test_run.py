@@ -190,9 +190,10 @@ def call(root: Path, code: str = CALL) -> subprocess.Popen:
     )
 
 
-def wait_for(path: Path, text: str = "") -> None:
+def wait_for(path: Path) -> None:
+    """Wait until a file has a text, which may be written after the file is there."""
     end = time.monotonic() + 60
-    while not (path.is_file() and text in path.read_text()):
+    while not (path.is_file() and path.read_text()):
         assert time.monotonic() < end, path
         time.sleep(0.05)
 
@@ -209,7 +210,7 @@ def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path):
     holder = call(
         tmp_path,
         "import sys, time; from pathlib import Path; from densesiam_d2.engine.run_lock import lock_file\n"
-        "root = Path(sys.argv[1]); lock = lock_file(root / '.locks' / 'one.lock'); (root / 'held').touch()\n"
+        "root = Path(sys.argv[1]); lock = lock_file(root / '.locks' / 'one.lock'); (root / 'held').write_text('yes')\n"
         "while not (root / 'runs.txt').exists(): time.sleep(0.05)",
     )
     wait_for(tmp_path / "held")
@@ -318,12 +319,19 @@ def test_a_signal_while_a_command_starts_stops_it(tmp_path, monkeypatch):
     assert not alive(started[0])
 
 
-def test_a_command_that_has_ended_before_a_signal_is_recorded(tmp_path):
+def test_a_command_that_has_ended_before_a_signal_is_recorded(tmp_path, monkeypatch):
+    started, real = [], subprocess.Popen
+
+    def popen(*args, **kwargs):
+        started.append(real(*args, **kwargs))
+        return started[-1]
+
     def show(line):
         if "one: started" in line:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            os.waitid(os.P_PID, started[-1].pid, os.WEXITED | os.WNOWAIT)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    monkeypatch.setattr(subprocess, "Popen", popen)
     one = cell(tmp_path, "one")
     with pytest.raises(KeyboardInterrupt):
         run_cells([one], show=show)
