@@ -376,3 +376,30 @@ def test_colors_on_the_device_refuse_other_transforms():
     )
     with pytest.raises(ValueError, match="COLOR_ON_DEVICE needs transforms of the type ColorSteps"):
         mapper.make_views(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("key", "attribute", "other"),
+    [
+        ("CROP_ANTIALIAS", "antialias", False),
+        ("CROP_CLIP", "clip", True),
+        ("CROP_SCALE_OF", "scale_of", "side"),
+        ("JITTER_INDEPENDENT", "independent", True),
+        ("JITTER_RANDOM_ORDER", "random_order", False),
+        ("JITTER_BRIGHTNESS", "brightness", "add"),
+    ],
+)
+def test_augmentations_get_their_keys(key, attribute, other):
+    """The key changes this attribute of the augmentations and no other."""
+
+    def attributes(*options):
+        mapper = TwoViewDatasetMapper(make_cfg(*options))
+        return [vars(aug) for i in range(2) for aug in [*mapper.geometric[i], *mapper.photometric[i]]]
+
+    changed = 0
+    for stock, ours in zip(attributes(), attributes(key, other), strict=True):
+        differing = {name for name in stock if stock[name] != ours[name]}
+        assert differing <= {attribute}
+        changed += len(differing)
+        assert attribute not in differing or ours[attribute] == other
+    assert changed == 2  # one in each view

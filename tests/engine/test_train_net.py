@@ -24,6 +24,8 @@ from densesiam_d2.checkpoint.loading import WeightsError
 from densesiam_d2.config_checks import ConfigError
 from densesiam_d2.data.sample_sets import register_scenes
 from densesiam_d2.engine import argument_parser, checked_config, launch, load_config
+from densesiam_d2.engine.collapse import CollapseError, CollapseMonitor
+from densesiam_d2.engine.saving import CheckpointHook
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN, UNSUP_SEG, MASK_RCNN, FCN = (
@@ -263,6 +265,37 @@ def test_cpu_processes_do_not_see_gpus(monkeypatch):
         launch(train_net.main, cfg, args)
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment, _ in seen] == ["0,1", ""]
     assert [timeout.total_seconds() for _, timeout in seen] == [77, 77]
+
+
+def test_a_collapse_that_stops_the_run_is_one_line(capsys, monkeypatch):
+    def main(cfg, args):
+        raise CollapseError("The embeddings have collapsed.")
+
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    cfg = load_config(str(ROOT / "configs" / PRETRAIN), CPU)
+    with pytest.raises(SystemExit) as error:
+        launch(main, cfg, argument_parser().parse_args([]))
+    assert error.value.code == 2 and capsys.readouterr().err == "train_net.py: The embeddings have collapsed.\n"
+
+
+def test_hooks_get_their_keys(scenes, tmp_path):
+    keys = ["RUN.STOP_ON_COLLAPSE", True, "SOLVER.CHECKPOINT_KEEP_EVERY", 7, "SOLVER.CHECKPOINT_KEEP_LAST", 3]
+    words = [
+        *CPU,
+        "DATASETS.TRAIN",
+        f"('{scenes}',)",
+        "OUTPUT_DIR",
+        str(tmp_path),
+        *keys,
+        "SOLVER.CHECKPOINT_PERIOD",
+        2,
+    ]
+    hooks = {
+        type(hook): hook for hook in train_net.Trainer(load_config(str(ROOT / "configs" / PRETRAIN), words))._hooks
+    }
+    checkpoints = hooks[CheckpointHook]
+    assert (checkpoints._period, checkpoints._keep_last, checkpoints._keep_every) == (2, 3, 7)
+    assert hooks[CollapseMonitor]._stop
 
 
 def test_reference_world_size_scales(scenes, tmp_path):
