@@ -42,19 +42,6 @@ def test_jpeg_of_each_mode(tmp_path, mode):
         np.testing.assert_array_equal(result, np.asarray(image.convert("RGB")))
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
-def test_exif_orientation_is_applied_once(tmp_path, suffix):
-    # 6 = the camera was turned: the stored left column is the top row of the upright image.
-    stored = np.zeros((16, 32, 3), np.uint8)
-    stored[:, :8] = (255, 0, 0)
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    path = write(tmp_path / f"a.{suffix}", Image.fromarray(stored), exif=exif)
-    result = read_image(path).astype(int)
-    assert result.shape == (32, 16, 3)
-    assert result[:6, :, 0].min() > 200 and result[10:, :, 0].max() < 50
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_each_orientation_equals_pillow(tmp_path, orientation):
     exif = Image.Exif()

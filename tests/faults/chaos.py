@@ -40,14 +40,15 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
     straight, killed = (options(images, folder / name, *training) for name in ("straight", "killed"))
     print("undisturbed run ...", flush=True)
     assert _start(straight, args, folder / "straight.log").wait() == 0, (folder / "straight.log").read_text()[-3000:]
-    kills, unusable = 0, 0
+    kills, resumed, unusable = 0, 0, 0
     while True:
         log = folder / f"part_{kills}.log"
         process = _start(killed, args, log)
         wait = moments.uniform(0, args.max_seconds) if kills < args.kills else float("inf")
-        status = _wait(process, log, wait)
-        first = log.read_text().partition(STARTED)[2].split(maxsplit=1)
-        print(f"part {kills}: from iteration {first[0] if first else '?'}, exit status {status}", flush=True)
+        status = _wait(process, log, folder / "killed", wait)
+        first = [*log.read_text().partition(STARTED)[2].split(maxsplit=1), "?"][0]
+        resumed += first not in ("0", "?")
+        print(f"part {kills}: from iteration {first}, exit status {status}", flush=True)
         if status is None:
             process.kill()  # the other processes end with it
             process.wait()
@@ -59,8 +60,9 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
             print(log.read_text()[-3000:])
             break
     different = differences(folder / "straight", folder / "killed") if not unusable else ["no end"]
-    print(f"{kills} kills, {unusable} unusable states, {len(different)} tensors differ: {different[:5]}")
-    return int(bool(different) or unusable > 0 or kills < args.kills)
+    print(f"{kills} kills, {resumed} parts went on from a checkpoint, {unusable} unusable states")
+    print(f"{len(different)} tensors differ: {different[:5]}")
+    return int(bool(different) or unusable > 0 or kills < args.kills or not resumed)
 
 
 def _start(words: list[str], args: argparse.Namespace, log: Path) -> subprocess.Popen:
@@ -71,11 +73,15 @@ def _start(words: list[str], args: argparse.Namespace, log: Path) -> subprocess.
         )
 
 
-def _wait(process: subprocess.Popen, log: Path, seconds: float) -> int | None:
-    """Let a process train for some seconds; its exit status, or None if it is still at it."""
+def _wait(process: subprocess.Popen, log: Path, output: Path, seconds: float) -> int | None:
+    """Let a process train for some seconds, counted from the first checkpoint that the run has, this part's or earlier.
+
+    Returns:
+        Its exit status, or None if it is still training.
+    """
     started = None
     while process.poll() is None:
-        if started is None and STARTED in log.read_text():
+        if started is None and STARTED in log.read_text() and any(output.glob("model_*.pth")):
             started = time.monotonic()
         if started is not None and time.monotonic() - started > seconds:
             return None
