@@ -110,7 +110,7 @@ def test_a_signal_while_processes_start_leaves_with_75(start, images, tmp_path):
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_frozen_process(start, images, tmp_path):
-    process = start(options(images, tmp_path), "--num-gpus", "2", faults="stop:7:1", start_new_session=True)
+    process = start(options(images, tmp_path), "--num-gpus", "2", faults="stop:7:1")
     wait_for((tmp_path / "fault_stop").exists)
     ranks = children(process.pid)
     os.killpg(process.pid, signal.SIGINT)
