@@ -386,12 +386,9 @@ def test_keys_of_segmentation_are_refused_in_pretraining(key):
 
 
 def test_the_loss_of_images_is_refused_in_segmentation():
+    words = ("MODEL.META_ARCHITECTURE", "DenseSiamSegmentor", *SEGMENTATION)
     with pytest.raises(ValueError, match=r"MODEL\.DENSESIAM\.IMAGE\.LOSS_WEIGHT is 1\.0; only DenseSiam uses it"):
-        check_config(
-            _cfg(
-                "MODEL.META_ARCHITECTURE", "DenseSiamSegmentor", *SEGMENTATION, "MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT", 1.0
-            )
-        )
+        check_config(_cfg(*words, "MODEL.DENSESIAM.IMAGE.LOSS_WEIGHT", 1.0))
 
 
 def test_keys_misspelt_in_python_are_found():

@@ -19,18 +19,17 @@ FREE = {0, 2, 3}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path: Path, text: str | None = None) -> set[str]:
-    """Return the modules that a file, or a text in its place, imports, with absolute names."""
+def imports(path: Path, text: str) -> set[str]:
+    """Return the modules that the text of a file imports, with absolute names."""
     names = set()
     package = ["densesiam_d2", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text() if text is None else text)):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            parts = {f"{module}.{alias.name}" for alias in node.names} if module == "densesiam_d2" else {module}
-            names |= parts
+            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "densesiam_d2" else {module}
     return names
 
 
@@ -60,7 +59,7 @@ def test_every_part_has_a_floor():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path):
     part = part_of(path)
-    for name in imports(path):
+    for name in imports(path, path.read_text()):
         first, *rest = name.split(".")
         if FLOOR[part] == 0:
             assert first not in ("detectron2", "fvcore"), f"{name}: the ground floor needs torch and numpy only"

@@ -74,9 +74,7 @@ def mutual_information_loss(
     counts = gather_with_gradient(displaced_counts(p1, p2, mask, radius)[None]).sum(dim=0)
     smallest = float_info.epsilon
     pairs = counts.sum(dim=(2, 3), keepdim=True)
-    met = (
-        pairs > 0.5
-    )  # the number of pairs of pixels is whole; without one, counts are rounding errors of the transform
+    met = pairs > 0.5  # a whole number of pairs; without one, the counts are rounding errors of the transform
     joint = torch.where(met, counts, 0) / torch.where(met, pairs, 1)
     joint = (joint + joint.transpose(2, 3)) / 2
     marginal = joint.sum(dim=3)  # (T, T, K); symmetric, so the other marginal is the same

@@ -279,20 +279,10 @@ def test_a_collapse_that_stops_the_run_is_one_line(capsys, monkeypatch):
 
 
 def test_hooks_get_their_keys(scenes, tmp_path):
-    keys = ["RUN.STOP_ON_COLLAPSE", True, "SOLVER.CHECKPOINT_KEEP_EVERY", 7, "SOLVER.CHECKPOINT_KEEP_LAST", 3]
-    words = [
-        *CPU,
-        "DATASETS.TRAIN",
-        f"('{scenes}',)",
-        "OUTPUT_DIR",
-        str(tmp_path),
-        *keys,
-        "SOLVER.CHECKPOINT_PERIOD",
-        2,
-    ]
-    hooks = {
-        type(hook): hook for hook in train_net.Trainer(load_config(str(ROOT / "configs" / PRETRAIN), words))._hooks
-    }
+    words = [*CPU, "DATASETS.TRAIN", f"('{scenes}',)", "OUTPUT_DIR", str(tmp_path), "RUN.STOP_ON_COLLAPSE", True]
+    words += ["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_KEEP_LAST", 3, "SOLVER.CHECKPOINT_KEEP_EVERY", 7]
+    trainer = train_net.Trainer(load_config(str(ROOT / "configs" / PRETRAIN), words))
+    hooks = {type(hook): hook for hook in trainer._hooks}
     checkpoints = hooks[CheckpointHook]
     assert (checkpoints._period, checkpoints._keep_last, checkpoints._keep_every) == (2, 3, 7)
     assert hooks[CollapseMonitor]._stop

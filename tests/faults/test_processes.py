@@ -274,9 +274,7 @@ def test_torchrun_restarts(images, tmp_path, rank):
     assert (tmp_path / "backbone.pkl").is_file()
 
 
-def test_children_are_told_from_dead_ones(
-    start,
-):
+def test_children_are_told_from_dead_ones():
     """The helper above can fail: a live process counts as alive, an ended one does not."""
     process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(30,))
     process.start()
