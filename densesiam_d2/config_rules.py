@@ -180,6 +180,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CHECKPOINT_KEEP_LAST": NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_PERIOD": POSITIVE,
     "SOLVER.WARMUP_EPOCHS": (lambda v: v >= 0 and math.isfinite(v), ">= 0"),
+    "SOLVER.NUM_DECAYS": POSITIVE,
     "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
     "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
     "SOLVER.WEIGHT_DECAY": NOT_NEGATIVE,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.projects.point_rend import add_pointrend_config
 
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.config_checks import check_config, without_effect
@@ -398,6 +399,12 @@ def test_keys_misspelt_in_python_are_found():
     with pytest.raises(ValueError, match=r"no key SOLVER\.BASE_LRR; did you mean SOLVER\.BASE_LR\?") as raised:
         check_config(cfg)
     assert "MY_OWN_HEAD" not in str(raised.value)
+
+
+def test_keys_of_another_project_are_no_misspelt_ones():
+    cfg = _cfg()
+    add_pointrend_config(cfg)  # with MODEL.POINT_HEAD.NUM_CLASSES and MODEL.ROI_MASK_HEAD.FC_DIM
+    check_config(cfg)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,9 @@ def _openmmlab_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"the config in its meta {text}; {_GIVE_CONFIG}")
         if values:
             facts[fact] = values[0]
+    mean = facts.get("pixel_mean")
+    if mean and "pixel_format" not in facts and mean[0] < mean[2]:  # blue is the smallest mean of photographs
+        facts["pixel_format"] = "BGR"
     # MMSelfSup normalises values of 0 to 1; Caffe's standard deviation of 1 stands beside means of 0 to 255.
     if max(facts.get("pixel_mean", [256.0])) <= 1 and max(facts.get("pixel_std", [256.0])) <= 1:
         facts |= {key: [255 * value for value in facts[key]] for key in ("pixel_mean", "pixel_std")}

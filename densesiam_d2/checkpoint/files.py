@@ -48,6 +48,11 @@ def require_weight_file(path: Path, what: str = "weight file") -> None:
         ValueError: it is a folder, or a checkpoint of TensorFlow, whose name may be only the start of its files' names.
     """
     refuse_tensorflow(path)
+    if path.is_dir() and (path / ".metadata").is_file():
+        raise ValueError(
+            f"cannot read weights from {path}: it is a sharded checkpoint; give the result of python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pth"
+        )
     if path.is_dir():
         raise ValueError(f"cannot read weights from {path}: it is a folder; give the file in it")
     if not path.is_file():
@@ -81,6 +86,9 @@ def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
         if foreign and isinstance(content, (Placeholder, list, tuple)):
             content = {"model": content}
         refuse_jax(content)
+        shards = [name for name in left_out if name.endswith(("DTensor", "ShardedTensor"))]
+        if shards:
+            raise ValueError(f"it holds shards of tensors ({shards[0]}): save the full state dict")
         empty = foreign and not tensors_in(content)
     except Exception as error:  # damaged bytes can raise any exception
         raise ValueError(f"cannot read weights from {path}: {_reason(error, path)}") from error
@@ -125,6 +133,8 @@ def _read_zip(path: Path, left_out: dict[str, None]) -> Any:
         if any(re.fullmatch(r"([^/]+/)?constants\.pkl", name) for name in names):
             raise ValueError("it is a TorchScript archive, which holds code: save its state_dict() and give that")
         if len(pickles) != 1:
+            if names and all(name.endswith(".npy") for name in names):
+                raise ValueError("it holds arrays of NumPy: save {name: torch.from_numpy(array), ...} with torch.save")
             raise ValueError("it is a zip archive, but not of torch.save: give the file in it")
         root = pickles[0].removesuffix("data.pkl")
         order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in names else "little"

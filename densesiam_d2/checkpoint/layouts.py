@@ -14,7 +14,7 @@ from densesiam_d2.checkpoint.namings import Network, networks_in
 from densesiam_d2.checkpoint.tensors import as_array, bare_name, refuse_quantized, tensors_in
 from densesiam_d2.text_lines import listed
 
-__all__ = ["Found", "exported", "recognise"]
+__all__ = ["Found", "equal", "exported", "recognise"]
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def _without_copies(networks: list[Network], tensors: Mapping[str, Any]) -> list
     for network in networks:
         for i, other in enumerate(different):
             if other.names.keys() == network.names.keys() and all(
-                _equal(tensors[name], tensors[network.names[bare]]) for bare, name in other.names.items()
+                equal(tensors[name], tensors[network.names[bare]]) for bare, name in other.names.items()
             ):
                 different[i] = other._replace(prefixes=(*other.prefixes, *network.prefixes))
                 break
@@ -214,7 +214,8 @@ def _without_copies(networks: list[Network], tensors: Mapping[str, Any]) -> list
     return different
 
 
-def _equal(a: Any, b: Any) -> bool:
+def equal(a: Any, b: Any) -> bool:
+    """Tell whether two tensors or arrays have the same shape and values; NaN equals NaN."""
     return a.shape == b.shape and np.array_equal(as_array(a), as_array(b), equal_nan=True)
 
 

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, is_ours, known_metadata
-from densesiam_d2.checkpoint.layouts import exported, recognise
+from densesiam_d2.checkpoint.layouts import equal, exported, recognise
 from densesiam_d2.checkpoint.names import further_blocks, to_torchvision
 from densesiam_d2.checkpoint.tensors import as_array, refuse_quantized, tensors_in
 from densesiam_d2.text_lines import listed
@@ -56,7 +56,7 @@ def under_own_names(
     elif prefix is not None:
         places = ", ".join(place.rstrip(".") or "the top" for place in prefixes) or "nowhere"
         raise ValueError(f"--prefix {prefix}: no whole {backbone.network} lies there; there is one below: {places}")
-    if len(prefixes) == 1:
+    if prefixes and all(equal(tensors[other + n], tensors[prefixes[0] + n]) for other in prefixes[1:] for n in names):
         inside = [name.removeprefix(prefixes[0]) for name in tensors if name.startswith(prefixes[0])]
         further = further_blocks(names, inside)
         if further:  # the backbone may end before the last blocks of its network
@@ -106,7 +106,10 @@ def _lacking(names: Collection[str], tensors: Mapping[str, Any]) -> dict[str, li
 def _reason(network: str, names: Collection[str], lacking: Mapping[str, list[str]], tensors: Mapping[str, Any]) -> str:
     whole = [prefix.rstrip(".") or "the top" for prefix, lost in lacking.items() if not lost]
     if whole:
-        return f"it has several {network}, below {', '.join(whole)}: keep one, or choose one with --prefix"
+        return (
+            f"it has several {network}, below {', '.join(whole)}: choose one with --prefix and --config-file of "
+            "python -m densesiam_d2.tools.export_backbone"
+        )
     told = f"torchvision's {network}, the network that MODEL.TORCHVISION.NAME names"
     if lacking:
         lost = min(lacking.values(), key=len)

@@ -15,6 +15,9 @@ from densesiam_d2.yaml_keys import load_yaml
 
 __all__ = ["load_config"]
 
+# Keys below SOLVER that say the same thing in iterations and in epochs.
+_LENGTHS = (("MAX_ITER", "EPOCHS"), ("WARMUP_ITERS", "WARMUP_EPOCHS"))
+
 # Keys that hold a tuple of names; a single name without a tuple is accepted too.
 _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.ACCEPT")
 
@@ -22,7 +25,8 @@ _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.ACCEPT")
 def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
     """Read a yaml and ``KEY VALUE`` pairs over the defaults; without a GPU, set MODEL.DEVICE to "cpu".
 
-    ``~`` in OUTPUT_DIR and MODEL.WEIGHTS is the home folder.
+    ``~`` in OUTPUT_DIR and MODEL.WEIGHTS is the home folder. SOLVER.MAX_ITER overrides the EPOCHS of a file further
+    down in the chain of ``_BASE_``, and WARMUP_ITERS its WARMUP_EPOCHS.
 
     Args:
         config_file: path of a yaml.
@@ -49,8 +53,9 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
     _check_bases(Path(config_file))
     try:
         cfg.merge_from_other_cfg(_with_types(CfgNode(CfgNode.load_yaml_with_base(config_file)), cfg))
-        if "SOLVER.MAX_ITER" in opts[::2]:
-            cfg.SOLVER.EPOCHS = 0.0  # the command line overrides the yaml
+        for iterations, epochs in _LENGTHS:
+            if f"SOLVER.{iterations}" in opts[::2] or _nearest(Path(config_file), (epochs, iterations)) == iterations:
+                cfg.SOLVER[epochs] = 0.0
         cfg.merge_from_list(_as_meant(cfg, opts))
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg, config_file)) from error
@@ -59,11 +64,12 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         if attrgetter(key)(cfg) is None and default is not None:
             instead = f"{default!r} for none" if default in ("", (), []) else f"one, such as {default!r}"
             raise ValueError(f"{key} has no value: write {instead}")
-    if cfg.SOLVER.EPOCHS > 0 and "SOLVER.MAX_ITER" in opts[::2]:
-        raise ValueError(
-            f"SOLVER.EPOCHS {cfg.SOLVER.EPOCHS:g} and SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} both say how long to "
-            "train: give one of them"
-        )
+    for iterations, epochs in _LENGTHS:
+        if cfg.SOLVER[epochs] > 0 and f"SOLVER.{iterations}" in opts[::2]:
+            raise ValueError(
+                f"SOLVER.{epochs} {cfg.SOLVER[epochs]:g} and SOLVER.{iterations} {cfg.SOLVER[iterations]} both say how "
+                "long to train: give one of them"
+            )
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     for node, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS")):
@@ -102,6 +108,21 @@ def _check_bases(path: Path, above: tuple[Path, ...] = ()) -> None:
         if base_path.resolve() in above:
             raise ValueError(f"{path}: _BASE_ {base} stands on this file itself: name another one")
         _check_bases(base_path, above)
+
+
+def _nearest(path: Path, names: tuple[str, ...]) -> str | None:
+    """Return which of some keys below SOLVER the first file in the chain of ``_BASE_`` has, the first of two."""
+    with path.open(encoding="utf-8") as file:
+        content = load_yaml(file)
+    solver, bases = content.get("SOLVER"), content.get("_BASE_", [])
+    given = [name for name in names if isinstance(solver, dict) and name in solver]
+    if given:
+        return given[0]
+    found = [
+        _nearest(path.parent / Path(base).expanduser(), names)
+        for base in (bases if isinstance(bases, list) else [bases])
+    ]
+    return next((name for name in reversed(found) if name), None)
 
 
 def _keys_in(content: dict) -> Iterator[object]:

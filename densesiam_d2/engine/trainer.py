@@ -16,7 +16,7 @@ import torch
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from fvcore.common.history_buffer import HistoryBuffer
@@ -166,8 +166,13 @@ class Trainer(DefaultTrainer):
         if any(isinstance(hook, EarlyStopHook) and hook.exhausted() for hook in self._hooks):
             logger.info("This run has ended by TEST.PATIENCE %d: nothing is left to train", self.cfg.TEST.PATIENCE)
             self.max_iter = self.start_iter
-        with handle_stop_signals(self._ask_to_stop), contextlib.suppress(StoppedEarly):
-            return super().train()
+        with handle_stop_signals(self._ask_to_stop):
+            with contextlib.suppress(StoppedEarly):
+                TrainerBase.train(self, self.start_iter, self.max_iter)
+            results = getattr(self, "_last_eval_results", None)
+            if comm.is_main_process():
+                verify_results(self.cfg, results or {})
+            return results
 
     def after_train(self) -> None:
         self._past_last_step = True
@@ -311,11 +316,13 @@ def in_iterations(cfg, data_loader):
 def in_this_many_processes(cfg):
     """Return a config scaled from SOLVER.REFERENCE_WORLD_SIZE processes to those of this run.
 
-    detectron2 rounds short periods to 0, which would turn evaluation off, and checkpoints into a division by zero.
+    detectron2 rounds short periods to 0, which would turn evaluation off, and checkpoints into a division by zero, and
+    leaves the last rate of the cosine as it is.
     """
     scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     if scaled is not cfg:
         scaled.defrost()
+        scaled.SOLVER.BASE_LR_END *= scaled.SOLVER.BASE_LR / cfg.SOLVER.BASE_LR
         scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
         scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)
         scaled.freeze()

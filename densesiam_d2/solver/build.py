@@ -1,5 +1,6 @@
 """Build optimizers and schedules: detectron2's and further ones; some modules can keep a fixed learning rate."""
 
+import logging
 import re
 
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 from densesiam_d2.solver.lars import LARS
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "fuse"]
+
+logger = logging.getLogger(__name__)
 
 # Of detectron2's box, mask and segmentation heads, and of FCNSemSegHead with its auxiliary head.
 _LAST_LAYERS = re.compile(r"(roi_heads|sem_seg_head)\.(\w+\.)*(box_)?predictor\.")
@@ -54,6 +57,16 @@ class PolyWithFloor(ParamScheduler):
     def __call__(self, where: float) -> float:
         """Return the multiplier when the share ``where`` of training is done."""
         return (1 - self._floor) * self._poly(where) + self._floor
+
+
+class _BeforeTheEnd(ParamScheduler):
+    """A schedule that keeps its value over the last 2e-6 of training, where fvcore's steps of equal length fail."""
+
+    def __init__(self, schedule: ParamScheduler):
+        self._schedule = schedule
+
+    def __call__(self, where: float) -> float:
+        return self._schedule(min(where, 1 - 2e-6))
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -153,6 +166,12 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
         raise ValueError(
             "SOLVER.EPOCHS or WARMUP_EPOCHS is still set: call densesiam_d2.set_epochs(cfg, number of images) first"
         )
+    if solver.WARMUP_ITERS >= solver.MAX_ITER:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS is %d and MAX_ITER %d: the rate never reaches BASE_LR; set a shorter warm-up",
+            solver.WARMUP_ITERS,
+            solver.MAX_ITER,
+        )
     if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
         cfg = cfg.clone()
         cfg.defrost()
@@ -165,7 +184,10 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
     else:
         scheduler = build_d2_lr_scheduler(cfg, optimizer)  # raises ValueError for an unknown name
         # It has already set the groups' learning rates for warm-up; the one below starts from "initial_lr" again.
-        return FixedLRMultiplier(optimizer, scheduler._multiplier, solver.MAX_ITER)
+        multiplier = scheduler._multiplier
+        if solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
+            multiplier = _BeforeTheEnd(multiplier)
+        return FixedLRMultiplier(optimizer, multiplier, solver.MAX_ITER)
     multiplier = WarmupParamScheduler(
         decay,
         solver.WARMUP_FACTOR,

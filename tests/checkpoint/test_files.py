@@ -3,6 +3,8 @@ import functools
 import gzip
 import json
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -11,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import distributed
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from densesiam_d2.checkpoint import read_checkpoint, save_safetensors
 
@@ -235,3 +241,32 @@ def test_a_file_without_tensors_and_a_folder(tmp_path):
         read_checkpoint(tmp_path / "x.pth", foreign=True)
     with pytest.raises(ValueError, match=rf"{tmp_path}: it is a folder; give the file in it$"):
         read_checkpoint(tmp_path)
+
+
+def test_arrays_of_numpy_are_named(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.ones(3), b=np.ones(4))
+    with pytest.raises(ValueError, match=r"x\.npz: it holds arrays of NumPy: save \{name: torch\.from_numpy\(array\)"):
+        read_checkpoint(tmp_path / "x.npz")
+
+
+def test_a_sharded_checkpoint_is_joined_by_the_command_in_its_message(tmp_path):
+    folder, joined = tmp_path / "sharded", tmp_path / "weights.pth"
+    distributed_checkpoint.save({"model": {"a": torch.arange(4.0)}}, checkpoint_id=folder, no_dist=True)
+    with pytest.raises(ValueError, match=r"it is a sharded checkpoint; give the result of python -m (.*)$") as raised:
+        read_checkpoint(folder)
+    module, *words = str(raised.value).rpartition("python -m ")[2].split()
+    subprocess.run([sys.executable, "-m", module, *words[:-1], str(joined)], check=True, capture_output=True)
+    assert torch.equal(read_checkpoint(joined)["model"]["a"], torch.arange(4.0))
+
+
+def test_shards_of_tensors_are_named(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        sharded = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Shard(0)])
+        torch.save({"model": {"a": sharded}}, tmp_path / "x.pth")
+    finally:
+        distributed.destroy_process_group()
+    with pytest.raises(
+        ValueError, match=r"x\.pth: it holds shards of tensors \(.*DTensor\): save the full state dict$"
+    ):
+        read_checkpoint(tmp_path / "x.pth", foreign=True)

@@ -166,6 +166,10 @@ bbox_coder = dict(target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2
             "img_norm_cfg = dict(mean=[0.5, 0.4, 0.2], std=[0.2, 0.2, 0.4]), style='pytorch', to_rgb=True",
             ("RGB", [127.5, 102.0, 51.0], [51.0, 51.0, 102.0], False),
         ),
+        (  # no flag: the order of the means tells
+            "style='pytorch', data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395])",
+            ("BGR", [103.53, 116.28, 123.675], [57.375, 57.12, 58.395], False),
+        ),
         ({"style": "caffe", "to_rgb": False}, ("BGR", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True)),
     ],
 )

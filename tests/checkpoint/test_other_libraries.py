@@ -160,11 +160,21 @@ def test_which_of_two_networks(tmp_path, capsys):
     command = ["--input", str(tmp_path / "two.pth"), "--format", "torchvision", "--output", str(tmp_path / "b.pth")]
     command += ["--config-file", str(tmp_path / "c.yaml")]
     assert main(command) == 2
-    assert "several mobilenet_v2, below left, right: keep one, or choose one with --prefix" in capsys.readouterr().err
+    assert "several mobilenet_v2, below left, right: choose one with --prefix" in capsys.readouterr().err
     assert main([*command, "--prefix", "middle"]) == 2
     assert "--prefix middle: no whole mobilenet_v2 lies there; there is one below: left, r" in capsys.readouterr().err
     assert main([*command, "--prefix", "right"]) == 0
     assert torch.equal(torch.load(tmp_path / "b.pth")["features.0.0.weight"], state["features.0.0.weight"] + 1)
+
+
+def test_equal_networks_count_as_one(tmp_path):
+    state = with_statistics("mobilenet_v2").state_dict()
+    torch.save({"model": state, "ema": {name: value.clone() for name, value in state.items()}}, tmp_path / "two.pth")
+    (tmp_path / "c.yaml").write_text(rgb_cfg("mobilenet_v2").dump())
+    command = ["--input", str(tmp_path / "two.pth"), "--format", "torchvision", "--output", str(tmp_path / "b.pth")]
+    assert main([*command, "--config-file", str(tmp_path / "c.yaml")]) == 0
+    name = "features.0.0.weight"
+    assert torch.equal(torch.load(tmp_path / "b.pth")[name], state[name])
 
 
 @pytest.mark.parametrize("depth", [18, 50])

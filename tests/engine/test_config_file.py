@@ -93,6 +93,28 @@ def test_two_lengths_of_training_are_refused(own):
         load_config(own("SEED: 1"), ["SOLVER.EPOCHS", "2", "SOLVER.MAX_ITER", "3"])
     assert load_config(own("SEED: 1"), ["SOLVER.EPOCHS", "0", "SOLVER.MAX_ITER", "3"]).SOLVER.MAX_ITER == 3
     assert load_config(own("SOLVER: {EPOCHS: 2}"), ["SOLVER.MAX_ITER", "3"]).SOLVER.EPOCHS == 0
+    with pytest.raises(ValueError, match=r"^SOLVER\.WARMUP_EPOCHS 2 and SOLVER\.WARMUP_ITERS 3 both say how long"):
+        load_config(own("SEED: 1"), ["SOLVER.WARMUP_EPOCHS", "2", "SOLVER.WARMUP_ITERS", "3"])
+    assert load_config(own("SOLVER: {WARMUP_EPOCHS: 2}"), ["SOLVER.WARMUP_ITERS", "3"]).SOLVER.WARMUP_EPOCHS == 0
+
+
+@pytest.mark.parametrize(("iterations", "epochs"), [("MAX_ITER", "EPOCHS"), ("WARMUP_ITERS", "WARMUP_EPOCHS")])
+def test_the_length_in_the_nearest_file_counts(own, tmp_path, iterations, epochs):
+    Path(own(f"SOLVER: {{{epochs}: 2}}")).rename(tmp_path / "base.yaml")
+    top = tmp_path / "top.yaml"
+    expected = {
+        f"SOLVER: {{{iterations}: 3}}": 0,
+        f"SOLVER: {{{iterations}: 3, {epochs}: 4}}": 4,
+        f"SOLVER: {{{epochs}: 5}}": 5,
+        "SEED: 1": 2,
+    }
+    for lines, length in expected.items():
+        top.write_text(f"_BASE_: base.yaml\n{lines}\n")
+        assert load_config(str(top)).SOLVER[epochs] == length
+    (tmp_path / "other.yaml").write_text(f"SOLVER: {{{iterations}: 3}}\n")
+    for bases, length in (("[base.yaml, other.yaml]", 0), ("[other.yaml, base.yaml]", 2)):  # the last one counts
+        top.write_text(f"_BASE_: {bases}\n")
+        assert load_config(str(top)).SOLVER[epochs] == length
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,13 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
     assert train(images, half, "TEST.PATIENCE", 4, flags=["--resume"])["iteration"] == 9  # two comparisons more
 
 
+def test_expected_results_are_checked_after_the_last_comparison(tmp_path):
+    """The probe's scores are results too; here there are none, so the expected ones are missed."""
+    images = write_images(tmp_path / "scenes")
+    with pytest.raises(KeyError, match="sem_seg"):
+        train(images, tmp_path / "run", "TEST.EXPECTED_RESULTS", "[['sem_seg','mIoU',99.0,0.1]]")
+
+
 def test_values_since_the_last_comparison_survive_an_interruption(tmp_path):
     """0.9 before and 0.3 after the interruption, compared at iteration 9: the mean is 0.6."""
     checkpointer = CheckedCheckpointer(nn.Linear(1, 1), str(tmp_path))

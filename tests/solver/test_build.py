@@ -105,6 +105,23 @@ def test_multi_step_falls_through_to_detectron2():
     )
 
 
+def test_fixed_gamma_steps_by_hand():
+    # Three decays to a half: a constant rate in each of four quarters.
+    name = "WarmupStepWithFixedGammaLR"
+    rates = _rates(_cfg(LR_SCHEDULER_NAME=name, NUM_DECAYS=3, GAMMA=0.5, MAX_ITER=40))
+    assert [rates[i] for i in (0, 9, 10, 19, 20, 29, 30, 39)] == pytest.approx(
+        [BASE_LR] * 2 + [BASE_LR / 2] * 2 + [BASE_LR / 4] * 2 + [BASE_LR / 8] * 2
+    )
+
+
+def test_a_warmup_as_long_as_the_training_is_warned_of(caplog):
+    _rates(_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", MAX_ITER=50, WARMUP_ITERS=49))
+    assert not caplog.messages
+    _rates(_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", MAX_ITER=50, WARMUP_ITERS=50))
+    (text,) = caplog.messages
+    assert text.startswith("SOLVER.WARMUP_ITERS is 50 and MAX_ITER 50: the rate never reaches BASE_LR")
+
+
 @pytest.mark.parametrize("name", ["WarmupConstantLR", "WarmupMultiStepLR"])
 def test_linear_warmup_by_hand(name):
     # From 0.1 at iteration 0 linearly to 1 at iteration 10: 0.1 + 0.9 * t / 10.

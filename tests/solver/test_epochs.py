@@ -84,6 +84,13 @@ def test_scaling_leaves_no_period_of_zero(monkeypatch):
     assert in_this_many_processes(_cfg(*keys, "TEST.EVAL_PERIOD", 800)).TEST.EVAL_PERIOD == 100
 
 
+def test_scaling_keeps_the_share_of_the_last_rate(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    keys = ["SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.BASE_LR", 0.4, "SOLVER.BASE_LR_END", 0.04]
+    solver = in_this_many_processes(_cfg(*keys)).SOLVER
+    assert pytest.approx((0.1, 0.01)) == (solver.BASE_LR, solver.BASE_LR_END)
+
+
 @pytest.mark.parametrize("processes", [2, 8, 32])
 def test_scaling_to_processes_keeps_the_number_of_epochs(processes):
     images, epochs = 100_000, 50
