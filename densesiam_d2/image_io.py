@@ -171,6 +171,8 @@ def _check_label(image: Image.Image) -> None:
         raise ValueError("a PGM file may hold numbers that are stretched to 255; write the label map as PNG")
     if image.format in _LOSSY:
         raise ValueError(f"a label map must not be {image.format}, which changes the numbers; write it as PNG")
+    if image.format == "GIF":
+        raise ValueError("a label map must not be GIF, whose writers number the colours anew; write it as PNG")
     if image.mode not in ("1", "L", "P"):
         raise ValueError(f"a label map needs one 8-bit channel, this file has mode {image.mode}")
 
@@ -373,6 +375,8 @@ def _decode_16_bit(image: Image.Image, data: bytes) -> np.ndarray | None:
         return ~pixels if white_is_zero else pixels
     if _depth(image, data) != 16 or image.mode in ("I", "F"):
         return None
+    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(277, 1) > 1:  # else one plane is read
+        raise ValueError("16-bit colours in separate planes are not read: write them interleaved")
     # OpenCV decodes 16-bit colours, because Pillow keeps only their upper 8 bits.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     return None if pixels is None or pixels.dtype != np.uint16 else pixels[:, :, ::-1]

@@ -201,7 +201,9 @@ def _find_problems(metadata: Metadata) -> list[str]:
     ]
     absent = [Path(file) for file in files if file and not Path(file).is_file()]
     problems += [f"{f} is a folder, not a file" if f.is_dir() else f"the file {f} does not exist" for f in absent]
-    problems += [problem for folder in folders if folder and (problem := _find_folder_problem(Path(folder)))]
+    # Images that annotations name may have any ending.
+    find = _find_missing_folder if metadata.get("json_file") else _find_folder_problem
+    problems += [problem for folder in folders if folder and (problem := find(Path(folder)))]
     if metadata.get("image_list"):
         try:
             load_image_list(metadata.image_list)
@@ -215,11 +217,16 @@ def _find_problems(metadata: Metadata) -> list[str]:
     return problems
 
 
+def _find_missing_folder(folder: Path) -> str | None:
+    if folder.is_dir():
+        return None
+    return f"{folder} is a file, not a folder" if folder.exists() else f"the folder {folder} does not exist"
+
+
 def _find_folder_problem(folder: Path) -> str | None:
+    if problem := _find_missing_folder(folder):
+        return problem
     others = Counter()
-    try:
-        if next(walk_images(folder, others), None) is not None:
-            return None
-    except FileNotFoundError:
-        return f"{folder} is a file, not a folder" if folder.exists() else f"the folder {folder} does not exist"
+    if next(walk_images(folder, others), None) is not None:
+        return None
     return f"the folder {folder} holds no images (among {others.total()} files)"

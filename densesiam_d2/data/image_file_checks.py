@@ -1,6 +1,7 @@
 """Check that the files that records name exist, and that images have the size that the records declare."""
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,10 @@ def look_at_images(records: Sequence[dict], sample: int | None, tally: Tally) ->
     """Note images that do not exist, and images (of a sample) whose size is not the one that their record declares."""
     missing = missing_files([record["file_name"] for record in records])
     for path in sorted(missing):
-        tally.note("image-backslash" if "\\" in path else "image-missing", path)
+        forms = {unicodedata.normalize(form, path) for form in ("NFC", "NFD")}
+        other = any(Path(form).exists() for form in forms)
+        text = f"{path}, but its accents have another Unicode form there: rename the file" if other else path
+        tally.note("image-backslash" if "\\" in path else "image-missing", text)
     for record in tqdm(evenly_spaced(records, sample), desc="image headers", unit="", disable=None, leave=False):
         path = record["file_name"]
         if path in missing or "width" not in record:

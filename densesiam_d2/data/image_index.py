@@ -24,10 +24,11 @@ from densesiam_d2.image_io import IMAGE_SUFFIXES
 
 from .file_walk import walk_files
 
-__all__ = ["TAR_SUFFIXES", "ImageFiles", "tar_members", "write_index"]
+__all__ = ["TAR_SUFFIXES", "ImageFiles", "require_index_or_nothing", "tar_members", "write_index"]
 
 TAR_SUFFIXES = (".tar",)
 KIND = {"kind": "densesiam_d2 image index", "version": 1}
+_FILES = {"index.json", "names.bin", "ends.bin", "offsets.bin", "sizes.bin"}
 _FACTS = {"root": str, "images": int, "bytes": int, "tar": bool}
 
 
@@ -140,6 +141,19 @@ def _map(path: Path, dtype: type, count: int) -> np.ndarray:
     return np.memmap(path, dtype, mode="r", shape=(count,)).view(np.ndarray)
 
 
+def require_index_or_nothing(folder: Path) -> None:
+    """Raise ValueError if a folder that :func:`write_index` would replace holds anything but an index of ours."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    try:
+        kind = json.loads((folder / "index.json").read_text())["kind"] if names else KIND["kind"]
+    except (OSError, ValueError, LookupError, TypeError):
+        kind = None
+    if kind != KIND["kind"] or not names <= _FILES:
+        raise ValueError(f"{folder} exists and is no index: name another folder")
+
+
 def write_index(index: str | Path, root: str | Path, images: Iterable, *, tar: bool = False) -> int:
     """Write an index, in constant memory.
 
@@ -156,8 +170,7 @@ def write_index(index: str | Path, root: str | Path, images: Iterable, *, tar: b
         ValueError: there are no images, or ``index`` is a folder with other content.
     """
     index = Path(index)
-    if index.exists() and any(index.iterdir()) and not (index / "index.json").is_file():
-        raise ValueError(f"{index} exists and is no index: name another folder")
+    require_index_or_nothing(index)
     partial = index.with_name(f".{index.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -11,7 +11,13 @@ from PIL import Image
 
 from densesiam_d2.data.image_listing import load_image_list, walk_images
 from densesiam_d2.data.white_level import warn_of_dark_images
-from densesiam_d2.image_io import IMAGE_SUFFIXES, has_more_pages, read_image
+from densesiam_d2.image_io import (
+    IMAGE_SUFFIXES,
+    UnreadableImageError,
+    displayed_size,
+    has_more_pages,
+    read_image,
+)
 from densesiam_d2.text_lines import counted, printable
 
 __all__ = ["ImageSource"]
@@ -34,8 +40,8 @@ class ImageSource:
 
         Args:
             path: folder (searched recursively; links are followed, hidden files and folders are left out) or file.
-                ``.txt`` is a list, see :func:`densesiam_d2.data.load_image_list`; any other file without the ending of
-                an image is opened as a video.
+                ``.txt`` is a list, see :func:`densesiam_d2.data.load_image_list`; any other file that is no image is
+                opened as a video.
             more: further images; ``path`` is then an image too.
             every: n of "every n-th frame", None for all; the first frame is always read.
             white_level: see :func:`densesiam_d2.image_io.read_image`.
@@ -55,7 +61,7 @@ class ImageSource:
         self._video = None
         if every is not None and every < 1:
             raise ValueError(f"--every {every} must be at least 1")
-        if path.is_file() and path.suffix.lower() not in (*IMAGE_SUFFIXES, ".txt"):
+        if path.is_file() and path.suffix.lower() not in (*IMAGE_SUFFIXES, ".txt") and not _is_image(path):
             self.root, self._video = None, _open_video(path)
             frames = int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))
             self.total = -(-frames // self._every) if frames > 0 else None
@@ -146,6 +152,15 @@ class ImageSource:
         if read < wanted:
             lost = f"{wanted - read} of about {wanted} frames could not be read"
             self.unreadable.append(f"{self._path}: {lost}; reading ended after frame {number - 1:06d}")
+
+
+def _is_image(path: Path) -> bool:
+    """Tell whether a file holds an image, whatever its ending is."""
+    try:
+        displayed_size(path)
+    except UnreadableImageError:
+        return False
+    return True
 
 
 def _open_video(path: Path) -> cv2.VideoCapture:

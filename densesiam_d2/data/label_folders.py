@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,16 +112,18 @@ def _by_stem(root: Path, other_root: Path, others: Counter, png: bool | None) ->
         others: counts the files of other kinds, by ending.
         png: True takes ``.png`` files only; None takes all images, but no ``.png`` if the two folders are the same.
     """
-    found, inside = {}, other_root.resolve() != root.resolve() and other_root.resolve().is_relative_to(root.resolve())
+    found, own, other = {}, root.resolve(), other_root.resolve()
+    inside = other != own and other.is_relative_to(own)
     for path in walk_images(root, others):
         file = Path(path)
         is_png = file.suffix.lower() == ".png"
-        if (png and not is_png) or (png is None and is_png and other_root.resolve() == root.resolve()):
+        if (png and not is_png) or (png is None and is_png and other == own):
             others[file.suffix] += 1
             continue
-        if inside and file.is_relative_to(other_root):
+        if inside and file.resolve().is_relative_to(other):
             continue
-        stem = str(file.relative_to(root).with_suffix(""))
+        # macOS writes accents as characters of their own, other systems as one with the letter.
+        stem = unicodedata.normalize("NFC", str(file.relative_to(root).with_suffix("")))
         if stem in found:
             raise ValueError(f"{found[stem]} and {file} have one name but for the ending: take one of them away")
         found[stem] = path

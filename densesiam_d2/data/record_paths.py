@@ -42,5 +42,6 @@ def check_record_paths(records: Sequence[dict], roots: Iterable[str | Path] = ()
     if outside:
         raise ValueError(
             f"{len(outside)} of {len(names)} files of a dataset of {len(records)} records lie outside "
-            f"{' and '.join(roots)}, first {outside[0]}: move them below, or put a symbolic link to their folder there"
+            f"{' and '.join(roots)}, first {outside[0]}: write their names relative to that folder, or name a folder "
+            "above all of them"
         )

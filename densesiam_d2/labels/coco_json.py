@@ -190,10 +190,14 @@ def _annotations(
         if not image["width"]:  # not known, which is already a finding
             continue
         annotation = {**entry, "iscrowd": _crowd(entry, name, tally)}
-        if masks is not False and not _clean_mask(annotation, name, image, masks is True, tally) and masks:
-            if _clean_box(annotation, name, image, Tally(COCO_KINDS, "")):
+        if masks is not False and not _clean_mask(annotation, name, image, masks is True, tally):
+            if masks and _clean_box(annotation, name, image, Tally(COCO_KINDS, "")):
                 maskless.append(annotation)
-            continue
+            nothing = entry.get("segmentation") and not entry.get("bbox")
+            if nothing and not masks:
+                tally.note("mask-unusable", name)
+            if masks or nothing:
+                continue
         if not _clean_box(annotation, name, image, tally):
             continue
         area = annotation.get("area")
@@ -246,7 +250,7 @@ def _is_repeated(entry: Mapping, name: str, seen: dict, tally: Tally) -> bool:
 
 
 def _crowd(entry: Mapping, name: str, tally: Tally) -> int:
-    if entry.get("ignore") not in (None, 0, "", "0"):
+    if str(entry.get("ignore")).lower() in ("1", "1.0", "true"):
         tally.note("ignore", name)
         return 1
     crowd = entry.get("iscrowd")

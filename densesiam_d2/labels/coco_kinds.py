@@ -75,8 +75,8 @@ COCO_KINDS = {
     ),
     "mask-missing": (
         "error",
-        "annotations without a mask (segmentation missing, null or empty): {n}; set MODEL.MASK_ON False to train on "
-        "boxes, or draw the masks, or leave these annotations out by DATASETS.ACCEPT \"('mask-missing',)\"",
+        "annotations without a mask (segmentation missing, null or empty): {n}; draw the masks, or leave these "
+        "annotations out by DATASETS.ACCEPT \"('mask-missing',)\"; a detector with MODEL.MASK_ON False needs none",
     ),
     "mask-type": ("error", "segmentations that are neither polygons nor run lengths (RLE): {n}; correct them"),
     "mask-nan": ("error", "masks with coordinates that are NaN or infinite: {n}; correct them"),
@@ -91,7 +91,7 @@ COCO_KINDS = {
     "polygon-flat": ("repaired", "polygons that enclose no area, left out: {n}"),
     "polygon-bare": (
         "repaired",
-        "masks that are one list of numbers instead of a list of lists, read as a polygon: {n}",
+        "masks that are one list of numbers or of points instead of a list of lists of numbers, read as a polygon: {n}",
     ),
     "mask-unusable": ("repaired", "annotations without any usable polygon, left out: {n}"),
     "rle-size": (

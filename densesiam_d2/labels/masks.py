@@ -31,13 +31,15 @@ def clean_polygons(segmentation: Any, size: tuple[int, int]) -> tuple[list[list[
 
     Returns:
         The usable polygons, and one of "polygon-short", "polygon-odd", "polygon-flat", "mask-nan", "mask-far" for each
-        other one; "polygon-bare" for numbers without a list around them, "mask-type" for anything else.
+        other one; "polygon-bare" for one polygon as a list of numbers or of points, "mask-type" for anything else.
     """
     if not isinstance(segmentation, list):
         return [], ["mask-type"]
     problems = []
     if set(map(type, segmentation)) <= NUMBERS:
         segmentation, problems = [segmentation], ["polygon-bare"]
+    elif len(segmentation) > 2 and all(isinstance(p, list) and len(p) == 2 for p in segmentation):
+        segmentation, problems = [[number for point in segmentation for number in point]], ["polygon-bare"]
     kept = []
     for polygon in segmentation:
         numbers = isinstance(polygon, list) and set(map(type, polygon)) <= NUMBERS

@@ -107,11 +107,11 @@ def _check(args: argparse.Namespace) -> bool:
         register_path_datasets([source])
         metadata = MetadataCatalog.get(source) if source in DatasetCatalog else None
         if metadata and metadata.get("image_roots") and not metadata.get("sem_seg_root"):  # ImageNet, and such
-            found = [{"file_name": record["file_name"]} for record in DatasetCatalog.get(source)]
+            found = _absolute(record["file_name"] for record in DatasetCatalog.get(source))
             root = _common_folder(found)
         elif metadata and not source.startswith(UNLABELLED_PREFIXES):
             labels.append(_look_at_labels(source, args))
-            found = [{"file_name": path} for path in labels[-1].images]
+            found = _absolute(labels[-1].images)
             root = metadata.get("image_root") or _common_folder(found)
         else:
             root, found = _find_images(source, skipped)
@@ -149,6 +149,10 @@ def _check(args: argparse.Namespace) -> bool:
     differences = report.get("manifest", {"missing": [], "changed": []})
     wrong_labels = any(labelled.findings.of("error") for labelled in labels)
     return not (report["unreadable"] or differences["missing"] or differences["changed"] or wrong_labels)
+
+
+def _absolute(paths: Iterable[str]) -> list[dict]:
+    return [{"file_name": os.path.abspath(path)} for path in paths]  # noqa: PTH100  resolve() would follow links
 
 
 def _look_at_labels(name: str, args: argparse.Namespace) -> LabelledSet:
@@ -194,7 +198,7 @@ def _find_images(source: str, skipped: Counter) -> tuple[Path, Sequence[dict]]:
 def _summarize(files: Iterable[CheckedImage]) -> tuple[dict, dict[str, tuple[int, str]]]:
     """Return a report, sorted by path, and the checksums by path where they are known."""
     report = {"images": 0, "unreadable": [], "small": [], "megapixels": {}, "kinds": Counter()}
-    megapixels, checksums, dark = [], {}, []
+    megapixels, checksums, highest = [], {}, []
     for file in files:
         report["images"] += 1
         if file.checksum is not None:
@@ -204,16 +208,17 @@ def _summarize(files: Iterable[CheckedImage]) -> tuple[dict, dict[str, tuple[int
             continue
         megapixels.append(file.size[0] * file.size[1] / 1e6)
         report["kinds"][file.kind or "unknown"] += 1
-        if file.highest is not None and file.highest <= DARK:
-            dark.append(file.highest)
+        if file.highest is not None:
+            highest.append(file.highest)
         if min(file.size) < SMALL:
             report["small"].append(file.path)
     report["unreadable"].sort(key=itemgetter("path"))
     report["small"].sort()
     if megapixels:
         report["megapixels"] = {"min": min(megapixels), "median": median(megapixels), "max": max(megapixels)}
-    if dark:
-        report["dark"] = {"images": len(dark), "highest": max(dark), "WHITE_LEVEL": white_level_for(max(dark))}
+    if highest and max(highest) <= DARK:
+        brightest = max(highest)
+        report["dark"] = {"images": len(highest), "highest": brightest, "WHITE_LEVEL": white_level_for(brightest)}
     return report, checksums
 
 

@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.data.augmentation import AntialiasedResizeTransform
-from densesiam_d2.data.image_index import tar_members, write_index
+from densesiam_d2.data.image_index import require_index_or_nothing, tar_members, write_index
 from densesiam_d2.data.image_listing import no_images, walk_images
 from densesiam_d2.data.path_datasets import folder_of
 from densesiam_d2.image_io import WHITE_LEVEL, UnreadableImageError, read_bytes, read_image
@@ -121,11 +121,22 @@ def _run(args: argparse.Namespace) -> bool:
 
 
 def _check_output(output: Path, shards: int) -> None:
-    """Refuse a folder with tar files that an unfinished run of this folder would not have left."""
+    """Refuse files that are replaced at the end, and tar files that an unfinished run would not have left."""
+    index, *lists = _outputs(output)
+    require_index_or_nothing(index)
+    for path in lists:
+        if path.exists() and not any(output.glob("*.tar")):
+            raise ValueError(f"{path} exists, but {output} holds no tar file: take it away, or name another --output")
     expected = {f"{number:05}.tar" for number in range(shards)}
     for tar in sorted(output.glob("*.tar")):
         if tar.name not in expected or not tar.with_suffix(".json").is_file():
             raise ValueError(f"{tar} is not of this folder: delete {output}, or name another folder by --output")
+
+
+def _outputs(output: Path) -> tuple[Path, Path, Path]:
+    """Return the paths of the index, the checksums and the list of unreadable images, beside the tar files."""
+    index, manifest, unreadable = (output.with_name(output.name + end) for end in (".index", ".jsonl", ".unreadable"))
+    return index, manifest, unreadable
 
 
 def _shards(folder: Path) -> Iterator[list[str]]:
@@ -207,7 +218,7 @@ def _facts(tar: Path, settings: dict, digest: str) -> dict:
 
 def _finish(output: Path, facts: list[dict], skipped: Counter) -> bool:
     """Write index, checksums and the list of unreadable images; print a summary."""
-    index, manifest, unreadable = (output.with_name(output.name + end) for end in (".index", ".jsonl", ".unreadable"))
+    index, manifest, unreadable = _outputs(output)
     bad = [line for shard in facts for line in shard["unreadable"]]
     unreadable.unlink(missing_ok=True)
     if bad:

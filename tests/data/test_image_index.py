@@ -12,7 +12,7 @@ import tracemalloc
 import pytest
 from PIL import Image
 
-from densesiam_d2.data.image_index import ImageFiles, write_index
+from densesiam_d2.data.image_index import KIND, ImageFiles, write_index
 from densesiam_d2.data.image_listing import index_if_large, load_image_folder, open_index
 from densesiam_d2.image_io import read_image
 from densesiam_d2.tools.index import main
@@ -206,6 +206,10 @@ def test_mistakes_in_one_line(photos, tmp_path, capsys):
     assert "other files there: 1 .gz; unpack them" in error(tmp_path / "empty")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")
+    assert "is no index" in error(photos, "--output", tmp_path / "other")
+    (tmp_path / "other" / "index.json").write_text('{"my": 1}')
+    assert "is no index" in error(photos, "--output", tmp_path / "other")
+    (tmp_path / "other" / "index.json").write_text(json.dumps(KIND))
     assert "is no index" in error(photos, "--output", tmp_path / "other")
     assert (tmp_path / "other" / "thesis.txt").exists()
     (tmp_path / "gz").mkdir()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from densesiam_d2.image_io import (
+    UnreadableImageError,
     _decode_jpeg,
     displayed_size,
     highest_16_bit_value,
@@ -141,6 +142,30 @@ def test_16_bit_colour(tmp_path, suffix):
     assert highest_16_bit_value(path.read_bytes()) == 4095
 
 
+def planar_tiff(planes):
+    """Return the bytes of a TIFF file of 16-bit colours (3, H, W), each colour in a strip of its own."""
+    _, height, width = planes.shape
+    tags = {256: (width,), 257: (height,), 258: (16,) * 3, 259: (1,), 262: (2,), 273: (), 277: (3,), 278: (height,)}
+    tags |= {279: (planes[0].nbytes,) * 3, 284: (2,)}
+    values = 8 + 2 + 12 * len(tags) + 4
+    pixels = values + 4 * 3 * 3
+    tags[273] = tuple(pixels + i * planes[0].nbytes for i in range(3))
+    entries = more = b""
+    for tag, numbers in tags.items():
+        data = struct.pack(f"<{len(numbers)}I", *numbers)
+        place = data if len(numbers) == 1 else struct.pack("<I", values + len(more))
+        more += data if len(numbers) > 1 else b""
+        entries += struct.pack("<HHI", tag, 4, len(numbers)) + place
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + more + planes.astype("<u2").tobytes()
+
+
+def test_16_bit_colours_in_planes_are_refused(tmp_path):
+    planes = np.stack([np.full((4, 6), value, np.uint16) for value in (60000, 30000, 1000)])
+    (tmp_path / "a.tif").write_bytes(planar_tiff(planes))
+    with pytest.raises(UnreadableImageError, match=r"a\.tif.*separate planes are not read: write them interleaved"):
+        read_image(tmp_path / "a.tif")
+
+
 def test_16_bit_portable_greymap(tmp_path):
     # 12 bits by its own header: 4095 is white whatever the white level of other files.
     (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([4095, 2048], ">u2").tobytes())
@@ -243,8 +268,8 @@ def test_labels_of_a_greymap_that_is_stretched_are_refused(tmp_path):
         read_label(tmp_path / "3.png")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-def test_labels_of_lossy_kinds_are_refused(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF"])
+def test_labels_of_kinds_that_change_numbers_are_refused(tmp_path, kind):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "l.png", format=kind)
-    with pytest.raises(ValueError, match=rf"l\.png: a label map must not be {kind}, which changes the numbers"):
+    with pytest.raises(ValueError, match=rf"l\.png: a label map must not be {kind}, wh.*; write it as PNG"):
         read_label(tmp_path / "l.png")

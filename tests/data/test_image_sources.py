@@ -46,6 +46,14 @@ def test_one_image(tmp_path):
     assert source.root == tmp_path and source.total == 1
 
 
+def test_an_image_with_the_ending_of_no_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    Image.new("RGB", (96, 64)).save(tmp_path / "a.jfif", format="JPEG", exif=exif)
+    source = ImageSource(tmp_path / "a.jfif", white_level=65535)
+    assert [(str(name), image.shape) for name, image in source] == [("a.jfif", (96, 64, 3))]
+
+
 def test_files_of_several_pages_are_counted(tmp_path):
     pages = [Image.new("L", (6, 5), value) for value in (10, 20)]
     pages[0].save(tmp_path / "one.tif")

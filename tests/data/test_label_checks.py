@@ -59,6 +59,16 @@ def test_images_that_are_not_there(coco_set, tmp_path):
     assert str(finding).endswith(f"images that do not exist: 1 ({tmp_path}/images/p2.png) [image-missing]")
 
 
+def test_images_whose_accents_are_characters_of_their_own(coco_set, tmp_path):
+    content = coco()
+    content["images"][0]["file_name"] = "caf\u00e9.png"
+    name = coco_set(content)
+    (tmp_path / "images" / "caf\u00e9.png").rename(tmp_path / "images" / "cafe\u0301.png")
+    (finding,) = look_at(name, semantic=False, masks=True).findings
+    assert finding.kind == "image-missing"
+    assert "caf\u00e9.png, but its accents have another Unicode form there: rename the file" in str(finding)
+
+
 def test_images_in_a_folder_that_may_not_be_listed_are_not_missing(coco_set, tmp_path, monkeypatch):
     def refuse(folder):
         raise PermissionError(13, "Permission denied", folder)

@@ -40,6 +40,8 @@ def test_labels_below_the_images_and_beside_them(tmp_path):
     save(tmp_path / "labels" / "a.png")
     assert len(pair_files(tmp_path, tmp_path / "labels").records) == 1
     assert pair_files(tmp_path, tmp_path / "labels").images_alone == []
+    other_spelling = pair_files(tmp_path, tmp_path / ".." / tmp_path.name / "labels")
+    assert len(other_spelling.records) == 1 and other_spelling.images_alone == []
     save(tmp_path / "a.png")
     (record,) = pair_files(tmp_path, tmp_path).records
     assert record == {"file_name": str(tmp_path / "a.jpg"), "sem_seg_file_name": str(tmp_path / "a.png")}
@@ -51,6 +53,13 @@ def test_nothing_pairs(tmp_path):
     save(tmp_path / "labels" / "a.jpg")
     with pytest.raises(ValueError, match=r"\(a\) has a label map .* \(a_mask\); other files in the two: 1 \.jpg"):
         pair_files(tmp_path / "images", tmp_path / "labels")
+
+
+def test_accents_as_characters_of_their_own(tmp_path):
+    save(tmp_path / "images" / "caf\u00e9.jpg")
+    save(tmp_path / "labels" / "cafe\u0301.png")
+    (record,) = pair_files(tmp_path / "images", tmp_path / "labels").records
+    assert record["sem_seg_file_name"] == str(tmp_path / "labels" / "cafe\u0301.png")
 
 
 def test_two_files_of_one_name(tmp_path):

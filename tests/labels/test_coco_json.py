@@ -212,6 +212,10 @@ ODDITIES = {
         {"polygon-flat": ("repaired", 1), "mask-unusable": ("repaired", 1)},
     ),
     "numbers without a list": (set_one("segmentation", rectangle(55, 20, 35, 40)), {"polygon-bare": ("repaired", 1)}),
+    "points instead of numbers": (
+        set_one("segmentation", [[55, 20], [90, 20], [90, 60], [55, 60]]),
+        {"polygon-bare": ("repaired", 1)},
+    ),
     "RLE": (set_one("segmentation", encode((55, 20, 35, 40))), {}),
     "RLE of runs": (
         set_one("segmentation", {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 9, 9]}),
@@ -245,6 +249,8 @@ ODDITIES = {
     "iscrowd missing": (drop("iscrowd"), {"iscrowd": ("repaired", 6)}),
     "iscrowd null": (set_all("iscrowd", None), {"iscrowd": ("repaired", 6)}),
     "ignore": (set_one("ignore", 1), {"ignore": ("repaired", 1)}),
+    "ignore not a number, as pandas writes it": (set_one("ignore", math.nan), {}),
+    "ignore as the word false": (set_one("ignore", "false"), {}),
     "iscrowd as string": (set_all("iscrowd", "0"), {}),
     "iscrowd as the word false": (set_all("iscrowd", "false"), {}),
     "iscrowd as the word true": (set_all("iscrowd", "True"), {"all-crowd": ("error", 6)}),
@@ -490,3 +496,14 @@ def test_a_subset_is_drawn_also_where_errors_may_be_accepted(tmp_path):
     cleaned, findings = read_coco(path, subset=(10, 0))
     assert findings.of("error") and len(cleaned["images"]) == 10
     assert len(read_coco(path, subset=(99, 0))[0]["images"]) == 40  # there is an error to be told of first
+
+
+def test_neither_a_usable_mask_nor_a_box(tmp_path):
+    """Such an annotation is left out whether masks are needed or only kept where they are."""
+    content = coco()
+    del content["annotations"][0]["bbox"]
+    content["annotations"][0]["segmentation"] = [[55, 20, 90, 60]]
+    for masks in (True, None):
+        cleaned, found = look(content, tmp_path, masks=masks)
+        assert found == {"polygon-short": ("repaired", 1), "mask-unusable": ("repaired", 1)}
+        assert len(cleaned["annotations"]) == 5

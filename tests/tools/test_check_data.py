@@ -58,11 +58,12 @@ def test_good_images(photos, tmp_path, capsys):
 
 def test_16_bit_images_of_12_bits(photos, tmp_path, capsys):
     Image.fromarray(np.full((40, 50), 2800, np.uint16)).save(photos / "dark.png")
-    Image.fromarray(np.full((40, 50), 65000, np.uint16)).save(photos / "full.png")
     status, report = check_with_report(tmp_path, photos)
     assert status == 0
     assert report["dark"] == {"images": 1, "highest": 2800, "WHITE_LEVEL": 4095}
     assert "1 16-bit images use values up to 2800 of 65535" in capsys.readouterr().out
+    Image.fromarray(np.full((40, 50), 65000, np.uint16)).save(photos / "full.png")
+    assert "dark" not in check_with_report(tmp_path, photos)[1]  # the other one is a dark photograph
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -125,6 +126,16 @@ def test_a_manifest_of_labelled_images_fits_a_copy_of_them(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "copy")
     _, report = check_with_report(tmp_path, source.format(tmp_path / "copy"), "--manifest", tmp_path / "m.jsonl")
     assert report["manifest"] == {"missing": [], "changed": [], "new": []}
+
+
+def test_a_list_of_labelled_images_by_a_relative_name_works(tmp_path, monkeypatch):
+    write_scenes(tmp_path / "set", num=2, seed=0, size=64)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lists").mkdir()
+    assert check("coco:set/instances.json,images=set/images", "--list", "lists/good.txt") == 0
+    assert check("list:lists/good.txt") == 0
+    paths = [record["file_name"] for record in load_image_list(tmp_path / "lists" / "good.txt")]
+    assert sorted(paths) == sorted(str(path) for path in (tmp_path / "set" / "images").iterdir())
 
 
 def test_a_change_alone_fails_and_a_new_file_does_not(photos, tmp_path):

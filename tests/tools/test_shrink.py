@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -38,6 +39,17 @@ def copies(index):
     files = ImageFiles.open(index)
     records = [files[i] for i in range(len(files))]
     return {r["file_name"].partition(".tar/")[2]: r for r in records}
+
+
+def test_files_of_others_beside_the_output_stay(photos, tmp_path, capsys):
+    for name in ("small.jsonl", "small.unreadable", "small.index/index.json"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        assert run(photos, "--max-side", 40, "--output", tmp_path / "small") == 2
+        assert re.search(r"small\.\w+ exists(,| and) .*: (take it away, or )?name another", capsys.readouterr().err)
+        assert path.read_text() == "mine" and not (tmp_path / "small").exists()
+        path.unlink()
 
 
 def test_sizes_names_and_bytes(photos, tmp_path, capsys):
