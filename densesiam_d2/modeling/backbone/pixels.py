@@ -45,10 +45,6 @@ class PixelBackbone(Backbone):
         self._out_feature_channels = {"pixels": 5 if position_weight else 3}
         self._out_feature_strides = {"pixels": stride}
 
-    @property
-    def size_divisibility(self) -> int:
-        return self.stride
-
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return {"pixels": (N, 3 or 5, H / stride, W / stride)} of images (N, 3, H, W)."""
         lab = F.avg_pool2d(rgb_to_lab(x), self.stride)

@@ -45,8 +45,8 @@ class TorchvisionBackbone(Backbone):
             out_features: which of "res2", "res3", "res4" and "res5" to return.
             norm: kind of batch norm that replaces ``nn.BatchNorm2d``, with its epsilon and momentum; "" keeps it. Other
                 norms, such as the layer norm of a ConvNeXt, stay.
-            freeze_at: freeze all blocks up to stride ``2 ** freeze_at``, including batch norm. As in detectron2, 0
-                freezes nothing, 1 the stem, and 2 the stem and res2.
+            freeze_at: freeze the first block and all others up to stride ``2 ** freeze_at``, including batch norm. As
+                in detectron2, 0 freezes nothing, 1 the stem, and 2 the stem and res2.
 
         Raises:
             ValueError: an unknown network or feature.
@@ -74,7 +74,8 @@ class TorchvisionBackbone(Backbone):
         self._out_feature_strides = {stage: shape.stride for stage, shape in chosen.items()}
         self._drop_after(max(self._blocks.index(ends[stage]) for stage in chosen))
         if freeze_at:
-            self._freeze([block for block in self._blocks if shapes[block].stride <= 2**freeze_at])
+            stem, *others = self._blocks  # the stem of a ConvNeXt has stride 4
+            self._freeze([stem, *(block for block in others if shapes[block].stride <= 2**freeze_at)])
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None, *, out_features: list[str] | None = None):

@@ -25,7 +25,9 @@ class BYOL(SiameseMetaArch):
 
     Source: google-deepmind/deepmind-research, byol/byol_experiment.py and byol/configs/byol.py. Departures: the teacher
     starts as a copy of the student, so that MODEL.WEIGHTS fills both (there: with its own random weights); it is
-    updated before the forward of the next step, not after the current step; heads use PyTorch's initialisation; the
+    updated before the forward of the next step, not after the current step; heads use PyTorch's initialisation;
+    convolutions of the backbone start with detectron2's random weights (there: Haiku's, scaled by their inputs), and
+    those of stride 2 and the max-pooling pad both sides alike (there: one pixel more at the right and below); the
     linear classifier that is trained there at the same time, without influence on the encoder, is left out.
     """
 

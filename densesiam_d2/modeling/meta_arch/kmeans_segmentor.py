@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densesiam_d2.layers import MiniBatchKMeans, nearest, with_idle
+from densesiam_d2.modeling.backbone import PixelBackbone
 from densesiam_d2.modeling.clustering import random_points
 from densesiam_d2.modeling.meta_arch.segmentor import CellSegmentor
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
@@ -114,7 +115,9 @@ class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
         """Do what :class:`SiameseMetaArch` does, and pad to whole cells, for backbones that need no padding."""
         x = super().preprocess_image(image)
         below, right = (-side % self._side_of for side in x.shape[2:])
-        return F.pad(x, (0, right, 0, below))
+        # A cell of pixels at the border has the colours of the image; a network gets the padding that it learned with.
+        mode = "replicate" if isinstance(self.backbone, PixelBackbone) else "constant"
+        return F.pad(x, (0, right, 0, below), mode=mode)
 
     @torch.no_grad()
     def cells(self, x: torch.Tensor) -> torch.Tensor:
@@ -145,7 +148,8 @@ class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
     def cell_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return half the negative squared distances to the centroids, (1, K, h, w), up to a constant of each cell."""
         offset = self.centroids.square().sum(dim=1) / 2
-        return F.conv2d(self.cells(x), self.centroids[:, :, None, None], -offset)
+        # A convolution would round to TF32 on a GPU; the matrix product is that of the fit.
+        return (self.cells(x).permute(0, 2, 3, 1) @ self.centroids.T - offset).permute(0, 3, 1, 2)
 
 
 class FitHook(HookBase):

@@ -51,10 +51,11 @@ class SimCLR(SiameseMetaArch):
     Letters: x view, f encoder feature, z projection; the digit is the number of the view. N images, C feature channels,
     D embedding.
 
-    Source: google-research/simclr, model_util.py and objective.py, for the head and the loss. Departures: images are
-    normalised with mean and standard deviation, as the transfer expects (there: values in [0, 1]); convolutions of the
-    backbone start with detectron2's random weights (there: TensorFlow's, scaled by their inputs); the linear
-    classifier that is trained there at the same time, without influence on the encoder, is left out.
+    Source: google-research/simclr, model_util.py and objective.py, for the head and the loss. Departures: images
+    are normalised with mean and standard deviation, as the transfer expects (there: values in [0, 1]); convolutions
+    of the backbone start with detectron2's random weights (there: TensorFlow's, scaled by their inputs); the
+    max-pooling pads both sides alike (there: the right and below only); the linear classifier that is trained there
+    at the same time, without influence on the encoder, is left out.
     """
 
     accumulates = False

@@ -193,6 +193,12 @@ def test_frozen_up_to_a_stage(freeze_at, frozen):
             assert not isinstance(module, nn.BatchNorm2d)
 
 
+def test_the_stem_of_a_convnext_is_frozen_first():
+    """Its stem has stride 4, as its first stage."""
+    backbone = build_backbone(tv_cfg("convnext_tiny", freeze_at=1))
+    assert {name.split(".")[1] for name, value in backbone.named_parameters() if not value.requires_grad} == {"0"}
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [

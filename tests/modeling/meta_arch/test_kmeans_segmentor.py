@@ -129,3 +129,19 @@ def test_images_of_any_size_without_padding_by_the_backbone(size, labels):
     model = tiny_model(cfg).eval()
     (result,) = model.inference([{"image": torch.zeros(3, *size)}])
     assert (result["sem_seg_labels"] if labels else result["sem_seg"][0]).shape == size
+
+
+def test_colours_of_cells_at_the_border_are_those_of_the_image():
+    """A white image of 13 x 18 pixels, and centroids for white and for grey, which a black border would give."""
+    cfg = tiny_sem_seg_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = "KMeansSegmentor", "build_pixel_backbone"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, cfg.MODEL.KMEANS.POSITION_WEIGHT = ["pixels"], 0.0
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [0.0] * 3, [255.0] * 3
+    cfg.MODEL.SSL.IN_FEATURE, cfg.MODEL.KMEANS.NORMALIZE = "pixels", False
+    cfg.TEST.SEM_SEG_OUTPUT = "labels"
+    model = tiny_model(cfg).eval()
+    with torch.no_grad():
+        model.centroids.fill_(-1000)
+        model.centroids[:2] = torch.tensor([[100.0, 0, 0], [50.0, 0, 0]])
+    (result,) = model.inference([{"image": torch.full((3, 13, 18), 255.0)}])
+    assert (result["sem_seg_labels"] == 0).all()
