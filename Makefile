@@ -25,7 +25,7 @@ fmt: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build output *.egg-info
+	rm -rf .venv build *.egg-info
 
 # detectron2's wheel is pure Python but for compiled operators tagged for Python 3.10, so pip takes it only when told that
 # version and a folder. Its hash stands in requirements.txt.

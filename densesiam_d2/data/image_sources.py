@@ -47,7 +47,8 @@ class ImageSource:
             white_level: see :func:`densesiam_d2.image_io.read_image`.
 
         Raises:
-            FileNotFoundError: there is no such folder or file, or an image of the list does not exist.
+            FileNotFoundError: there is no such folder or file, the folder holds no image, or an image of the list does
+                not exist.
             ValueError: the video cannot be opened, the list is empty, ``every`` is given for images or is below 1, or
                 one of several paths is no image.
         """
@@ -75,6 +76,8 @@ class ImageSource:
         else:
             self._use([path, *more])
         self.total = len(self._files)
+        if not self.total:
+            raise FileNotFoundError(f"--input {path}: {self._why_nothing()}")
         warn_of_dark_images([{"file_name": file} for file in self._files], white_level)
 
     def _use(self, files: Sequence[str | Path]) -> None:

@@ -42,6 +42,7 @@ _KEYS |= {"code": str, "hardware": dict, "date": str, "seconds": int | float}
 _HARDWARE = {"cpu": str, "cores": int, "gpus": list, "torch": str}
 
 _YAML, _WEIGHTS = (".yaml", ".yml"), (".pkl", ".pth", ".safetensors")
+_LABELS = re.compile(r"\b(?:coco:|classes=)([^,'\"()]+)")
 
 _PORTABLE = ("seconds", "code", "hardware", "date")
 
@@ -145,18 +146,21 @@ def difference(cell: Cell, record: Mapping, needed: Mapping[str, Mapping]) -> st
 
 
 def files_of(cell: Cell) -> dict[str, str]:
-    """Return a checksum for each yaml and each weight file that a cell's command names, but for those of the grid.
+    """Return a checksum for each yaml, weight file and file of labels that a command names, but for those of the grid.
 
-    The checksum of a yaml is that of its values, with those of its ``_BASE_``, so comments may change.
+    The checksum of a yaml is that of its values, with those of its ``_BASE_``, so comments may change. Files of labels
+    are those of ``coco:`` and of ``classes=``; label maps and images are not looked at.
     """
-    words = [w for w in cell.words if w.endswith((*_YAML, *_WEIGHTS)) and not Path(w).is_relative_to(cell.root)]
+    named = [word for word in cell.words if word.endswith((*_YAML, *_WEIGHTS))]
+    named += [file for word in cell.words for file in _LABELS.findall(word)]
+    words = [word for word in named if not Path(word).is_relative_to(cell.root)]
     files = [Path(word) for word in words if os.path.isfile(word)]  # noqa: PTH113  False for words that are too long
     return {str(file): checksum for file in files if (checksum := _checksum(file, file.stat().st_mtime_ns))}
 
 
 @functools.cache
 def _checksum(file: Path, _changed: int) -> str | None:
-    if file.suffix in _WEIGHTS:
+    if file.suffix not in _YAML:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     try:

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from densesiam_d2.reporting.text import plain
 from densesiam_d2.text_lines import read_json_lines
 
 __all__ = ["Curve", "Panel", "draw_panel", "draw_scores", "read_metrics"]
@@ -69,13 +70,13 @@ def draw_panel(panel: Panel) -> np.ndarray:
     figure = Figure(figsize=(5, 3.25), dpi=160, layout="constrained")
     axis = figure.add_subplot()
     for name, (iterations, values) in panel.curves.items():
-        axis.plot(iterations, values, label=name, marker="o" if len(values) < 60 else None, markersize=2.5)
+        axis.plot(iterations, values, label=plain(name), marker="o" if len(values) < 60 else None, markersize=2.5)
     if panel.target is not None:
         axis.axhline(panel.target, color="#333333", linestyle="--", linewidth=1)
         axis.set_ylim(bottom=0)
     _shade(axis, panel.healthy)
     axis.set(xlabel="iteration", ylabel=panel.unit)
-    axis.set_title(panel.title, fontsize=11)
+    axis.set_title(plain(panel.title), fontsize=11)
     if len(panel.curves) > 1:
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return _render(figure)
@@ -97,17 +98,19 @@ def draw_scores(
     """
     figure = Figure(figsize=(7.5, 4.4), dpi=110, layout="constrained")
     axis = figure.add_subplot()
+    drawn = []
     for i, (name, points) in enumerate(lines.items()):
         at, means, stds = np.array([(a, m, s or 0.0) for a, m, s in sorted(points)]).reshape(-1, 3).T
-        axis.errorbar(at, means, stds, label=name, marker="os^Dv"[i % 5], markersize=5, capsize=3, elinewidth=1)
-    axis.set(xlabel=x, ylabel=y)
+        style = {"marker": "os^DvP*"[i % 7], "markersize": 5, "capsize": 3, "elinewidth": 1}
+        drawn.append(axis.errorbar(at, means, stds, label=plain(name), **style))
+    axis.set(xlabel=plain(x), ylabel=plain(y))
     if ticks:
         if min(ticks) > 0:
             axis.set_xscale("log")
             axis.minorticks_off()
-        axis.set_xticks(list(ticks), list(ticks.values()))
+        axis.set_xticks(list(ticks), [plain(text) for text in ticks.values()])
     if any(lines):  # a single line may have no name
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(drawn, [plain(name) for name in lines], frameon=False, fontsize=8)
     return _render(figure)
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from densesiam_d2.evaluation.examples import Example
 from densesiam_d2.reporting.label_colors import colorize, palette
 from densesiam_d2.reporting.pictures import draw_legend, tile
-from densesiam_d2.reporting.text import text_width
+from densesiam_d2.reporting.text import plain, text_width
 
 __all__ = ["draw_confusion", "draw_contact_sheet", "write_evaluation_pictures"]
 
@@ -53,8 +53,8 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], classes: Sequence[i
     figure = Figure(figsize=(width, 2.4 + 0.3 * max(num_classes, 6)), dpi=110, layout="constrained")
     axis = figure.add_subplot()
     drawn = axis.imshow(100 * share, vmin=0, vmax=100, cmap="Blues", aspect="auto", interpolation="nearest")
-    axis.set_xticks(list(ticks), labels, rotation=90, fontsize=8)
-    axis.set_yticks(range(num_classes), names, fontsize=8)
+    axis.set_xticks(list(ticks), [plain(label) for label in labels], rotation=90, fontsize=8)
+    axis.set_yticks(range(num_classes), [plain(name) for name in names], fontsize=8)
     axis.set_xlabel("predicted class" if classes is None else "class of the cluster (number of the cluster)")
     axis.set_ylabel("class")
     if num_columns <= 30:

@@ -128,8 +128,10 @@ class RunFiles:
 
     @property
     def finished(self) -> bool:
-        """Whether the training has come to its end."""
-        return (self.folder / "model_final.pth").is_file()
+        """Whether the training has come to its end, and was not made longer and begun anew."""
+        last = self.folder / "last_checkpoint"
+        newest = last.read_text().strip() if last.is_file() else "model_final.pth"
+        return newest == "model_final.pth" and (self.folder / "model_final.pth").is_file()
 
     @property
     def last_written(self) -> float | None:

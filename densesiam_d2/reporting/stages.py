@@ -169,4 +169,7 @@ def _file_hash(path: Path | str | None) -> str | None:
 
 def _read_record(folder: Path) -> dict:
     path = folder / _RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise StageError(f"{path} is damaged ({error}): delete {folder}") from error

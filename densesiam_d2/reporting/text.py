@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["put_text", "text_width"]
+__all__ = ["plain", "put_text", "text_width"]
 
 SIZE = 13  # of the letters in pixels
 
@@ -17,6 +17,11 @@ def put_text(canvas: np.ndarray, text: str, place: tuple[int, int]) -> None:
     picture = Image.fromarray(canvas)
     ImageDraw.Draw(picture).text(place, text, fill=(30, 30, 30), font=_font())
     canvas[:] = np.asarray(picture)
+
+
+def plain(text: str) -> str:
+    """Return a text as matplotlib must get it, which reads what stands between two dollar signs as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def text_width(text: str) -> int:

@@ -80,13 +80,17 @@ def write_folder(folder: Path, meta: dict, write: Callable[[Path], None]) -> Pat
         The folder.
 
     Raises:
-        ValueError: ``folder`` holds files of another "kind", or cannot be written.
+        ValueError: ``folder`` is the current one, holds files of another "kind" or files that ``write`` does not
+            replace, or cannot be written.
     """
+    folder = folder.absolute()
     existing = _read_meta(folder)
     if existing == meta:
         return folder
     if folder.is_dir() and any(folder.iterdir()) and existing.get("kind") != meta["kind"]:
         raise ValueError(f"{folder} holds files that are no {meta['kind']}: choose another folder or empty this one.")
+    if folder.resolve() == Path.cwd():
+        raise ValueError(f"{folder} is the current folder, which would be replaced: name another one")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -100,6 +104,11 @@ def write_folder(folder: Path, meta: dict, write: Callable[[Path], None]) -> Pat
         write(temporary)
         (temporary / "meta.json").write_text(json.dumps(meta))
         if folder.exists():
+            others = {path.name for path in folder.iterdir()} - {path.name for path in temporary.iterdir()}
+            if others:
+                raise ValueError(
+                    f"{folder} holds other files, such as {min(others)}, and would be replaced: name another folder"
+                )
             shutil.rmtree(folder)
         try:
             temporary.rename(folder)
@@ -112,5 +121,8 @@ def write_folder(folder: Path, meta: dict, write: Callable[[Path], None]) -> Pat
 
 
 def _read_meta(folder: Path) -> dict:
-    path = folder / "meta.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError):
+        meta = {}
+    return meta if isinstance(meta, dict) else {}

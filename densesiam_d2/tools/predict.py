@@ -45,6 +45,7 @@ from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.labels.counts import CountsWriter
 from densesiam_d2.modeling import model_output
 from densesiam_d2.reporting.label_colors import palette
+from densesiam_d2.reporting.text import plain
 from densesiam_d2.text_lines import printable
 from densesiam_d2.tools import segment
 from densesiam_d2.tools.command_line import tool
@@ -94,7 +95,7 @@ def draw_instances(image: np.ndarray, instances: Instances, classes: list[str]) 
     labels = None
     if len(ids) <= MAX_WRITTEN:
         names = [""] if len(classes) == 1 else [f"{name} " for name in classes]
-        labels = [f"{names[i]}{score:.0%}" for i, score in zip(ids, instances.scores.tolist(), strict=True)]
+        labels = [plain(f"{names[i]}{score:.0%}") for i, score in zip(ids, instances.scores.tolist(), strict=True)]
     shapes = {"boxes": instances.pred_boxes}
     if instances.has("pred_masks") and image.shape[1] != 2:  # the visualizer takes two columns for polygons
         shapes = {"masks": list(instances.pred_masks.numpy())}
@@ -188,7 +189,8 @@ def _run(args: argparse.Namespace) -> int:
     predictor = build_predictor(cfg)
     source = ImageSource(*args.input, every=args.every, white_level=cfg.INPUT.WHITE_LEVEL)
     source.refuse_output(args.output)
-    segment.clear(args.output, ".predict", [], ["overlays"])
+    files = ["counts.csv", "coco_results.json", "images.json"]
+    lock = segment.clear(args.output, ".predict", files, ["overlays"])  # noqa: F841 held until this function ends
     num_images, num_objects = predict_instances(predictor, source, args.output, class_names(cfg))
     where = printable(str(args.output))
     print(f"{num_objects} objects with a score of at least {threshold:g} in {num_images} images: {where}")

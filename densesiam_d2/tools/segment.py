@@ -33,6 +33,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import cv2
 import numpy as np
@@ -41,6 +42,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from tqdm import tqdm
 
 from densesiam_d2.data.image_sources import ImageSource
+from densesiam_d2.engine.run_lock import InUseError, lock_file
 from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.labels import IGNORE
@@ -51,7 +53,7 @@ from densesiam_d2.modeling import num_label_ids
 from densesiam_d2.reporting.gallery import Gallery
 from densesiam_d2.reporting.gallery_page import write_gallery
 from densesiam_d2.reporting.label_colors import overlay, palette
-from densesiam_d2.reporting.text import put_text
+from densesiam_d2.reporting.text import put_text, text_width
 from densesiam_d2.text_lines import printable
 from densesiam_d2.tools.command_line import tool
 
@@ -67,15 +69,17 @@ def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.
         shares: (num,) share of all pixels.
 
     Returns:
-        (rows * 28 + 8, 420, 3) uint8 RGB.
+        (rows * 28 + 8, W, 3) uint8 RGB; W is 420, or more for long names.
     """
     used = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
-    canvas = np.full((28 * len(used) + 8, 420, 3), 255, np.uint8)
+    texts = [f"{i}  {names[i]}" for i in used]
+    right = max(345, 60 + max(map(text_width, texts), default=0))
+    canvas = np.full((28 * len(used) + 8, right + 75, 3), 255, np.uint8)
     for row, i in enumerate(used):
         y = 28 * row + 6
         cv2.rectangle(canvas, (8, y), (40, y + 22), [int(c) for c in colors[i]], cv2.FILLED)
-        put_text(canvas, f"{i}  {names[i]}", (50, y + 4))
-        put_text(canvas, f"{100 * shares[i]:5.1f} %", (345, y + 4))
+        put_text(canvas, texts[row], (50, y + 4))
+        put_text(canvas, f"{100 * shares[i]:5.1f} %", (right, y + 4))
     return canvas
 
 
@@ -262,7 +266,8 @@ def _run(args: argparse.Namespace) -> None:
 
     folders = ["labels", "overlays"] + ([f"images/{args.input[0].stem}"] if source.root is None else [])  # of a video
     files = ["classes.json", "classes.txt", "annotations.json"]  # first, because they give the ids their meaning
-    clear(args.output, ".segment", files, folders)
+    files += ["counts.csv", "gallery.html", "legend.png"]
+    lock = clear(args.output, ".segment", files, folders)  # noqa: F841 held until this function ends
     annotations = args.output / "annotations.json"
     with CocoWriter(annotations, names, args.min_area) if classes else contextlib.nullcontext() as coco:
         settings = {"alpha": args.alpha, "threshold": args.threshold, "min_area": args.min_area}
@@ -278,8 +283,8 @@ def _run(args: argparse.Namespace) -> None:
     _report(args, source, gallery, seconds, coco, table)
 
 
-def clear(output: Path, marker: str, files: Sequence[str], folders: Sequence[str]) -> None:
-    """Remove what an earlier run has written, whose ids and images may be others.
+def clear(output: Path, marker: str, files: Sequence[str], folders: Sequence[str]) -> TextIO:
+    """Remove what an earlier run has written, whose ids and images may be others, and lock the folder.
 
     Args:
         output: the folder of the results.
@@ -287,19 +292,25 @@ def clear(output: Path, marker: str, files: Sequence[str], folders: Sequence[str
             stopped can be repeated.
         files, folders: names of what is removed.
 
+    Returns:
+        The open marker; the folder is locked for other processes until it is closed.
+
     Raises:
-        ValueError: the folder has files of these names that this tool has not written.
+        ValueError: the folder has files of these names that this tool has not written, or another process uses it.
     """
     files, folders, marker = [output / n for n in files], [output / n for n in folders], output / marker
     found = [path.name for path in (*files, *folders) if path.exists()]
     if found and not marker.exists():
         raise ValueError(f"--output {output} has {', '.join(found)}, not written by this tool: name another folder")
+    try:
+        lock = lock_file(marker)
+    except InUseError as error:
+        raise ValueError(f"--output {output} is in use by {error}: wait for it, or name another folder") from None
     for file in files:
         file.unlink(missing_ok=True)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    return lock
 
 
 def _report(

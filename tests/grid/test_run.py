@@ -424,3 +424,18 @@ def test_weights_beside_the_grids_folder_are_looked_at(tmp_path):
     one = Cell("one", "one", ("train", str(weights), str(tmp_path / "grid" / "one")), tmp_path / "grid")
     assert list(files_of(one)) == [str(weights)]
     assert one.fixed_words == ["train", str(weights), "GRID/one"]
+
+
+def test_files_of_labels_are_looked_at(tmp_path):
+    labels, classes = tmp_path / "train.json", tmp_path / "classes.txt"
+    words = (f"('coco:{labels},images=/x,subset=3',)", f"masks:/a,labels=/b,classes={classes}")
+    one = Cell("one", "one", words, tmp_path / "grid")
+    assert files_of(one) == {}
+    labels.write_text("{}")
+    classes.write_text("a")
+    before = files_of(one)
+    assert list(before) == [str(labels), str(classes)]
+    labels.write_text("[]")
+    os.utime(labels, (1, 1))
+    after = files_of(one)
+    assert after[str(labels)] != before[str(labels)] and after[str(classes)] == before[str(classes)]

@@ -30,6 +30,15 @@ def test_scores_have_a_line_each_with_their_deviations(figures):
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["ours", "scratch", "lost"]
 
 
+def test_eleven_lines_look_different_and_all_names_are_in_the_legend(figures):
+    names = ["_mine", *map(str, range(10))]
+    curves.draw_scores({name: [(1.0, 1.0, None)] for name in names}, x="labels", y="AP")
+    (axis,) = figures[0].axes
+    looks = {(line.get_color(), line.get_marker()) for line in axis.get_lines() if line.get_marker() in "os^DvP*"}
+    assert len(looks) == 11
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == names
+
+
 def test_ticks_from_0_on_are_linear_and_a_line_without_name_has_no_legend(figures, recwarn):
     curves.draw_scores(
         {"": [(0.0, 1.0, None), (1.0, 2.0, None)]}, x="weight", y="mIoU", ticks={0: "0", 0.5: "0.5", 1: "1"}

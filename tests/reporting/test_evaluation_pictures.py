@@ -68,6 +68,11 @@ def test_confusion_has_the_clusters_in_the_order_of_their_classes():
     assert cells[0, 2] == cells[0, 3] == cells[1, 0] == cells[1, 1] == cells[1, 3] < 20
 
 
+def test_dollar_signs_in_class_names_are_no_mathematics():
+    """Matplotlib cannot read the text between them."""
+    assert draw_confusion(np.array([[9, 1], [1, 9]]), ["cost $a^{$", "$5 bill"], [0, 1]).shape[2] == 3
+
+
 @pytest.mark.parametrize("clusters", [3, 12, 500])
 def test_confusion_of_any_number_of_clusters_fits_a_screen(clusters):
     matrix = np.random.default_rng(0).integers(0, 9, (27, clusters))

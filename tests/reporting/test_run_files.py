@@ -34,6 +34,15 @@ def test_the_command_is_the_last_training(tmp_path):
     ]
 
 
+def test_a_run_that_goes_on_after_its_end_is_not_finished(tmp_path):
+    write_log(tmp_path)
+    (tmp_path / "model_final.pth").touch()
+    assert RunFiles(tmp_path).finished
+    for newest, finished in (("model_final.pth", True), ("model_0000049.pth", False)):
+        (tmp_path / "last_checkpoint").write_text(newest)
+        assert RunFiles(tmp_path).finished == finished
+
+
 def test_code_in_a_log_is_not_run(tmp_path):
     made = tmp_path / "made"
     write_log(tmp_path, STARTED.format("a.yaml", "eval_only=False,", f"open('{made}', 'w')"))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -64,3 +66,23 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/scenes cannot be written \(.*DETECTRON2_DATASETS"):
         write_folder(tmp_path / "file" / "scenes", {"kind": "scenes"}, lambda folder: None)
+
+
+@pytest.mark.parametrize("content", ['[{"a": 1}]', '{"kind": "a'])
+def test_a_folder_with_another_meta_file_is_spared(tmp_path, content):
+    (tmp_path / "meta.json").write_text(content)
+    with pytest.raises(ValueError, match="holds files that are no a"):
+        write_folder(tmp_path, {"kind": "a"}, lambda f: None)
+
+
+def test_files_of_others_and_the_current_folder_are_not_replaced(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "set", {"kind": "a", "version": 1}, lambda f: (f / "x").touch())
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"set holds other files, such as mine\.txt, and would be replaced"):
+        write_folder(folder, {"kind": "a", "version": 2}, lambda f: (f / "x").touch())
+    assert (folder / "mine.txt").read_text() == "mine" and list(tmp_path.iterdir()) == [folder]
+    (folder / "mine.txt").unlink()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="set is the current folder, which would be replaced"):
+        write_folder(Path(), {"kind": "a", "version": 2}, lambda f: (f / "x").touch())
+    assert sorted(path.name for path in folder.iterdir()) == ["meta.json", "x"]

@@ -154,9 +154,11 @@ def test_overlays_of_an_earlier_run_are_removed_and_those_of_others_are_not(tmp_
     assert [path.name for path in (out / "overlays").rglob("*.jpg")] == ["a.jpg"]  # of town
     assert not (out / "overlays" / "a.jpg").exists()
     write_images(tmp_path / "mine" / "overlays", ("b.png",))
+    (tmp_path / "mine" / "images.json").write_text("mine")
     assert main([*words, "--output", str(tmp_path / "mine"), "--input", str(tmp_path / "images")]) == 2
-    assert "has overlays, not written by this tool" in capsys.readouterr().err
+    assert "has images.json, overlays, not written by this tool" in capsys.readouterr().err
     assert (tmp_path / "mine" / "overlays" / "b.png").is_file()
+    assert (tmp_path / "mine" / "images.json").read_text() == "mine"
 
 
 def test_semantic_models_and_lists_go_through_segment(tmp_path):

@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,7 @@ from detectron2.modeling import build_model
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.modeling.sem_seg import PseudoLabelSemSegHead  # noqa: F401  registers the head
 from densesiam_d2.reporting.label_colors import palette
+from densesiam_d2.reporting.text import text_width
 from densesiam_d2.tools import segment
 from densesiam_d2.tools.segment import draw_legend, main
 
@@ -162,6 +165,32 @@ def test_other_files_beside_the_images_are_not_removed(run, tmp_path, capsys):
     assert all(path.read_bytes() == content for path, content in mine.items())
 
 
+def test_tables_and_pages_of_others_are_not_overwritten(run, tmp_path, capsys):
+    for name in ("counts.csv", "gallery.html", "legend.png"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(b"mine")
+        run(status=2)
+        assert f"has {name}, not written by this tool: name another folder" in capsys.readouterr().err
+        assert (tmp_path / "out" / name).read_bytes() == b"mine"
+        (tmp_path / "out" / name).unlink()
+
+
+def test_a_folder_that_another_process_writes_is_refused(run, tmp_path, capsys):
+    code = "import sys, pathlib; from densesiam_d2.engine.run_lock import lock_file\n"
+    code += "lock = lock_file(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out" / ".segment")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        run(status=2)
+        assert f"out is in use by pid {other.pid} on" in capsys.readouterr().err
+        other.stdin.close()
+    run()
+
+
 def test_labels_are_the_models_argmax(run, tmp_path):
     """Against detectron2's own predictor, which takes BGR."""
     run("SOLVER.IMS_PER_BATCH", 1)
@@ -227,7 +256,10 @@ def test_mistakes_end_in_one_line(run, kwargs, opts, message, capsys):
 def test_folder_without_images(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.txt").write_text("")
+    run()
+    before = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
     run(source="empty", status=2)
+    assert sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file()) == before
     assert re.search(r"no readable image in it \(endings \.jpg .*\); 1 other files", capsys.readouterr().err)
 
 
@@ -236,6 +268,15 @@ def test_legend_has_one_row_per_id_that_occurs():
     assert legend.shape == (2 * 28 + 8, 420, 3)
     assert legend[17, 20].tolist() == palette(3)[2].tolist()  # the most frequent first
     assert legend[45, 20].tolist() == palette(3)[0].tolist()
+
+
+def test_the_shares_in_the_legend_stand_beside_long_names():
+    name = "chest of drawers, chest, bureau, dresser and more"
+    wide = draw_legend([name], palette(1), np.array([1.0]))
+    end = 50 + text_width(f"0  {name}")
+    assert wide.shape[1] > end + 75
+    assert (wide[:, end + 2 : end + 8] == 255).all()  # nothing is drawn between the two
+    assert (wide[:, end + 8 :] < 100).any()
 
 
 def test_real_photos(run, tmp_path):
@@ -274,5 +315,5 @@ def test_a_stopped_run_can_be_repeated_and_a_folder_of_others_cannot(run, tmp_pa
         path.write_text("mine")
     capsys.readouterr()
     run(output="mine", status=2)
-    assert "has classes.json, labels, not written by this tool" in capsys.readouterr().err
+    assert "has classes.json, counts.csv, labels, not written by this tool" in capsys.readouterr().err
     assert (labels / "a.png").read_text() == "mine"
