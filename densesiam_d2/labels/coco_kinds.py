@@ -75,8 +75,9 @@ COCO_KINDS = {
     ),
     "mask-missing": (
         "error",
-        "annotations without a mask (segmentation missing, null or empty): {n}; draw the masks, or leave these "
-        "annotations out by DATASETS.ACCEPT \"('mask-missing',)\"; a detector with MODEL.MASK_ON False needs none",
+        "annotations without a mask (segmentation missing, null or empty): {n}; set MODEL.MASK_ON False in a "
+        "detector to train on boxes, or draw the masks, or leave these annotations out by DATASETS.ACCEPT "
+        "\"('mask-missing',)\"",
     ),
     "mask-type": ("error", "segmentations that are neither polygons nor run lengths (RLE): {n}; correct them"),
     "mask-nan": ("error", "masks with coordinates that are NaN or infinite: {n}; correct them"),

@@ -255,7 +255,7 @@ def test_image_at_an_address():
 @pytest.mark.parametrize("name", ["{root}/../secret.png", "/etc/passwd"])
 def test_image_outside_its_dataset(tmp_path, name):
     name = name.format(root=tmp_path)
-    with pytest.raises(ValueError, match=f"first {name}: move"):
+    with pytest.raises(ValueError, match=f"first {name}: write"):
         check_record_paths([{"file_name": name}], [tmp_path])
 
 
