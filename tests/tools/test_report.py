@@ -78,6 +78,7 @@ def test_at_its_end_without_its_images(pretraining, capsys):
     """A healthy run whose images have gone: the page says so and has everything else."""
     shutil.rmtree(pretraining.parent / "photos")
     (pretraining / "model_final.pth").touch()
+    (pretraining / "last_checkpoint").write_text("model_final.pth")
     healthy = (pretraining / "metrics.json").read_text().replace("0.2,", "0.8,").rpartition("\n")[0]
     at_the_end = [{"iteration": 79, **METRICS}, {"iteration": 80, "segm/AP": 12.34}]
     (pretraining / "metrics.json").write_text("\n".join([healthy, *map(json.dumps, at_the_end)]))
