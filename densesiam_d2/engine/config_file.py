@@ -15,8 +15,8 @@ from densesiam_d2.yaml_keys import load_yaml
 
 __all__ = ["load_config"]
 
-# Keys below SOLVER that say the same thing in iterations and in epochs.
-_LENGTHS = (("MAX_ITER", "EPOCHS"), ("WARMUP_ITERS", "WARMUP_EPOCHS"))
+# Keys below SOLVER that say the same thing in iterations and in epochs, and what they are the length of.
+_LENGTHS = (("MAX_ITER", "EPOCHS", "train"), ("WARMUP_ITERS", "WARMUP_EPOCHS", "warm up"))
 
 # Keys that hold a tuple of names; a single name without a tuple is accepted too.
 _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.ACCEPT")
@@ -53,8 +53,10 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
     _check_bases(Path(config_file))
     try:
         cfg.merge_from_other_cfg(_with_types(CfgNode(CfgNode.load_yaml_with_base(config_file)), cfg))
-        for iterations, epochs in _LENGTHS:
-            if f"SOLVER.{iterations}" in opts[::2] or _nearest(Path(config_file), (epochs, iterations)) == iterations:
+        for iterations, epochs, _ in _LENGTHS:
+            if cfg.SOLVER[epochs] > 0 and (
+                f"SOLVER.{iterations}" in opts[::2] or _nearest(Path(config_file), (epochs, iterations)) == iterations
+            ):
                 cfg.SOLVER[epochs] = 0.0
         cfg.merge_from_list(_as_meant(cfg, opts))
     except (KeyError, AssertionError, ValueError) as error:
@@ -64,11 +66,11 @@ def load_config(config_file: str, opts: list[str] = ()) -> CfgNode:
         if attrgetter(key)(cfg) is None and default is not None:
             instead = f"{default!r} for none" if default in ("", (), []) else f"one, such as {default!r}"
             raise ValueError(f"{key} has no value: write {instead}")
-    for iterations, epochs in _LENGTHS:
+    for iterations, epochs, what in _LENGTHS:
         if cfg.SOLVER[epochs] > 0 and f"SOLVER.{iterations}" in opts[::2]:
             raise ValueError(
                 f"SOLVER.{epochs} {cfg.SOLVER[epochs]:g} and SOLVER.{iterations} {cfg.SOLVER[iterations]} both say how "
-                "long to train: give one of them"
+                f"long to {what}: give one of them"
             )
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"

@@ -169,6 +169,7 @@ class Trainer(DefaultTrainer):
         with handle_stop_signals(self._ask_to_stop):
             with contextlib.suppress(StoppedEarly):
                 TrainerBase.train(self, self.start_iter, self.max_iter)
+            # As DefaultTrainer.train does, which an early stop would leave.
             results = getattr(self, "_last_eval_results", None)
             if comm.is_main_process():
                 verify_results(self.cfg, results or {})
