@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog
 
 import densesiam_d2.data  # noqa: F401  registers the data
 from densesiam_d2.demo.summary import write_summary
+from densesiam_d2.engine.run_lock import InUseError, lock_file
 from densesiam_d2.processes import INTERRUPTED
 from densesiam_d2.reporting.stages import ROOT, Stage, StageError, run_stage
 
@@ -121,7 +122,10 @@ def main(argv: list[str] | None = None) -> None:
     start, output = time.perf_counter(), args.output.resolve()
     os.chdir(ROOT)  # the stages run there too, and the default folder of the data is a relative path
     try:
+        _lock = lock_file(output / ".demo.lock")
         report = run(output, quick=args.quick, overwrite=args.overwrite)
+    except InUseError as error:
+        sys.exit(f"demo: --output {output} is in use by {error}: wait for it, or name another folder")
     except (StageError, ImportError, ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import re
 import signal
 import traceback
 import weakref
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,7 +173,7 @@ class Trainer(DefaultTrainer):
             # As DefaultTrainer.train does, which an early stop would leave.
             results = getattr(self, "_last_eval_results", None)
             if comm.is_main_process():
-                verify_results(self.cfg, results or {})
+                verify_results(self.cfg, defaultdict(dict, results or {}))  # a task without scores fails, too
             return results
 
     def after_train(self) -> None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from densesiam_d2.reporting.run_report import write_run_report
-from densesiam_d2.tools.command_line import tool
+from densesiam_d2.tools.command_line import check_output_file, tool
 
 __all__ = ["main"]
 
@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, metavar="OUTPUT_DIR", help="folder of the run")
     parser.add_argument("--output", type=Path, help="file to write (default: OUTPUT_DIR/report.html)")
     args = parser.parse_args(argv)
+    if args.output:
+        check_output_file("--output", args.output)
     print(write_run_report(args.folder, args.output))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from densesiam_d2.demo import __main__ as demo
+from densesiam_d2.engine.run_lock import lock_file
 from densesiam_d2.reporting.stages import ROOT
 
 
@@ -97,3 +99,12 @@ def test_mistakes_are_one_line(tmp_path):
     done = run_demo(tmp_path)
     assert done.returncode == 1
     assert "demo: " in done.stderr and "choose another output folder" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_serves_one_demo_at_a_time(tmp_path):
+    with lock_file(tmp_path / "demo" / ".demo.lock"):
+        done = run_demo(tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"demo: --output .*demo is in use by pid \d+ .*: wait for it, or name another folder\n", done.stderr
+    )

@@ -140,3 +140,8 @@ def test_a_relative_folder_has_its_name(pretraining, capsys, monkeypatch):
 def test_no_run_is_one_line(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert re.fullmatch(r"report: .* holds no run.*\n", capsys.readouterr().err)
+
+
+def test_a_folder_as_the_page_is_one_line(tmp_path, capsys):
+    assert main([str(tmp_path), "--output", str(tmp_path)]) == 2
+    assert re.fullmatch(r"report: --output .* cannot be written: name a file .*\n", capsys.readouterr().err)
