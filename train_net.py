@@ -21,9 +21,6 @@ except ImportError:
         ".venv/bin/activate); for a GPU server see README.md, 'Install'"
     )
 
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
-
 from densesiam_d2.checkpoint.export import expected_metadata
 from densesiam_d2.checkpoint.loading import CheckedCheckpointer
 from densesiam_d2.engine import (
@@ -56,8 +53,7 @@ def main(cfg, args):
             model, cfg.OUTPUT_DIR, expect=expected_metadata(cfg), strict=cfg.MODEL.WEIGHTS_STRICT, whole_model=True
         ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume != "never")
         results = Trainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
+        Trainer.check_expected_results(cfg, results)
         return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume != "never")

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "loader": "files to batches through worker processes, and what crosses their borders",
     "released_data": "the released unsupervised segmentation's pipeline",
     "methods": "a training step of every method: its own backbone, lightly's",
+    "instances": "mapping an image with masks for Mask R-CNN: detectron2's mapper",
     "memory": "a step of pretraining with less memory: stages computed again, a batch in parts",
     "seg_step": "a step of unsupervised segmentation: the released one",
     "evaluation": "evaluating segmentations: the bare kernels, the released evaluator",

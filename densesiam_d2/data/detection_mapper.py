@@ -9,6 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size, transform_proposals
 
+from densesiam_d2.data.mask_lookup import MaskLookup
 from densesiam_d2.image_io import WHITE_LEVEL, read_image, read_label
 
 __all__ = ["DetectionDatasetMapper"]
@@ -77,5 +78,5 @@ class DetectionDatasetMapper(DatasetMapper):
                 self.instance_mask_format = "bitmask"
             # detectron2 takes boxes anew from cropped masks, and fails where there is none.
             self.recompute_boxes = self.recompute_boxes and any(not a.get("iscrowd") for a in masked)
-        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        super()._transform_annotations(dataset_dict, MaskLookup(transforms), image_shape)
         self.instance_mask_format, self.recompute_boxes = configured

@@ -172,9 +172,14 @@ class Trainer(DefaultTrainer):
                 TrainerBase.train(self, self.start_iter, self.max_iter)
             # As DefaultTrainer.train does, which an early stop would leave.
             results = getattr(self, "_last_eval_results", None)
-            if comm.is_main_process():
-                verify_results(self.cfg, defaultdict(dict, results or {}))  # a task without scores fails, too
+            self.check_expected_results(self.cfg, results)
             return results
+
+    @staticmethod
+    def check_expected_results(cfg, results: dict | None) -> None:
+        """Exit with code 1 if results, the dict of ``test``, are not TEST.EXPECTED_RESULTS; scores may be missing."""
+        if comm.is_main_process():
+            verify_results(cfg, defaultdict(dict, results or {}))
 
     def after_train(self) -> None:
         self._past_last_step = True

@@ -5,11 +5,13 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.data.detection_mapper import DetectionDatasetMapper
+from densesiam_d2.data.mask_lookup import MaskLookup
 from densesiam_d2.image_io import UnreadableImageError, displayed_size
 from tests.labels.coco_files import coco, rectangle, write
 from tests.labels.test_coco_json import encode
@@ -146,3 +148,35 @@ def test_an_image_without_masks_is_cropped(tmp_path):
         record = {"file_name": str(tmp_path / "images" / "p1.png"), "height": 64, "width": 96, "image_id": 1}
         assert len(mapper({**record, "annotations": annotations})["instances"]) == 0
     assert mapper.recompute_boxes
+
+
+@pytest.mark.parametrize(
+    "augmentations",
+    [
+        [T.RandomCrop("relative", (0.6, 0.7)), T.ResizeShortestEdge((50, 90), sample_style="range"), T.RandomFlip()],
+        [T.RandomRotation((-40, 40)), T.RandomFlip(horizontal=False, vertical=True), T.RandomBrightness(0.5, 1.5)],
+        [T.RandomExtent((0.6, 1.4), (0.2, 0.2))],  # detectron2 interpolates masks between pixels here
+        [T.FixedSizeCrop((90, 110), seg_pad_value=255)],
+    ],
+)
+def test_masks_looked_up_are_those_transformed_one_by_one(augmentations):
+    rng = np.random.default_rng(0)
+    masks = [np.asfortranarray(rng.random((64, 96)) < 0.5).astype(np.uint8) for _ in range(3)]
+    for seed in range(10):
+        np.random.seed(seed)
+        transforms = T.AugmentationList(augmentations)(T.AugInput(np.zeros((64, 96, 3), np.uint8)))
+        lookup = MaskLookup(transforms)
+        for mask in (*masks, np.ascontiguousarray(masks[0]), masks[1][:, ::-1]):
+            assert (lookup.apply_segmentation(mask) == transforms.apply_segmentation(mask)).all()
+        box = np.array([[3.0, 4.0, 50.0, 60.0]])
+        assert (lookup.apply_box(box) == transforms.apply_box(box)).all()
+
+
+def test_a_transform_of_the_users_moves_each_mask():
+    class Half(T.Transform):
+        def apply_image(self, image):
+            return image // 2
+
+        apply_coords = staticmethod(lambda coordinates: coordinates)
+
+    assert (MaskLookup(T.TransformList([Half()])).apply_segmentation(np.full((4, 5), 8, np.uint8)) == 4).all()
