@@ -50,7 +50,7 @@ _LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
 
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # after that, the way in which cv2.flip turns each upright
-# EXIF data of nothing but an orientation, which is the one after them, and five zeros more.
+# EXIF data of nothing but an orientation, which is the one after them, and six zeros more.
 _ORIENTATION = b"Exif\0\0MM\0*\0\0\0\10\0\1\1\x12\0\3\0\0\0\1\0"
 
 _COLOR_IS_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # since 4.11
@@ -358,7 +358,9 @@ def _set_orientation(image: Image.Image) -> None:
     for key in ("xmp", "XML:com.adobe.xmp"):  # orientations there are left alone
         image.info.pop(key, None)
     if image.format in ("JPEG", "MPO"):
-        image.info["exif"] = _ORIENTATION + bytes([_exif_orientation(image.info.get("exif", b"")[6:]), 0, 0, 0, 0, 0])
+        image.info["exif"] = _ORIENTATION + bytes(
+            [_exif_orientation(image.info.get("exif", b"")[6:]), 0, 0, 0, 0, 0, 0]
+        )
         image.getexif().load(image.info["exif"])  # it may have been loaded when the file was opened
 
 

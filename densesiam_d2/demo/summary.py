@@ -129,7 +129,7 @@ def _overview_section(path: Path, runs: dict[str, _Run], test_set: str) -> Secti
     names = list(MetadataCatalog.get(test_set).stuff_classes)
     detectors = {"Mask R-CNN, pretrained": runs["mask_rcnn"], "Mask R-CNN, random start": runs["mask_rcnn_scratch"]}
     files = [record["file_name"] for record in DatasetCatalog.get("demo_photos")]
-    photos = _segmented_photos(runs["photos"], [f for name in _PHOTOS for f in files if name in f])
+    photos = _segmented_photos(runs["photos"], [f for name in _PHOTOS for f in files if name in Path(f).name])
     scene = pictures.draw_overview(
         test_set,
         0,
@@ -156,7 +156,7 @@ def _segmented_photos(run: _Run, files: list[str]) -> np.ndarray:
 
 def _pretraining_section(run: _Run, test_set: str) -> Section:
     cfg = run.config()
-    photos = [record for record in DatasetCatalog.get("demo_photos") if "chelsea" in record["file_name"]]
+    photos = [record for record in DatasetCatalog.get("demo_photos") if "chelsea" in Path(record["file_name"]).name]
     metrics = read_metrics(run.output)
     section = Section("1. Pretraining without labels")
     section.text(

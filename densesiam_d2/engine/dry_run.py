@@ -28,7 +28,7 @@ def dry_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="dry_run_", ignore_cleanup_errors=True) as folder:
         cfg = cfg.clone()
-        cfg.OUTPUT_DIR = folder
+        cfg.OUTPUT_DIR, cfg.TEST.EXPECTED_RESULTS = folder, []
         cfg = setup(cfg, args)
         check_evaluators(cfg)
         start = time.perf_counter()

@@ -3,13 +3,13 @@
 import logging
 from pathlib import Path
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
 from densesiam_d2.checkpoint.export import backbone_metadata, backbone_state, save_backbone, save_safetensors
 
-__all__ = ["ExportBackboneHook", "ProgressHook", "export_backbone"]
+__all__ = ["ExportBackboneHook", "PreciseBNHook", "ProgressHook", "export_backbone"]
 
 
 def unwrap(model):
@@ -22,6 +22,22 @@ class ProgressHook(HookBase):
 
     def before_step(self) -> None:
         unwrap(self.trainer.model).progress = self.trainer.iter / self.trainer.max_iter
+
+
+class PreciseBNHook(hooks.PreciseBN):
+    """detectron2's ``PreciseBN``, with the same batches at every call, so that a resumed run is exact.
+
+    The statistics go into the tensors that the model has, because dropped steps restore these.
+    """
+
+    def update_stats(self) -> None:
+        before = dict(self._model.named_buffers())
+        super().update_stats()
+        self._data_iter = None
+        for name, buffer in list(self._model.named_buffers()):
+            if buffer is not before[name]:
+                module, _, own_name = name.rpartition(".")
+                setattr(self._model.get_submodule(module), own_name, before[name].copy_(buffer))
 
 
 def export_backbone(cfg, model, path: Path, iteration: int) -> None:

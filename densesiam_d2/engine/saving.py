@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
+from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.checkpoint.resuming import own_checkpoints
 from densesiam_d2.processes import PREEMPTED
 
@@ -148,6 +149,20 @@ class BestCheckpointHook(hooks.BestCheckpointer):
         self._noted_at = -1
         self.waited = 0
 
+    def before_train(self) -> None:
+        """Take the best value after the end of a run that is now made longer; the run's checkpoints are older."""
+        file = Path(self._checkpointer.save_dir) / f"{self._file_prefix}.pth"
+        if not (comm.is_main_process() and self.trainer.start_iter and file.is_file()):
+            return
+        try:
+            state = read_checkpoint(file).get("trainer", {}).get("hooks", {}).get(type(self).__name__, {})
+        except ValueError as error:
+            logger.warning("%s; the next best model replaces it", error)
+            return
+        known = -1 if self.best_iter is None else self.best_iter
+        if state.get("name") == self._name and known < state["best_iter"] <= self.trainer.start_iter:
+            self.load_state_dict(state)
+
     def after_step(self) -> None:
         if comm.is_main_process():
             self._note()
@@ -173,11 +188,12 @@ class BestCheckpointHook(hooks.BestCheckpointer):
         self.waited += 1
         if (best is None or self._compare(value, best)) and self._update_best(value, storage.iter):
             ended = storage.iter >= self.trainer.max_iter
+            waited, self.waited = self.waited, 0  # set before, because the file holds it
             if self._attempt(self._file_prefix, self._save, must_work=ended):
-                self.waited = 0
                 logger.info("%s is %.5g, the best so far: saved %s", name, value, self._file_prefix)
             else:
                 self.best_metric, self.best_iter = before
+                self.waited = waited
 
     def _save(self) -> None:
         iteration = self.trainer.storage.iter

@@ -38,7 +38,7 @@ from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
 from densesiam_d2.engine.collapse import CollapseMonitor
 from densesiam_d2.engine.early_stop import EarlyStopHook, LeaveLoopHook, StoppedEarly
 from densesiam_d2.engine.exact_resume import ExactResumeHook
-from densesiam_d2.engine.hooks import ExportBackboneHook, ProgressHook, export_backbone, unwrap
+from densesiam_d2.engine.hooks import ExportBackboneHook, PreciseBNHook, ProgressHook, export_backbone, unwrap
 from densesiam_d2.engine.probe import ProbeHook
 from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
 from densesiam_d2.engine.setup import record_config, with_cpu_norms
@@ -112,6 +112,10 @@ class Trainer(DefaultTrainer):
         """
         cfg, solver = self.cfg, self.cfg.SOLVER
         stock = [h for h in super().build_hooks() if h and not isinstance(h, hooks.PeriodicCheckpointer)]
+        stock = [
+            PreciseBNHook(h._period, h._model, h._data_loader, h._num_iter) if isinstance(h, hooks.PreciseBN) else h
+            for h in stock
+        ]
         keep = {"keep_last": solver.CHECKPOINT_KEEP_LAST, "keep_every": solver.CHECKPOINT_KEEP_EVERY}
         checkpoints = CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, **keep)
         evaluation = next(i for i, h in enumerate(stock) if isinstance(h, hooks.EvalHook))
@@ -180,6 +184,11 @@ class Trainer(DefaultTrainer):
         """Exit with code 1 if results, the dict of ``test``, are not TEST.EXPECTED_RESULTS; scores may be missing."""
         if comm.is_main_process():
             verify_results(cfg, defaultdict(dict, results or {}))
+
+    def after_step(self) -> None:
+        super().after_step()
+        if not comm.is_main_process():
+            self.storage.clear_images()  # detectron2's detectors put them there in all processes
 
     def after_train(self) -> None:
         self._past_last_step = True

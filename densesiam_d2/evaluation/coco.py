@@ -14,6 +14,7 @@ from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from densesiam_d2.evaluation.names import check_predicted_classes, model_order, warn_of_absent
 from densesiam_d2.labels.coco_json import read_coco
@@ -72,8 +73,14 @@ class RepairedCOCOEvaluator(COCOEvaluator):
             self._set_limit(cfg.TEST.DETECTIONS_PER_IMAGE, content["annotations"])
 
     def _tasks_from_predictions(self, predictions: list[dict]) -> set[str]:
-        """Return what to score; a model that finds nothing has the scores of its kind too, which are NaN."""
+        """Return what to score; a model that finds nothing has the scores of its kind too."""
         return super()._tasks_from_predictions(predictions) if predictions else self._tasks_of_nothing
+
+    def _derive_coco_results(self, coco_eval, iou_type: str, class_names: list[str] | None = None) -> dict:
+        """Return the scores by their name; 0 for a model that finds nothing, where detectron2 has NaN."""
+        if coco_eval is None:
+            coco_eval = _score_nothing(self._coco_api, iou_type)
+        return super()._derive_coco_results(coco_eval, iou_type, class_names)
 
     def _set_limit(self, detections: int, annotations: list[dict]) -> None:
         """Score as many detections per image as the model may return, or as there are annotations.
@@ -110,6 +117,19 @@ class RepairedCOCOEvaluator(COCOEvaluator):
             for prediction in self._predictions[earlier:]:
                 for instance in prediction.get("instances", ()):
                     instance["category_id"] = self._order[instance["category_id"]]
+
+
+def _score_nothing(truth: COCO, iou_type: str) -> COCOeval:
+    """Return the official evaluation of no detection; ``loadRes`` does not take an empty list."""
+    nothing = COCO()
+    nothing.dataset = {**truth.dataset, "annotations": []}
+    with contextlib.redirect_stdout(io.StringIO()):
+        nothing.createIndex()
+        evaluation = COCOeval(truth, nothing, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
 
 
 def _convert_records(dataset_name: str, output_dir: str | None) -> str:

@@ -128,6 +128,22 @@ class Comparison:
     num_gpus: int = 1
     opts: Sequence[str] = field(default_factory=tuple)
 
+    def check_pairs(self) -> None:
+        """Refuse budgets of pairs that whole batches miss by more than 5 percent: the methods would not cost the same.
+
+        Raises:
+            ValueError: a budget is too small for the batch of a method.
+        """
+        for value in self.budget.values if self.budget.unit == "pairs" else ():
+            for method in self.methods:
+                batch = self._batch(method)
+                pairs = batch * self.budget.iterations(value, batch, None)
+                if abs(pairs - value) > 0.05 * value:
+                    raise ValueError(
+                        f"--budget pairs={value:.15g}: {method.name} would have {pairs} pairs, in batches of {batch}: "
+                        "give a smaller --batch, or more pairs"
+                    )
+
     def timing_cells(self) -> list[Cell]:
         """Return the short trainings that measure the seconds per step, one for each method; none for pairs."""
         if self.budget.unit == "pairs":

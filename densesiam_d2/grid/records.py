@@ -41,7 +41,8 @@ _KEYS = {"state": str, "words": list, "command": str, "needs": dict}
 _KEYS |= {"code": str, "hardware": dict, "date": str, "seconds": int | float}
 _HARDWARE = {"cpu": str, "cores": int, "gpus": list, "torch": str}
 
-_YAML, _WEIGHTS = (".yaml", ".yml"), (".pkl", ".pth", ".safetensors")
+_YAML = (".yaml", ".yml")
+_WEIGHTS = (".bin", ".ckpt", ".npz", ".pkl", ".pt", ".pth", ".pth.tar", ".pyth", ".safetensors")
 _LABELS = re.compile(r"\b(?:coco:|classes=)([^,'\"()]+)")
 
 _PORTABLE = ("seconds", "code", "hardware", "date")
@@ -151,9 +152,11 @@ def files_of(cell: Cell) -> dict[str, str]:
     The checksum of a yaml is that of its values, with those of its ``_BASE_``, so comments may change. Files of labels
     are those of ``coco:`` and of ``classes=``; label maps and images are not looked at.
     """
-    named = [word for word in cell.words if word.endswith((*_YAML, *_WEIGHTS))]
+    named = [word.partition("?")[0] for word in cell.words]  # weights may have options behind a question mark
+    named = [word for word in named if word.endswith((*_YAML, *_WEIGHTS))]
     named += [file for word in cell.words for file in _LABELS.findall(word)]
-    words = [word for word in named if not Path(word).is_relative_to(cell.root)]
+    words = [os.path.expanduser(word) for word in named]  # noqa: PTH111  not all of them are paths
+    words = [word for word in words if not Path(word).is_relative_to(cell.root)]
     files = [Path(word) for word in words if os.path.isfile(word)]  # noqa: PTH113  False for words that are too long
     return {str(file): checksum for file in files if (checksum := _checksum(file, file.stat().st_mtime_ns))}
 

@@ -224,7 +224,7 @@ class _Run:
             self._give_up(cell, other)
             return
         if other or earlier.get("restored"):  # a failed cell of another command, or a record without files
-            shutil.rmtree(cell.folder)
+            shutil.rmtree(cell.folder.resolve())  # the folder may be a link
             earlier = {}
         record = {
             "state": State.STARTED,

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -95,6 +96,8 @@ class Grid:
         """
         for axis, values in self.axes.items():
             check_folder_name(str(axis), "axes")
+            if axis in {"folder", "folder_of", *self.words}:
+                raise ValueError(f"axes: {axis} is the name of another placeholder: give the axis another one")
             _check_axis(axis, values)
         for stage in self.stages:
             check_folder_name(stage.name, "stages")
@@ -154,6 +157,9 @@ class Grid:
                 axes = dict(zip(stage.over, values, strict=True))
                 if not any(axes.get(axis) in skipped for axis, skipped in stage.skip.items()):
                     found.append(self._cell(stage, axes, root.resolve(), found))
+        names = Counter(cell.name for cell in found)
+        if twice := [name for name, number in names.items() if number > 1]:
+            raise ValueError(f"two cells have the name {twice[0]}: give the values of its axes other names")
         if not found:
             raise ValueError("the grid has no cells: it has no stages, or they skip all values")
         return found

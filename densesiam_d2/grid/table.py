@@ -96,6 +96,9 @@ class Table:
             for score in cell.scores:
                 row = self.rows.setdefault(tuple(cell.axes.get(axis, "") for axis in self.axes), {})
                 entry = row.setdefault(score.name, Entry())
+                if state == State.DONE and record.get("restored") and score.name not in record["scores"]:
+                    entry.others.append(State.MISSING)  # restored cells have no files with other scores
+                    continue
                 value = None
                 if state == State.DONE:  # scores that the grid names since then are in the cell's files
                     value = record["scores"][score.name] if score.name in record["scores"] else score.read(cell.folder)

@@ -29,7 +29,7 @@ from densesiam_d2.probe.cells import cell_counts
 from densesiam_d2.probe.features import FrozenFeatures
 from densesiam_d2.probe.passes import Images, augmented, bar, named_scores, resize_labels, squared
 
-__all__ = ["Memory", "crops", "probe_retrieval", "rarest_cells"]
+__all__ = ["Memory", "cells_per_crop", "crops", "probe_retrieval", "rarest_cells"]
 
 EPOCHS = 2  # passes over the training images, with other crops each
 NEIGHBOURS, TEMPERATURE = 30, 0.02
@@ -110,11 +110,7 @@ def probe_retrieval(
         ValueError: M is below one cell a crop, no cell has a label, or an image or its labels cannot be read.
     """
     start = time.perf_counter()
-    share = memory_cells // (EPOCHS * len(train))
-    if share < 1:
-        raise ValueError(
-            f"--memory-cells {memory_cells} is too small for {len(train)} images: at least {EPOCHS * len(train)}"
-        )
+    share = cells_per_crop(memory_cells, len(train))
     memory = _fill(features, train, len(classes), share, seed)
     if not len(memory):
         raise ValueError("no cell of the training images has a labelled pixel")
@@ -156,6 +152,17 @@ def crops(side: int) -> list[T.Augmentation]:
         ColorJitter((0.1, 0.1, 0.1, 0.1), prob=0.5, independent=True, random_order=False),
         RandomResizedCrop(side, (0.5, 2.0)),  # above 1, the whole image or its largest central crop follows
     ]
+
+
+def cells_per_crop(memory_cells: int, images: int) -> int:
+    """Return how many cells of each crop are remembered, for some number of training images.
+
+    Raises:
+        ValueError: it is below one.
+    """
+    if memory_cells < EPOCHS * images:
+        raise ValueError(f"--memory-cells {memory_cells} is too small for {images} images: at least {EPOCHS * images}")
+    return memory_cells // (EPOCHS * images)
 
 
 def _fill(features: FrozenFeatures, train: Images, num_classes: int, share: int, seed: int) -> Memory:

@@ -32,17 +32,18 @@ class LinearClassifier(NamedTuple):
 class Moments:
     """Sums over labelled cells, in float64, for mean, standard deviation and ridge regression."""
 
-    def __init__(self, *, num_channels: int, num_classes: int, device: torch.device | str = "cpu"):
+    def __init__(self, center: torch.Tensor, *, num_classes: int):
         """Start with no cell.
 
         Args:
-            num_channels: D.
+            center: (D,) a point near the cells, which is subtracted from them before they are squared: the squares of
+                a collapsed network's cells are otherwise too large for the digits that differ.
             num_classes: K.
-            device: where the sums are.
         """
-        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-        self.gram = zeros(num_channels, num_channels)  # sum of x x^T
-        self.sums = zeros(num_channels, num_classes)  # sum of x over the cells of each class
+        self.center = center.double()
+        zeros = partial(torch.zeros, dtype=torch.float64, device=center.device)
+        self.gram = zeros(len(center), len(center))  # sum of x x^T, with x the difference from the center
+        self.sums = zeros(len(center), num_classes)  # sum of x over the cells of each class
         self.counts = zeros(num_classes)
 
     def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
@@ -52,14 +53,14 @@ class Moments:
             features: (N, D).
             labels: (N,) int64 classes in [0, K).
         """
-        features = features.double()
+        features = features.double() - self.center
         one_hot = F.one_hot(labels, len(self.counts)).double()  # (N, K)
         self.gram += features.T @ features
         self.sums += features.T @ one_hot
         self.counts += one_hot.sum(dim=0)
 
     def __add__(self, other: "Moments") -> "Moments":
-        total = Moments(num_channels=len(self.gram), num_classes=len(self.counts), device=self.gram.device)
+        total = Moments(self.center, num_classes=len(self.counts))
         total.gram, total.sums = self.gram + other.gram, self.sums + other.sums
         total.counts = self.counts + other.counts
         return total
@@ -76,10 +77,10 @@ class Moments:
         count = self.counts.sum()
         if not count:
             raise ValueError("no cell of the training images has a label: in all cells most pixels are ignored")
-        mean = self.sums.sum(dim=1) / count
-        square = self.gram.diagonal() / count
-        std = (square - mean**2).clamp(min=0).sqrt()
-        varies = std > _CONSTANT * square.sqrt()
+        offset = self.sums.sum(dim=1) / count
+        mean = self.center + offset
+        std = (self.gram.diagonal() / count - offset**2).clamp(min=0).sqrt()
+        varies = std > _CONSTANT * torch.hypot(mean, std)
         return mean, torch.where(varies, 1 / std, 0.0)
 
 
@@ -100,9 +101,9 @@ def fit_ridge(moments: Moments, penalty: float) -> LinearClassifier:
     Source: Hoerl and Kennard, "Ridge Regression", Technometrics 1970.
     """
     mean, scale = moments.mean_and_scale()
-    count = moments.counts.sum()
-    gram = (moments.gram - count * torch.outer(mean, mean)) * torch.outer(scale, scale)  # Z^T Z
-    target = (moments.sums - torch.outer(mean, moments.counts)) * scale[:, None]  # Z^T Y
+    count, offset = moments.counts.sum(), mean - moments.center
+    gram = (moments.gram - count * torch.outer(offset, offset)) * torch.outer(scale, scale)  # Z^T Z
+    target = (moments.sums - torch.outer(offset, moments.counts)) * scale[:, None]  # Z^T Y
     gram.diagonal().add_(penalty)
     weight = torch.cholesky_solve(target, torch.linalg.cholesky(gram)) * scale[:, None]
     return LinearClassifier(weight, moments.counts / count - mean @ weight)

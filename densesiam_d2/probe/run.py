@@ -120,7 +120,8 @@ def _sum_up(
 ) -> _Sums:
     """Pass over the training images once."""
     device = features.device
-    fit, held_out = (Moments(num_channels=features.channels, num_classes=num_classes, device=device) for _ in range(2))
+    center = features(train[0][0]).flatten(1).mean(dim=1)
+    fit, held_out = (Moments(center, num_classes=num_classes) for _ in range(2))
     share = -(-knn_cells // len(train))  # cells of each image, rounded up
     # Allocated once: small arrays between large ones would prevent the heap from reusing the memory of the large ones.
     memory = torch.empty(share * len(train), features.channels, device=device)

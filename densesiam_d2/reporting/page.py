@@ -167,11 +167,11 @@ def compare(score: str, ours: tuple[str, float], others: Sequence[tuple[str, flo
         A sentence such as "pretrained: 12.3 mask AP; beats random weights (8.2) by 4.1."
     """
     name, value = ours
-    if value != value:
+    if value is None or value != value:
         return f"{name} has no {score}: nothing was predicted."
     parts = []
     for other_name, other in others:
-        if other != other:
+        if other is None or other != other:
             parts.append(f"{other_name} has none, nothing was predicted")
         elif value >= other + 1:
             parts.append(f"beats {other_name} ({other:.1f}) by {value - other:.1f}")

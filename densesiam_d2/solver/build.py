@@ -182,6 +182,9 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
     elif solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
         decay = PolyWithFloor(solver.POLY_LR_POWER, solver.POLY_LR_CONSTANT_ENDING)
     else:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.STEPS = [step for step in solver.STEPS if step != solver.MAX_ITER]  # fvcore refuses it
         scheduler = build_d2_lr_scheduler(cfg, optimizer)  # raises ValueError for an unknown name
         # It has already set the groups' learning rates for warm-up; the one below starts from "initial_lr" again.
         multiplier = scheduler._multiplier

@@ -117,6 +117,8 @@ def _run(args: argparse.Namespace, command: str) -> int:
         opts=args.opts,
     )
 
+    comparison.check_pairs()
+
     def write_page() -> Path:
         return write_compare_page(comparison, comparison.cells(), command)
 
@@ -190,7 +192,7 @@ def write_compare_page(comparison: Comparison, cells: Sequence[Cell], command: s
     costs = {row: _mean_costs(cells, *row) for row in methods}
     lines, rows = {}, []
     for method, value in methods:
-        entries = table.rows.get((method, value), {})
+        entries = table.rows.get(tuple({"method": method, "budget": value}[axis] for axis in table.axes), {})
         cost = costs[method, value]
         if table.scores and entries:
             lines.setdefault(method, []).append((cost["minutes"] if value else 0.0, entries[table.scores[0]]))

@@ -16,7 +16,7 @@ the means of a score over an axis of numbers, as dots with bars of one standard 
 value of the other axes; ``--set`` leaves values out:
 
     python -m densesiam_d2.tools.grid table configs/grids/few_labels.yaml --output output/few_labels \
-        --set dataset=nuclei --plot curve.png labels "mask AP"
+        --set data=/data dataset=nuclei labels=10,25,50,100,393 --plot curve.png labels "mask AP"
 
 ``restore`` takes the finished cells of the JSON of a table into an empty folder, so that a grid goes on without the old
 folder, for example on another machine. The JSON holds scores and no weights, so a pretraining runs anew where a cell
@@ -120,7 +120,7 @@ def _table(args: argparse.Namespace, cells: list[Cell]) -> int:
         with naming(f"--markdown {args.markdown}"):
             text = args.markdown.read_text() if args.markdown.exists() else ""
             text = insert_table(text, args.name or args.grid.stem, table.markdown())
-        with atomic_write(args.markdown) as file:
+        with atomic_write(args.markdown.resolve()) as file:  # a link stays one
             file.write(text.encode())
     if args.plot:
         _plot(table, *args.plot)
@@ -143,6 +143,8 @@ def _plot(table: Table, file: str, axis: str, score: str) -> None:
             raise ValueError(f"--plot: there is no {what} {name}{near(name, known)}")
     x = table.axes.index(axis)
     rows = {row: entries[score] for row, entries in table.rows.items() if row[x] != "" and score in entries}
+    if not rows:
+        raise ValueError(f"--plot: no cell with the score {score} has the axis {axis}")
     texts = [row[x] for row in rows if isinstance(row[x], str)]
     if texts:
         raise ValueError(f"--plot: the axis {axis} has the value {texts[0]}, which is not a number")

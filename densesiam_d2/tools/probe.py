@@ -43,7 +43,7 @@ import shlex
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -58,7 +58,7 @@ from densesiam_d2.labels.subset import subset_of
 from densesiam_d2.probe.features import FrozenFeatures, build_features
 from densesiam_d2.probe.linear import EPOCHS, probe_linear
 from densesiam_d2.probe.passes import Images
-from densesiam_d2.probe.retrieval import probe_retrieval
+from densesiam_d2.probe.retrieval import cells_per_crop, probe_retrieval
 from densesiam_d2.probe.run import probe
 from densesiam_d2.probe.truth import labelled_pair
 from densesiam_d2.tools.command_line import check_output_file, tool
@@ -74,9 +74,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     command = shlex.join(["python", "-m", "densesiam_d2.tools.probe", *(sys.argv[1:] if argv is None else argv)])
-    report = _probe_all(args)
-    if args.output:
-        write_json(args.output, {"command": command, **report})
+    for report in _probe_all(args):
+        if args.output:
+            write_json(args.output, {"command": command, **report})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _probe_all(args: argparse.Namespace) -> dict:
-    """Run the probes, print a table, and return the content of the output file."""
+def _probe_all(args: argparse.Namespace) -> Iterator[dict]:
+    """Run the probes, and print a table at the end; after each weight file comes what the output file holds then."""
     if "" in args.weights:
         raise ValueError("--weights '' is empty: name a file, or random")
     _check(args)
@@ -140,6 +140,8 @@ def _probe_all(args: argparse.Namespace) -> dict:
     few = [n for n in args.labels if not 2 <= n < len(train)]
     if few:
         raise ValueError(f"--labels {few[0]}: it must be 2 or more, and less than the {len(train)} images of --train")
+    if "retrieval" in args.probes:
+        cells_per_crop(args.memory_cells, len(train))
     # All networks are built first, so that wrong weights stop the run at once.
     networks = {w: _build(cfg, args, w, seed) for w in args.weights}
     results = {}
@@ -152,16 +154,16 @@ def _probe_all(args: argparse.Namespace) -> dict:
             low_data[number][str(s)] = _probe(args, features, part, test, train.classes, s)
         if low_data:
             results[weights]["low_data"] = low_data
+        yield {
+            "seed": seed,
+            "train": {"name": args.train, "images": len(train)},
+            "test": {"name": args.test, "images": len(test)},
+            "classes": train.classes,
+            "features": args.features,
+            "size": args.size,
+            "results": results,
+        }
     _print_table(results, len(train), len(train.classes))
-    return {
-        "seed": seed,
-        "train": {"name": args.train, "images": len(train)},
-        "test": {"name": args.test, "images": len(test)},
-        "classes": train.classes,
-        "features": args.features,
-        "size": args.size,
-        "results": results,
-    }
 
 
 def _probe(

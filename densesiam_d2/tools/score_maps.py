@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, help="folder for sem_seg_evaluation.json")
     args = parser.parse_args(argv)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
     register_path_datasets([args.dataset])
     if args.dataset not in DatasetCatalog or not MetadataCatalog.get(args.dataset).get("sem_seg_root"):
         raise ValueError(f"--dataset {args.dataset} is no data set with a folder of label maps")

@@ -126,6 +126,58 @@ def test_the_best_score_is_remembered(tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000009.pth"  # resuming is not from the best
 
 
+def test_the_best_score_after_the_end_is_remembered_when_the_run_is_made_longer(tmp_path):
+    """60 comes after the last checkpoint, which knows 55; 57 in the longer run is not the best."""
+
+    def hook_of(iteration, start_iter=0):
+        hook = BestCheckpointHook(2, CheckedCheckpointer(nn.Linear(1, 1), str(tmp_path)), "segm/AP")
+        hook.trainer = SimpleNamespace(iter=iteration, start_iter=start_iter, max_iter=8 if start_iter else 4)
+        state = {"hooks": {"BestCheckpointHook": None}}
+        checkpointable = SimpleNamespace(
+            state_dict=lambda: {"hooks": {"BestCheckpointHook": hook.state_dict()}}, load_state_dict=state.update
+        )
+        hook._checkpointer.add_checkpointable("trainer", checkpointable)
+        return hook
+
+    def compare(hook, iteration, score, end=False):
+        with EventStorage(iteration) as hook.trainer.storage:
+            hook.trainer.iter = iteration
+            hook.trainer.storage.put_scalar("segm/AP", score, smoothing_hint=False)
+            hook.after_train() if end else hook.after_step()
+
+    first = hook_of(0)
+    compare(first, 1, 55.0)
+    in_the_final_checkpoint = first.state_dict()
+    compare(first, 4, 60.0, end=True)
+    longer = hook_of(4, start_iter=4)
+    longer.load_state_dict(in_the_final_checkpoint)
+    longer.before_train()
+    assert (longer.best_metric, longer.best_iter, longer.waited) == (60, 4, 0)
+    compare(longer, 5, 57.0)
+    assert (longer.best_metric, longer.waited) == (60, 1)
+
+    earlier = hook_of(2, start_iter=2)  # a run that goes on from before that value finds it again
+    earlier.load_state_dict(in_the_final_checkpoint)
+    earlier.before_train()
+    assert earlier.best_metric == 55
+    (tmp_path / "model_best.pth").write_bytes(b"damaged")
+    earlier.before_train()
+    assert earlier.best_metric == 55
+
+
+def test_the_best_model_knows_that_nothing_was_waited_for(tmp_path):
+    """The file's own count is that of a new best value, so a run that goes on from it does not end."""
+    hook = BestCheckpointHook(1, CheckedCheckpointer(nn.Linear(1, 1), str(tmp_path)), "segm/AP")
+    in_the_file = []
+    hook._on_best = lambda _: in_the_file.append(hook.state_dict()["waited"])
+    with EventStorage() as storage:
+        for storage.iter, score in enumerate([5.0, 4.0, 6.0]):
+            hook.trainer = SimpleNamespace(iter=storage.iter, max_iter=100, storage=storage)
+            storage.put_scalar("segm/AP", score, smoothing_hint=False)
+            hook.after_step()
+    assert in_the_file == [0, 0]
+
+
 def best_of(folder, metric, logged, *, period=10, max_iter=30):
     """Run the hook over iterations that log a number, {iteration: value}; the weight is the iteration."""
     folder.mkdir(exist_ok=True)

@@ -86,4 +86,7 @@ def test_a_model_that_finds_nothing_has_scores_of_masks_too(dataset_dicts, cfg, 
             [d], [{"instances": Instances((d["height"], d["width"]), pred_boxes=Boxes(torch.zeros(0, 4)))}]
         )
     results = evaluator.evaluate()
-    assert {task: math.isnan(scores["AP"]) for task, scores in results.items()} == {"bbox": True, "segm": True}
+    assert results.keys() == {"bbox", "segm"}
+    for scores in results.values():
+        assert all(scores[name] == 0 for name in ("AP", "AP50", "APs", "APm", "APl", "AP-person"))
+        assert math.isnan(scores["AP-toaster"])  # not in the ground truth

@@ -417,6 +417,15 @@ def test_a_failed_command_may_have_removed_its_log(tmp_path):
     assert runs(tmp_path) == ["one", "two"]
 
 
+def test_files_are_found_as_the_commands_find_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("old.pth.tar", "w.ckpt", "w.pth", "train.json", "code.py"):
+        (tmp_path / name).write_text("1")
+    words = (f"{tmp_path}/code.py", f"{tmp_path}/old.pth.tar", "~/w.ckpt", f"{tmp_path}/w.pth?matching_heuristics=True")
+    cell = Cell("one", "one", (*words, "coco:~/train.json,images=~/images"), tmp_path / "grid")
+    assert [Path(file).name for file in files_of(cell)] == ["old.pth.tar", "w.ckpt", "w.pth", "train.json"]
+
+
 def test_weights_beside_the_grids_folder_are_looked_at(tmp_path):
     (tmp_path / "grid_old").mkdir()
     weights = tmp_path / "grid_old" / "backbone.pkl"

@@ -13,8 +13,8 @@ def cells(seed=0, count=200):
     return features, labels
 
 
-def moments_of(features, labels, num_classes):
-    moments = Moments(num_channels=features.shape[1], num_classes=num_classes)
+def moments_of(features, labels, num_classes, center=3.0):
+    moments = Moments(torch.full((features.shape[1],), center), num_classes=num_classes)
     moments.add(torch.from_numpy(features), torch.from_numpy(labels))
     return moments
 
@@ -62,6 +62,21 @@ def test_mean_and_scale():
     assert scale[5] == 0
 
 
+def test_cells_of_a_collapsed_network():
+    """256 channels of 8 dimensions that differ in the fourth digit, and the square of a float64 has 16."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=256)
+    features = common * (1 + 1e-4 * rng.normal(size=(20_000, 8)) @ rng.normal(size=(8, 256)))
+    labels = (features[:, 0] > common[0]).astype(int)
+    moments = Moments(torch.from_numpy(features[0]), num_classes=2)
+    moments.add(torch.from_numpy(features), torch.from_numpy(labels))
+    classifier = fit_ridge(moments, LAMBDAS[0])
+    predicted = (features @ classifier.weight.numpy() + classifier.bias.numpy()).argmax(axis=1)
+    assert (predicted == labels).mean() > 0.95
+    with pytest.raises(RuntimeError, match="not positive-definite"):
+        fit_ridge(moments_of(features, labels, 2, center=0.0), LAMBDAS[0])
+
+
 def test_no_cell_has_a_clear_error():
     with pytest.raises(ValueError, match="no cell of the training images has a label"):
-        fit_ridge(Moments(num_channels=2, num_classes=2), 1.0)
+        fit_ridge(Moments(torch.zeros(2), num_classes=2), 1.0)

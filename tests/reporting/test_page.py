@@ -77,6 +77,8 @@ def test_ragged_table_is_refused():
         (8.5, 8.0, "ours: 8.5 AP; does not beat scratch (8.0): no clear difference."),
         (8.0, 8.5, "ours: 8.0 AP; does not beat scratch (8.5): no clear difference."),
         (8.0, float("nan"), "ours: 8.0 AP; scratch has none, nothing was predicted."),
+        (8.0, None, "ours: 8.0 AP; scratch has none, nothing was predicted."),
+        (None, 8.0, "ours has no AP: nothing was predicted."),
         (float("nan"), 8.0, "ours has no AP: nothing was predicted."),
     ],
 )

@@ -105,6 +105,11 @@ def test_multi_step_falls_through_to_detectron2():
     )
 
 
+def test_a_step_at_the_end_changes_nothing():
+    steps = {"LR_SCHEDULER_NAME": "WarmupMultiStepLR", "GAMMA": 0.1}
+    assert _rates(_cfg(**steps, STEPS=(60, 100))) == _rates(_cfg(**steps, STEPS=(60,)))
+
+
 def test_fixed_gamma_steps_by_hand():
     # Three decays to a half: a constant rate in each of four quarters.
     name = "WarmupStepWithFixedGammaLR"

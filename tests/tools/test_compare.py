@@ -81,6 +81,24 @@ def test_page_from_records(tmp_path):
     assert content["budget"] == "pairs"
 
 
+def test_scores_of_starts_before_a_method_is_timed(tmp_path):
+    comparison = Comparison(
+        root=tmp_path,
+        script=Path("t.py"),
+        methods=[Method("slow", "slow.yaml", load_config(PRETRAIN))],
+        starts=[Start("scratch", "")],
+        seeds=1,
+        data=["folder:/a"],
+        probe=("train", "test"),
+        transfer=None,
+        budget=Budget.parse("minutes=2"),
+    )
+    cells = comparison.cells()
+    finish(next(cell for cell in cells if cell.stage == "probe"), 30.0)
+    page = write_compare_page(comparison, cells, "python -m compare").read_text()
+    assert re.findall(r"<td>(.*?)</td>", page)[:7] == ["scratch", "not pretrained here", "", "", "", "30.0", "20.0"]
+
+
 def test_what_cannot_work_stops_before_the_grid(words, tmp_path, capsys):
     images = f"folder:{tmp_path}/scenes/images"
     other = f"masks:{tmp_path}/scenes/images,labels={tmp_path}/scenes/sem_seg,classes={tmp_path}/other.txt"
@@ -91,6 +109,7 @@ def test_what_cannot_work_stops_before_the_grid(words, tmp_path, capsys):
         (words("--length", "2", transfer=()), "--labels and --length are for the training of --transfer"),
         (words(budget="hours=1"), "--budget hours=1: write pairs=N or minutes=M"),
         (words(budget="pairs=4,4"), "--budget pairs=4,4 names a value twice"),
+        (words(budget="pairs=20,22"), "pairs=22: instant_test would have 24 pairs, in batches of 4: give a smaller"),
         (words(configs=[PRETRAIN, f"scratch={PRETRAIN}"]), "two of --configs and --starts are called scratch"),
         (words(configs=[f"a={FCN}"]), "SemanticSegmentor is no pretraining"),
         (words("MODEL.NORN", "BN"), f"compare: {PRETRAIN} or the command line: no config key MODEL.NORN"),

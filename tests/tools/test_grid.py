@@ -65,7 +65,7 @@ axes: {labels: [25, 10, 50], start: [a, b], seed: [0, 1]}
 words: {value: "{labels}"}
 values: {start: {b: {value: "2 * {labels}"}}}
 stages:
-  other: {over: [start], command: "true", scores: {AP: [r.json, AP]}}
+  other: {over: [start], command: "true", scores: {AP: [r.json, AP], n: [r.json, n]}}
   count:
     over: [labels, start, seed]
     command: python -c "open('{folder}/r.json', 'w').write(str({value} + 4 * {seed}).join(['{{\\"AP\\":', '}}']))"
@@ -96,6 +96,7 @@ def test_a_plot_has_a_line_for_each_other_value(tmp_path, monkeypatch, capsys):
         (["c.png", "label", "AP"], "there is no axis label; did you mean labels?"),
         (["c.png", "labels", "mAP"], "there is no score mAP; did you mean AP?"),
         (["c.png", "start", "AP"], "the axis start has the value a, which is not a number"),
+        (["c.png", "labels", "n"], "no cell with the score n has the axis labels"),
         (["c.pn", "labels", "AP"], "unknown file extension: .pn"),
     ):
         assert main(["table", *words, "--plot", *plot]) == 2
