@@ -358,9 +358,8 @@ def _set_orientation(image: Image.Image) -> None:
     for key in ("xmp", "XML:com.adobe.xmp"):  # orientations there are left alone
         image.info.pop(key, None)
     if image.format in ("JPEG", "MPO"):
-        image.info["exif"] = _ORIENTATION + bytes(
-            [_exif_orientation(image.info.get("exif", b"")[6:]), 0, 0, 0, 0, 0, 0]
-        )
+        orientation = _exif_orientation(image.info.get("exif", b"")[6:])
+        image.info["exif"] = _ORIENTATION + bytes([orientation]) + bytes(6)
         image.getexif().load(image.info["exif"])  # it may have been loaded when the file was opened
 
 
