@@ -273,7 +273,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
             missing = incompatible.missing_keys
             self._complain(
                 f"MODEL.WEIGHTS {self._weights_path} lacks {len(missing)} tensors of the model to be evaluated, "
-                f"such as {missing[0]}"
+                f"such as {missing[0]}: give the file of a trained model, such as OUTPUT_DIR/model_final.pth"
             )
         return incompatible
 

@@ -144,7 +144,7 @@ def check_datasets(cfg: CfgNode) -> None:
     if unknown or missing:
         root = datasets_root()
         problems = "\n".join([*unknown, *missing])
-        text = f"{problems} (datasets/README.md shows what belongs where; their root is {root.absolute()})"
+        text = f"{problems} (datasets/README.md shows what belongs where; sets with a name lie in {root.absolute()})"
         raise (ValueError if unknown else FileNotFoundError)(text)
 
 

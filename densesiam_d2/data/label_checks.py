@@ -29,7 +29,10 @@ SAMPLE = 1000  # number of image headers and label maps that a run checks, evenl
 
 _FILE_KINDS = {
     "load": ("error", "the set cannot be loaded"),
-    "image-missing": ("error", "images that do not exist: {n}"),
+    "image-missing": (
+        "error",
+        "images that do not exist: {n}; a JSON names them relative to images=DIR, or to its own folder",
+    ),
     "image-backslash": ("error", "images whose names have backslashes, as Windows writes paths: {n}; write / instead"),
     "image-unreadable": ("error", "images that cannot be read: {n}"),
     "image-size": ("error", "images whose width and height are not those of their file: {n}; correct the annotations"),

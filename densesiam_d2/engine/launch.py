@@ -24,6 +24,7 @@ from densesiam_d2.engine.collapse import CollapseError
 from densesiam_d2.engine.signals import handle_stop_signals
 from densesiam_d2.image_io import UnreadableImageError
 from densesiam_d2.labels.findings import LabelsError
+from densesiam_d2.layers import TooFewPointsError
 from densesiam_d2.processes import INTERRUPTED, PREEMPTED, STOP_SIGNALS, end_with_parent
 
 __all__ = ["launch", "under_torchrun"]
@@ -153,7 +154,7 @@ def _run(main, cfg, args) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except (ConfigError, WeightsError, LabelsError) as error:
+    except (ConfigError, WeightsError, LabelsError, TooFewPointsError) as error:
         if comm.is_main_process():
             print(f"train_net.py: {error}", file=sys.stderr)
         _leave_group()

@@ -171,6 +171,8 @@ class Trainer(DefaultTrainer):
         if any(isinstance(hook, EarlyStopHook) and hook.exhausted() for hook in self._hooks):
             logger.info("This run has ended by TEST.PATIENCE %d: nothing is left to train", self.cfg.TEST.PATIENCE)
             self.max_iter = self.start_iter
+        elif self.start_iter >= self.max_iter:
+            logger.info("This run has ended: %d of %d iterations are done", self.start_iter, self.max_iter)
         with handle_stop_signals(self._ask_to_stop):
             with contextlib.suppress(StoppedEarly):
                 TrainerBase.train(self, self.start_iter, self.max_iter)

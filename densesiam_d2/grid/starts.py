@@ -99,7 +99,7 @@ def check_starts(cfg: CfgNode, starts: Sequence[Start]) -> None:
             except (ValueError, OSError) as error:
                 problems.append(f"  {start.name}: {error}")
     if problems:
-        raise ValueError("\n".join(["these starts do not fit the config:", *problems]))
+        raise ValueError("\n".join([f"these starts cannot be used ({SCRATCH} is random weights):", *problems]))
 
 
 def on_cpu(cfg: CfgNode) -> CfgNode:

@@ -12,7 +12,7 @@ from densesiam_d2.layers.distributed import (
     world_size,
 )
 from densesiam_d2.layers.idle import with_idle
-from densesiam_d2.layers.kmeans import MiniBatchKMeans, kmeans, nearest
+from densesiam_d2.layers.kmeans import MiniBatchKMeans, TooFewPointsError, kmeans, nearest
 from densesiam_d2.layers.merging import ClusterMerging, merge_clusters
 from densesiam_d2.layers.mlp import ProjectorPredictor, conv_mlp
 from densesiam_d2.layers.propagation import PixelPropagation
@@ -32,6 +32,7 @@ __all__ = [
     "MomentumTeacher",
     "PixelPropagation",
     "ProjectorPredictor",
+    "TooFewPointsError",
     "apply_color_steps",
     "blank_invalid",
     "cluster_metrics",

@@ -10,9 +10,13 @@ from torch.nn import functional as F
 
 from densesiam_d2.layers.distributed import world_size
 
-__all__ = ["MiniBatchKMeans", "kmeans", "nearest"]
+__all__ = ["MiniBatchKMeans", "TooFewPointsError", "kmeans", "nearest"]
 
 CHUNK = 1 << 18  # points that are compared with the centroids at once
+
+
+class TooFewPointsError(ValueError):
+    """There are fewer points than clusters; the message says what gives more."""
 
 
 def kmeans(points: np.ndarray, num_clusters: int, iterations: int, seed: int) -> np.ndarray:
@@ -25,12 +29,16 @@ def kmeans(points: np.ndarray, num_clusters: int, iterations: int, seed: int) ->
         seed: of the choice of the first centroids.
 
     Raises:
-        ValueError: there are fewer points than clusters.
+        TooFewPointsError: there are fewer points than clusters.
     """
     import faiss  # here, because few runs need it
 
     if len(points) < num_clusters:
-        raise ValueError(f"k-means into {num_clusters} clusters needs as many points, but there are {len(points)}")
+        raise TooFewPointsError(
+            f"k-means into {num_clusters} clusters needs as many points, but the training images give {len(points)}: "
+            "take more images or larger views (INPUT.SSL.VIEW_SIZE), or fewer clusters (MODEL.SEM_SEG_HEAD.NUM_CLASSES, or "
+            "PSEUDO_LABEL.MERGE_FROM below it)"
+        )
     limits = {"min_points_per_centroid": 1, "max_points_per_centroid": 10_000_000}  # faiss drops points above
     clustering = faiss.Kmeans(points.shape[1], num_clusters, niter=iterations, seed=seed, **limits)
     clustering.train(np.ascontiguousarray(points, dtype=np.float32))
@@ -76,7 +84,7 @@ class MiniBatchKMeans:
             channels: C.
 
         Raises:
-            ValueError: there are fewer points than clusters.
+            TooFewPointsError: there are fewer points than clusters.
         """
         self.centroids = torch.zeros(self.num_clusters, channels, device=self.device)
         self.counts = torch.zeros(self.num_clusters, dtype=torch.float64, device=self.device)

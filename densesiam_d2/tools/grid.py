@@ -1,7 +1,9 @@
 r"""Run a grid of commands that is written down in a yaml, and sum up its scores.
 
-    python -m densesiam_d2.tools.grid run configs/grids/methods.yaml --output output/methods --set seed=0,1
-    python -m densesiam_d2.tools.grid table configs/grids/methods.yaml --output output/methods
+    python -m densesiam_d2.tools.grid run configs/grids/methods.yaml --output output/methods \
+        --set data=/data seed=0,1
+    python -m densesiam_d2.tools.grid table configs/grids/methods.yaml --output output/methods \
+        --set data=/data
 
 ``run`` runs what is not done yet. It can be stopped by Ctrl-C or SIGTERM and called again: finished cells are kept, a
 stopped training goes on from its last checkpoint, failed cells are tried again. Several calls on one folder share the

@@ -22,6 +22,8 @@ Models of boxes or instances write
 Semantic models, also those that were trained without labels, go through :mod:`densesiam_d2.tools.segment`: label maps
 and overlays, ``counts.csv`` with the connected regions and pixels of each class, a gallery of the classes, and more.
 Then ``--threshold`` is the lowest probability of a pixel's class (default 0); other pixels get the id 255.
+
+Exit status: 0, also if some files could not be read; 2 for wrong usage or weights, or if none could; 75 when stopped.
 """
 
 import argparse

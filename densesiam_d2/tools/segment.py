@@ -23,6 +23,8 @@ writes the same files for the classes, whose ids follow from their names in sort
 connected regions of at least ``--min-area`` pixels in COCO's format, to be corrected in a labelling tool. The frames of
 a video are written to ``images/``. ``DATASETS.TRAIN "('masks:I,labels=O/labels',)"`` trains on the result (for a video,
 ``masks:O/images,labels=O/labels``). A model that was trained on labels has class names and writes all this at once.
+
+Exit status: 0, also if some files could not be read; 2 for wrong usage or weights, or if none could; 75 when stopped.
 """
 
 import argparse

@@ -56,7 +56,8 @@ def test_images_that_are_not_there(coco_set, tmp_path):
     labelled = look_at(name, semantic=False, masks=True)
     (finding,) = labelled.findings
     assert (finding.level, finding.count) == ("error", 1)
-    assert str(finding).endswith(f"images that do not exist: 1 ({tmp_path}/images/p2.png) [image-missing]")
+    assert "images that do not exist: 1; a JSON names them relative to images=DIR" in str(finding)
+    assert str(finding).endswith(f"({tmp_path}/images/p2.png) [image-missing]")
 
 
 def test_images_whose_accents_are_characters_of_their_own(coco_set, tmp_path):

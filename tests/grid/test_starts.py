@@ -67,7 +67,7 @@ def test_starts_that_do_not_fit_are_all_named(tmp_path):
     deeper = save(tmp_path / "deeper.pkl", ["MODEL.RESNETS.DEPTH", "34"])
     (tmp_path / "text.pkl").write_text("no weights")
     wrong = [good, Start("lost", "no.pkl"), Start("deep", deeper), Start("bgr", bgr)]
-    with pytest.raises(ValueError, match="these starts do not fit the config") as error:
+    with pytest.raises(ValueError, match="these starts cannot be used") as error:
         check_starts(cfg, [*wrong, Start("text", str(tmp_path / "text.pkl"))])
     _, lost, deep, colours, text = str(error.value).splitlines()
     assert lost == "  lost: MODEL.WEIGHTS: file no.pkl does not exist"

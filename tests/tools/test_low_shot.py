@@ -89,7 +89,9 @@ def test_what_cannot_work_stops_before_the_grid(words, tmp_path, capsys):
         (words(config=PRETRAIN), f"{PRETRAIN}: DenseSiam does not learn from labels"),
     ]:
         assert main(line) == 2
-        assert f"low_shot: {says}" in capsys.readouterr().err.replace("these starts do not fit the config:\n  ", "")
+        assert f"low_shot: {says}" in capsys.readouterr().err.replace(
+            "these starts cannot be used (scratch is random weights):\n  ", ""
+        )
         assert not (tmp_path / "out").exists()
 
 
