@@ -94,7 +94,7 @@ def test_nearest_is_euclidean():
 
 
 def test_too_few_points():
-    with pytest.raises(ValueError, match="into 4 clusters needs .* the training images give 3: take more"):
+    with pytest.raises(ValueError, match=r"into 4 clusters needs .* the training images give 3: take more"):
         clustering().fit(torch.zeros(3, 2), 2)
 
 
