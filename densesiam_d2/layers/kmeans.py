@@ -36,7 +36,7 @@ def kmeans(points: np.ndarray, num_clusters: int, iterations: int, seed: int) ->
     if len(points) < num_clusters:
         raise TooFewPointsError(
             f"k-means into {num_clusters} clusters needs as many points, but the training images give {len(points)}: "
-            "take more images or larger views (INPUT.SSL.VIEW_SIZE), or fewer clusters (MODEL.SEM_SEG_HEAD.NUM_CLASSES, "
+            "take more images or larger views (INPUT.SSL.VIEW_SIZE), or fewer clusters (MODEL.SEM_SEG_HEAD.NUM_CLASSES "
             "or PSEUDO_LABEL.MERGE_FROM below it)"
         )
     limits = {"min_points_per_centroid": 1, "max_points_per_centroid": 10_000_000}  # faiss drops points above
