@@ -18,6 +18,7 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from fvcore.common.history_buffer import HistoryBuffer
@@ -96,8 +97,15 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        if self.start_iter == 0 and not self.cfg.MODEL.WEIGHTS and not trains_on_views(self.cfg):
+        if self.start_iter or self.cfg.MODEL.WEIGHTS:
+            return
+        if not trains_on_views(self.cfg):
             logger.warning("MODEL.WEIGHTS is empty: this model is trained from random weights")
+        elif any(isinstance(module, FrozenBatchNorm2d) for module in self.model.modules()):
+            logger.warning(
+                "MODEL.WEIGHTS is empty, so FrozenBN has no statistics to keep, and does nothing: set SyncBN in "
+                "MODEL.TORCHVISION.NORM or MODEL.RESNETS.NORM"
+            )
 
     def state_dict(self) -> dict:
         """Return what detectron2 saves of a trainer, and the names of the model's classes for ``--eval-only``."""

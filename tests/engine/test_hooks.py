@@ -1,8 +1,11 @@
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.engine import hooks
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -58,3 +61,22 @@ def test_other_processes_keep_no_pictures(first, monkeypatch):
         trainer.storage.put_image("proposals", torch.zeros(3, 4, 5))
         trainer.after_step()
         assert len(trainer.storage._vis_data) == int(first)
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "norm", "says"),
+    [
+        ("DenseSiam", "", FrozenBatchNorm2d, "FrozenBN has no statistics to keep"),
+        ("DenseSiam", "a.pth", FrozenBatchNorm2d, None),
+        ("DenseSiam", "", nn.BatchNorm2d, None),
+        ("GeneralizedRCNN", "", nn.BatchNorm2d, "trained from random weights"),
+    ],
+)
+def test_what_random_weights_mean(method, weights, norm, says, monkeypatch, caplog):
+    monkeypatch.setattr(DefaultTrainer, "resume_or_load", lambda self, resume: None)
+    trainer = object.__new__(Trainer)
+    trainer.start_iter, trainer._trainer = 0, SimpleNamespace(model=nn.Sequential(norm(3)))
+    trainer.cfg = get_cfg()
+    trainer.cfg.MODEL.META_ARCHITECTURE, trainer.cfg.MODEL.WEIGHTS = method, weights
+    trainer.resume_or_load(resume=False)
+    assert says in caplog.text if says else not caplog.text
