@@ -20,13 +20,13 @@ CROPS = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "relative", "INPUT.CROP.
 
 
 def run(options: Options) -> Iterator[list[Row]]:
-    """Measure images of 500 x 375 pixels with 10 and with 100 run-length encoded masks, with crops."""
+    """Measure images of 500 x 375 pixels with 5 and with 100 run-length encoded masks, with crops."""
     torch.set_num_threads(1)
     cfg = load_config(CONFIG, CROPS)
     cfg.INPUT.MASK_FORMAT = "bitmask"  # detectron2's mapper does not find out
     ours, theirs = DetectionDatasetMapper(cfg, is_train=True), DatasetMapper(cfg, is_train=True)
     files = jpeg_files(options, options.size(20, 2))
-    for masks in (10, 100):
+    for masks in (5, 100):
         records = [_record(name, masks) for name in files]
         variants = {
             "ours": lambda records=records: [ours(record) for record in records],

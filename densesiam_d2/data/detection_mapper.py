@@ -14,6 +14,8 @@ from densesiam_d2.image_io import WHITE_LEVEL, read_image, read_label
 
 __all__ = ["DetectionDatasetMapper"]
 
+LOOKUP_FROM = 10  # masks of an image; for 8 a lookup takes as long as to transform each
+
 
 class DetectionDatasetMapper(DatasetMapper):
     """A ``DatasetMapper`` that reads images as pretraining does, so that all parts of the package see the same pixels.
@@ -78,5 +80,7 @@ class DetectionDatasetMapper(DatasetMapper):
                 self.instance_mask_format = "bitmask"
             # detectron2 takes boxes anew from cropped masks, and fails where there is none.
             self.recompute_boxes = self.recompute_boxes and any(not a.get("iscrowd") for a in masked)
-        super()._transform_annotations(dataset_dict, MaskLookup(transforms), image_shape)
+        if self.instance_mask_format == "bitmask" and len(dataset_dict["annotations"]) >= LOOKUP_FROM:
+            transforms = MaskLookup(transforms)
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
         self.instance_mask_format, self.recompute_boxes = configured

@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 
 from densesiam_d2.config import add_densesiam_config
-from densesiam_d2.data.detection_mapper import DetectionDatasetMapper
+from densesiam_d2.data.detection_mapper import LOOKUP_FROM, DetectionDatasetMapper
 from densesiam_d2.data.mask_lookup import MaskLookup
 from densesiam_d2.image_io import UnreadableImageError, displayed_size
 from tests.labels.coco_files import coco, rectangle, write
@@ -180,3 +180,30 @@ def test_a_transform_of_the_users_moves_each_mask():
         apply_coords = staticmethod(lambda coordinates: coordinates)
 
     assert (MaskLookup(T.TransformList([Half()])).apply_segmentation(np.full((4, 5), 8, np.uint8)) == 4).all()
+
+
+def test_images_with_many_masks_are_mapped_as_detectron2_does(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    annotations = [
+        {
+            "bbox": [i, i, 20, 20],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": i,
+            "segmentation": encode((i, i, 20, 20)),
+        }
+        for i in range(LOOKUP_FROM)
+    ]
+    record = {"file_name": str(tmp_path / "a.png"), "height": 64, "width": 96, "annotations": annotations}
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON, cfg.INPUT.CROP.ENABLED, cfg.INPUT.MASK_FORMAT = True, True, "bitmask"
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = (100,), "relative", [0.4, 0.4]
+    for seed in range(5):
+        mapped = []
+        for mapper in (DatasetMapper(cfg), DetectionDatasetMapper(cfg, is_train=True)):
+            np.random.seed(seed)
+            mapped.append(mapper(record)["instances"])
+        theirs, ours = mapped
+        assert torch.equal(ours.gt_masks.tensor, theirs.gt_masks.tensor)
+        assert torch.equal(ours.gt_boxes.tensor, theirs.gt_boxes.tensor)
+        assert ours.gt_classes.tolist() == theirs.gt_classes.tolist()
