@@ -33,10 +33,14 @@ class SafeWriter(EventWriter):
 
 
 class SSLMetricPrinter(EventWriter):
-    """Print the latest ``ssl/*`` metrics, which detectron2's own printer does not print."""
+    """Print the latest ``ssl/*`` metrics, which detectron2's own printer does not print, if there are new ones."""
+
+    _printed = -1  # iteration
 
     def write(self) -> None:
-        latest = {k[4:]: v for k, (v, _) in get_event_storage().latest().items() if k.startswith("ssl/")}
-        if latest:
+        latest = {k[4:]: v for k, v in get_event_storage().latest().items() if k.startswith("ssl/")}
+        newest = max((iteration for _, iteration in latest.values()), default=-1)
+        if newest > self._printed:
+            self._printed, latest = newest, {name: value for name, (value, _) in latest.items()}
             text = "  ".join(f"{name}: {value:.4f}" for name, value in sorted(latest.items()))
             logger.info(" ssl  %s", text)

@@ -1,4 +1,5 @@
 import itertools
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from densesiam_d2.engine import Trainer
 from densesiam_d2.engine.hooks import PreciseBNHook
 from densesiam_d2.engine.step import ForwardState
+from densesiam_d2.engine.writers import SSLMetricPrinter
 
 
 def test_precise_statistics_are_those_of_the_same_batches_at_every_call():
@@ -80,3 +82,17 @@ def test_what_random_weights_mean(method, weights, norm, says, monkeypatch, capl
     trainer.cfg.MODEL.META_ARCHITECTURE, trainer.cfg.MODEL.WEIGHTS = method, weights
     trainer.resume_or_load(resume=False)
     assert says in caplog.text if says else not caplog.text
+
+
+def test_metrics_are_printed_once(caplog):
+    """detectron2 calls its writers after the last step, and again at the end of training."""
+    printer = SSLMetricPrinter()
+    with caplog.at_level(logging.INFO, "densesiam_d2"), EventStorage() as storage:
+        for storage.iter, value in ((0, 0.5), (0, None), (1, 0.25)):
+            if value is not None:
+                storage.put_scalar("ssl/z_std", value)
+            printer.write()
+    assert [record.getMessage().split() for record in caplog.records] == [
+        ["ssl", "z_std:", "0.5000"],
+        ["ssl", "z_std:", "0.2500"],
+    ]
