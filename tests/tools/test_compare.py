@@ -45,20 +45,24 @@ def finish(cell, ridge=0.0, **more):
     write_record(cell, {**record, "code": "abc", "hardware": HARDWARE, "seconds": 200.0, "scores": scores, **more})
 
 
-def test_page_from_records(tmp_path):
-    """600 steps of 0.25 s are 2.5 minutes; one method has failed."""
+def compared(root, names, budget):
     cfg = load_config(PRETRAIN)
-    comparison = Comparison(
-        root=tmp_path,
+    return Comparison(
+        root=root,
         script=Path("t.py"),
-        methods=[Method(name, f"{name}.yaml", cfg) for name in ("good", "lost")],
+        methods=[Method(name, f"{name}.yaml", cfg) for name in names],
         starts=[Start("scratch", "")],
         seeds=1,
         data=["folder:/a"],
         probe=("train", "test"),
         transfer=None,
-        budget=Budget.parse("pairs=38400"),
+        budget=Budget.parse(budget),
     )
+
+
+def test_page_from_records(tmp_path):
+    """600 steps of 0.25 s are 2.5 minutes; one method has failed."""
+    comparison = compared(tmp_path, ("good", "lost"), "pairs=38400")
     cells = comparison.cells()
     scratch, good, probe, lost, _ = cells
     finish(scratch, 30.0)
@@ -82,17 +86,7 @@ def test_page_from_records(tmp_path):
 
 
 def test_scores_of_starts_before_a_method_is_timed(tmp_path):
-    comparison = Comparison(
-        root=tmp_path,
-        script=Path("t.py"),
-        methods=[Method("slow", "slow.yaml", load_config(PRETRAIN))],
-        starts=[Start("scratch", "")],
-        seeds=1,
-        data=["folder:/a"],
-        probe=("train", "test"),
-        transfer=None,
-        budget=Budget.parse("minutes=2"),
-    )
+    comparison = compared(tmp_path, ("slow",), "minutes=2")
     cells = comparison.cells()
     finish(next(cell for cell in cells if cell.stage == "probe"), 30.0)
     page = write_compare_page(comparison, cells, "python -m compare").read_text()
