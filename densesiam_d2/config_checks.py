@@ -63,9 +63,13 @@ def check_values(cfg: CfgNode) -> None:
 def without_effect(cfg: CfgNode, keys: list[str]) -> list[str]:
     """Return those keys, such as the ones of a command line, that a config's method or backbone does not read."""
     unread = {"MODEL.RESNETS" if "torchvision" in cfg.MODEL.BACKBONE.NAME else "MODEL.TORCHVISION"}
+    methods = {section for method in METHODS + BASELINES for section in _sections(method)}
     if trains_on_views(cfg):
-        own = _sections(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE))
-        unread |= {section for method in METHODS + BASELINES for section in _sections(method)} - own
+        unread |= methods - _sections(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE))
+    elif model_output(cfg):
+        unread |= methods | {"MODEL.SSL", "INPUT.SSL"}
+    if model_output(cfg) == "features" or cfg.MODEL.META_ARCHITECTURE == "SlotConSegmentor":  # these have no such head
+        unread.add("MODEL.SEM_SEG_HEAD")
     # Every backbone reads this one.
     return [key for key in keys if _section(key) in unread and key != "MODEL.RESNETS.OUT_FEATURES"]
 
@@ -188,10 +192,21 @@ def _combinations(cfg: CfgNode) -> list[str]:
             f"MODEL.FPN.IN_FEATURES has {unknown[0]!r}, which is not among MODEL.RESNETS.OUT_FEATURES "
             f"{list(resnets.OUT_FEATURES)}"
         )
+    name, pseudo_label = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL
+    for key, is_set, unused in (
+        ("MERGE_FROM", pseudo_label.MERGE_FROM > 0, 0),
+        ("START", pseudo_label.START == "kmeans", "random"),
+        ("SINKHORN", pseudo_label.SINKHORN, False),
+    ):
+        if is_set and name != "DenseSiamSegmentor":
+            problems.append(
+                f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.{key} is {pseudo_label[key]!r}; only DenseSiamSegmentor reads it: "
+                f"set {unused!r} with {name}"
+            )
     if not trains_on_views(cfg):
         bare = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith(UNLABELLED_PREFIXES)]
         if bare:
-            problems.append(f"DATASETS has {bare[0]!r}, without labels; {cfg.MODEL.META_ARCHITECTURE} needs labels")
+            problems.append(f"DATASETS has {bare[0]!r}, without labels; {name} needs labels")
     if trains_on_views(cfg):
         if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
             problems.append(
@@ -220,24 +235,21 @@ def _combinations(cfg: CfgNode) -> list[str]:
             problems.append("MODEL.SSL.NORM is ''; the heads need a norm, such as 'SyncBN'")
         if cfg.TEST.PRECISE_BN.ENABLED:
             problems.append("TEST.PRECISE_BN.ENABLED is True; pretraining keeps its own batch statistics: set False")
-        problems += META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).problems(cfg)
+        problems += META_ARCH_REGISTRY.get(name).problems(cfg)
     if model_output(cfg) == "features" and cfg.DATASETS.TEST:
         problems.append(
-            f"DATASETS.TEST is {cfg.DATASETS.TEST}; {cfg.MODEL.META_ARCHITECTURE} predicts nothing to score: set it to "
+            f"DATASETS.TEST is {cfg.DATASETS.TEST}; {name} predicts nothing to score: set it to "
             "(), and score the backbone by tools.probe or TEST.PROBE"
         )
     if test.SEM_SEG_MATCHING_FIT and test.SEM_SEG_MATCHING == "none":
         problems.append("TEST.SEM_SEG_MATCHING_FIT names a data set, but TEST.SEM_SEG_MATCHING is 'none': set it too")
     if test.MONITOR.DATASET and model_output(cfg) != "semantic":
-        problems.append(
-            f"TEST.MONITOR.DATASET is {test.MONITOR.DATASET!r}; {cfg.MODEL.META_ARCHITECTURE} predicts no label maps"
-        )
+        problems.append(f"TEST.MONITOR.DATASET is {test.MONITOR.DATASET!r}; {name} predicts no label maps")
     if bool(test.PROBE.TRAIN) != bool(test.PROBE.TEST):
         problems.append(f"TEST.PROBE.TRAIN is {test.PROBE.TRAIN!r} and TEST {test.PROBE.TEST!r}; set both, or neither")
     if test.PROBE.TRAIN and not trains_on_views(cfg):
         problems.append(
-            f"TEST.PROBE.TRAIN is {test.PROBE.TRAIN!r}, but {cfg.MODEL.META_ARCHITECTURE} trains with labels; the "
-            "probe is for pretraining"
+            f"TEST.PROBE.TRAIN is {test.PROBE.TRAIN!r}, but {name} trains with labels; the probe is for pretraining"
         )
     if test.BEST_METRIC.startswith(("probe/", "-probe/")) and not test.PROBE.TRAIN:
         problems.append(f"TEST.BEST_METRIC is {test.BEST_METRIC!r}; set TEST.PROBE.TRAIN and TEST.PROBE.TEST, too")
@@ -246,6 +258,8 @@ def _combinations(cfg: CfgNode) -> list[str]:
     problems += _misspelt_score(test.BEST_METRIC) or _unknown_score(cfg)
     if test.PATIENCE and not test.BEST_METRIC:
         problems.append(f"TEST.PATIENCE is {test.PATIENCE}; name the value to wait for by TEST.BEST_METRIC")
+    if test.SLIDE_WINDOW > 0 and name != "SlidingSemanticSegmentor":
+        problems.append(f"TEST.SLIDE_WINDOW is {test.SLIDE_WINDOW}; only SlidingSemanticSegmentor reads it: set 0")
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
         problems.append(f"TEST.SLIDE_STRIDE is {test.SLIDE_STRIDE}; it must be 1 to SLIDE_WINDOW, {test.SLIDE_WINDOW}")
     solver = cfg.SOLVER
@@ -258,6 +272,8 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems.append(f"SOLVER.WARMUP_EPOCHS is {solver.WARMUP_EPOCHS}, above EPOCHS {solver.EPOCHS}")
     if solver.NESTEROV and solver.OPTIMIZER != "SGD":
         problems.append(f"SOLVER.NESTEROV is True; {solver.OPTIMIZER} has no such momentum")
+    if solver.NESTEROV and not solver.MOMENTUM:
+        problems.append("SOLVER.NESTEROV is True; it needs SOLVER.MOMENTUM above 0")
     if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
         problems.append(f"SOLVER.BASE_LR_END is {cfg.SOLVER.BASE_LR_END}, above BASE_LR {cfg.SOLVER.BASE_LR}")
     return problems

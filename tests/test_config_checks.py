@@ -184,6 +184,10 @@ def test_bad_value_is_named_with_what_it_must_be(key, value, text):
     assert text in line
 
 
+SLIDING = ["MODEL.META_ARCHITECTURE", "SlidingSemanticSegmentor", "TEST.SLIDE_WINDOW", 769]
+PICIE = ["MODEL.META_ARCHITECTURE", "PiCIE", "MODEL.SEM_SEG_HEAD.NAME", "CentroidSemSegHead"]
+PIXELS = ["MODEL.META_ARCHITECTURE", "KMeansSegmentor", "MODEL.BACKBONE.NAME", "build_pixel_backbone"]
+PIXELS += ["SOLVER.WEIGHT_DECAY", 0.0]
 COMBINATIONS = [
     (
         ["MODEL.META_ARCHITECTURE", "DenseSiam", "TEST.PRECISE_BN.ENABLED", True],
@@ -202,8 +206,23 @@ COMBINATIONS = [
         ["MODEL.META_ARCHITECTURE", "DenseSiam", "DATASETS.TEST", ("scenes_val",)],
         "DATASETS.TEST is ('scenes_val',); DenseSiam predicts nothing to score: set it to ()",
     ),
-    (["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 0], "TEST.SLIDE_STRIDE is 0"),
-    (["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 770], "TEST.SLIDE_STRIDE is 770"),
+    ([*SLIDING, "TEST.SLIDE_STRIDE", 0], "TEST.SLIDE_STRIDE is 0"),
+    ([*SLIDING, "TEST.SLIDE_STRIDE", 770], "TEST.SLIDE_STRIDE is 770"),
+    (
+        ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 769],
+        "TEST.SLIDE_WINDOW is 769; only SlidingSemanticSegmentor reads it",
+    ),
+    (
+        ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START", "kmeans"],
+        "PSEUDO_LABEL.START is 'kmeans'; only DenseSiamSegmentor reads it: set 'random' with SemanticSegmentor",
+    ),
+    ([*PICIE, "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SINKHORN", True], "PSEUDO_LABEL.SINKHORN is True; only DenseSiam"),
+    ([*PICIE, "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM", 100], "PSEUDO_LABEL.MERGE_FROM is 100; only DenseSiam"),
+    (
+        [*PIXELS, "MODEL.PIXEL_MEAN", [0, 0, 0]],
+        "MODEL.PIXEL_STD is [1.0, 1.0, 1.0]; colours of build_pixel_backbone need [255, 255, 255]",
+    ),
+    ([*PIXELS, "MODEL.PIXEL_STD", [255, 255, 255]], "MODEL.PIXEL_MEAN is [103.53, 116.28, 123.675]; colours of"),
     (["SOLVER.BASE_LR", 0.1, "SOLVER.BASE_LR_END", 0.2], "SOLVER.BASE_LR_END is 0.2"),
     (["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu"], "SOLVER.AMP.PRECISION is 'fp16'"),
     (["MODEL.META_ARCHITECTURE", "DenseSiam", "INPUT.FORMAT", "BGR"], "INPUT.FORMAT is 'BGR'"),
@@ -229,6 +248,7 @@ COMBINATIONS = [
         "SOLVER.WARMUP_EPOCHS is 6.0, above EPOCHS 5",
     ),
     (["SOLVER.OPTIMIZER", "LARS", "SOLVER.NESTEROV", True], "SOLVER.NESTEROV is True; LARS"),
+    (["SOLVER.MOMENTUM", 0.0, "SOLVER.NESTEROV", True], "SOLVER.NESTEROV is True; it needs SOLVER.MOMENTUM above 0"),
     (
         ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"],
         "INPUT.CROP.SIZE is [0.9, 0.9]; with TYPE absolute it is in whole pixels",
@@ -254,7 +274,7 @@ def test_bad_combination_is_named(opts, text):
     "opts",
     [
         ["TEST.PRECISE_BN.ENABLED", True],  # transfer recipes use it
-        ["TEST.SLIDE_WINDOW", 769, "TEST.SLIDE_STRIDE", 769],
+        [*SLIDING, "TEST.SLIDE_STRIDE", 769],
         ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bf16", "MODEL.DEVICE", "cpu"],
         ["SOLVER.AMP.ENABLED", True],
         ["MODEL.META_ARCHITECTURE", "DenseSiam", "DATASETS.TRAIN", ("folder:/x",)],
@@ -407,18 +427,34 @@ def test_keys_of_another_project_are_no_misspelt_ones():
     check_config(cfg)
 
 
+VIEWS, CLASSES = ["MODEL.SSL.CHECKPOINT_STAGES", "INPUT.SSL.VIEW_SIZE"], "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+
+
 @pytest.mark.parametrize(
     ("method", "backbone", "unread"),
     [
-        ("DenseSiam", "build_torchvision_backbone", ["MODEL.RESNETS.DEPTH", "MODEL.MOCO.MOMENTUM"]),
+        ("DenseSiam", "build_torchvision_backbone", ["MODEL.RESNETS.DEPTH", "MODEL.MOCO.MOMENTUM", CLASSES]),
         ("DenseSiamSegmentor", "build_resnet_backbone", ["MODEL.TORCHVISION.NAME", "MODEL.MOCO.MOMENTUM"]),
-        ("DenseCL", "build_resnet_backbone", ["MODEL.TORCHVISION.NAME", "MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT"]),
-        ("GeneralizedRCNN", "build_torchvision_fpn_backbone", ["MODEL.RESNETS.DEPTH"]),
+        (
+            "DenseCL",
+            "build_resnet_backbone",
+            ["MODEL.TORCHVISION.NAME", "MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT", CLASSES],
+        ),
+        (
+            "GeneralizedRCNN",
+            "build_torchvision_fpn_backbone",
+            ["MODEL.RESNETS.DEPTH", "MODEL.MOCO.MOMENTUM", "MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT", *VIEWS],
+        ),
+        (
+            "SlotConSegmentor",
+            "build_resnet_backbone",
+            ["MODEL.TORCHVISION.NAME", "MODEL.MOCO.MOMENTUM", "MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT", CLASSES],
+        ),
     ],
 )
 def test_keys_that_the_model_does_not_read_are_found(method, backbone, unread):
     keys = ["MODEL.RESNETS.DEPTH", "MODEL.RESNETS.OUT_FEATURES", "MODEL.TORCHVISION.NAME", "MODEL.MOCO.MOMENTUM"]
-    keys += ["MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT", "SOLVER.BASE_LR"]
+    keys += ["MODEL.DENSESIAM.PIXEL.LOSS_WEIGHT", "SOLVER.BASE_LR", *VIEWS, CLASSES]
     cfg = _cfg("MODEL.META_ARCHITECTURE", method, "MODEL.BACKBONE.NAME", backbone)
     assert without_effect(cfg, keys) == unread
 

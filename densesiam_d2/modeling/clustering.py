@@ -79,7 +79,7 @@ class ClusteringHook(HookBase):
         self._num = min(self._length, self.trainer.max_iter - epoch * self._length)  # batches that will be trained on
         if not inside:
             self._prepare()
-        elif not all(comm.all_gather(self._label_file().num_batches() >= self._num)):
+        elif not all(comm.all_gather(self._label_file().num_batches(self._num) >= self._num)):
             logger.warning(
                 "%s has no labels of epoch %d for this checkpoint: clustering again with the present weights, so the "
                 "result will not be that of an undisturbed run",
@@ -163,7 +163,7 @@ class ClusteringHook(HookBase):
         file, clusterings = self._label_file(), self._model.sem_seg_head.clusterings
         sizes = {"num_batches": self._num, "num_clusters": max(c.weight.shape[1] for c in clusterings)}
         self._model.eval()
-        for number, batch in self._replay("labelling", file.num_batches(), self._num):
+        for number, batch in self._replay("labelling", file.num_batches(self._num), self._num):
             features = self._model.cluster_features(batch)
             labels = torch.stack([c.label(f, view) for view, f in enumerate(features) for c in clusterings], dim=1)
             file.write(number - 1, labels, **sizes)

@@ -37,12 +37,17 @@ class LabelFile:
         self._fingerprint, self._save_seconds, self._saved = fingerprint, save_seconds, time.monotonic()
         self._open: np.ndarray | None = None
 
-    def num_batches(self) -> int:
-        """Return how many batches are safely in the file."""
+    def num_batches(self, total: int) -> int:
+        """Return how many batches are safely in the file.
+
+        It must have been made for ``total`` batches, or be complete with more of them; otherwise it counts as empty.
+        """
         if not (self._labels.is_file() and self._state.is_file()):
             return 0
         state = json.loads(self._state.read_text())
-        return state["batches"] if state["fingerprint"] == self._fingerprint else 0
+        made_for = state.get("total", 0)
+        fits = made_for == total or state["batches"] == made_for > total
+        return state["batches"] if fits and state["fingerprint"] == self._fingerprint else 0
 
     def write(self, index: int, labels: torch.Tensor, *, num_batches: int, num_clusters: int) -> None:
         """Write the labels (N, L, h, w), below ``num_clusters``, of batch ``index``; the batches come in order.
@@ -64,7 +69,8 @@ class LabelFile:
         if index + 1 == num_batches or time.monotonic() - self._saved > self._save_seconds:
             self._open.flush()
             with atomic_write(self._state) as file:
-                file.write(json.dumps({"fingerprint": self._fingerprint, "batches": index + 1}).encode())
+                state = {"fingerprint": self._fingerprint, "total": num_batches, "batches": index + 1}
+                file.write(json.dumps(state).encode())
             self._saved = time.monotonic()
 
     def read(self) -> np.ndarray:

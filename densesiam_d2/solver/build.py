@@ -94,7 +94,6 @@ def _optimizer(solver: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=lambda name: _lr_factor(solver, name),
     )
@@ -117,10 +116,14 @@ def _optimizer(solver: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _lr_factor(solver: CfgNode, name: str) -> float:
-    """Return the factor on the learning rate of a parameter, by its name."""
+    """Return the factor on the learning rate of a parameter, by its name.
+
+    detectron2's own ``bias_lr_factor`` would replace the other factors for biases.
+    """
+    factor = solver.BIAS_LR_FACTOR if name.endswith(".bias") and solver.BIAS_LR_FACTOR is not None else 1.0
     if name.startswith("backbone."):
-        return solver.BACKBONE_LR_FACTOR
-    return solver.LAST_LAYERS_LR_FACTOR if _LAST_LAYERS.match(name) else 1.0
+        return factor * solver.BACKBONE_LR_FACTOR
+    return factor * solver.LAST_LAYERS_LR_FACTOR if _LAST_LAYERS.match(name) else factor
 
 
 def _fixed_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -184,7 +187,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
     else:
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.SOLVER.STEPS = [step for step in solver.STEPS if step != solver.MAX_ITER]  # fvcore refuses it
+        cfg.SOLVER.STEPS = [step for step in solver.STEPS if step < solver.MAX_ITER]  # fvcore refuses others
         scheduler = build_d2_lr_scheduler(cfg, optimizer)  # raises ValueError for an unknown name
         # It has already set the groups' learning rates for warm-up; the one below starts from "initial_lr" again.
         multiplier = scheduler._multiplier

@@ -27,7 +27,11 @@ def set_epochs(cfg: CfgNode, num_images: int) -> None:
         solver.WARMUP_EPOCHS = 0.0
     if solver.EPOCHS > 0:
         solver.MAX_ITER = max(1, round(solver.EPOCHS * iterations))
-        solver.STEPS = tuple(round(step * solver.MAX_ITER) if step < 1 else step for step in solver.STEPS)
+        steps = []
+        for step in solver.STEPS:
+            iteration = round(step * solver.MAX_ITER) if step < 1 else step
+            steps.append(max(iteration, steps[-1] + 1 if steps else 1))  # fvcore refuses 0, and two equal steps
+        solver.STEPS = tuple(steps)
         logger.info(
             f"SOLVER.EPOCHS {solver.EPOCHS:g}: {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH:,} images "
             f"({num_images:,} images)"

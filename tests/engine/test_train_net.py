@@ -434,7 +434,10 @@ def test_weights_that_do_not_fit_are_one_line(pretrained, tmp_path):
             ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.LOAD_PROPOSALS", "True"],
             "the training images cannot be loaded: AssertionError in",
         ),
-        (["MODEL.SSL.CHECKPOINT_STAGES", "['layer1']"], "MODEL.SSL.CHECKPOINT_STAGES has 'layer1'; ResNet has the"),
+        (
+            ["MODEL.SSL.CHECKPOINT_STAGES", "['layer1']"],
+            "MODEL.SSL.CHECKPOINT_STAGES has 'layer1'; ResNet has stages of",
+        ),
         (
             ["TEST.PROBE.TRAIN", "{scenes}", "TEST.PROBE.TEST", "{scenes}", "TEST.PROBE.FEATURES", "['res9']"],
             "TEST.PROBE.FEATURES: features res9: the backbone does not have all of these outputs",

@@ -206,10 +206,12 @@ def test_a_label_file_of_another_run_counts_as_empty(tmp_path):
     labels = torch.arange(8).view(2, 1, 2, 2)
     file = LabelFile(tmp_path, 3, "a", save_seconds=-1)
     file.write(0, labels, num_batches=2, num_clusters=300)
-    assert LabelFile(tmp_path, 3, "a").num_batches() == 1 and LabelFile(tmp_path, 3, "b").num_batches() == 0
+    assert LabelFile(tmp_path, 3, "a").num_batches(2) == 1 and LabelFile(tmp_path, 3, "b").num_batches(2) == 0
+    assert LabelFile(tmp_path, 3, "a").num_batches(1) == LabelFile(tmp_path, 3, "a").num_batches(3) == 0
     LabelFile(tmp_path, 3, "a").write(1, labels + 250, num_batches=2, num_clusters=300)
     assert np.array_equal(file.read(), torch.cat([labels, labels + 250]))
     LabelFile.remove_before(tmp_path, 3)
-    assert LabelFile(tmp_path, 3, "a").num_batches() == 2
+    assert LabelFile(tmp_path, 3, "a").num_batches(2) == LabelFile(tmp_path, 3, "a").num_batches(1) == 2
+    assert LabelFile(tmp_path, 3, "a").num_batches(3) == 0  # SOLVER.MAX_ITER is higher now
     LabelFile.remove_before(tmp_path, 4)
     assert not list(tmp_path.iterdir())

@@ -250,6 +250,9 @@ def test_the_factor_of_the_last_layers_is_for_the_predictors_of_heads_only(confi
     cfg.SOLVER.BASE_LR, cfg.SOLVER.LAST_LAYERS_LR_FACTOR, cfg.SOLVER.BACKBONE_LR_FACTOR = 0.1, 4.0, 0.5
     model = build_model(cfg)
     rates = _rates_by_name(build_optimizer(cfg, model), model)
+    cfg.SOLVER.BIAS_LR_FACTOR = 2.0
+    doubled = _rates_by_name(build_optimizer(cfg, model), model)
+    assert all(doubled[name] == (2 * rate if name.endswith(".bias") else rate) for name, rate in rates.items())
     last = {
         "quick/mask_rcnn_instant_test": ["box_predictor.cls_score", "box_predictor.bbox_pred", "mask_head.predictor"],
         "quick/fcn_instant_test": ["main.predictor", "aux.predictor"],

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
@@ -10,7 +11,7 @@ from detectron2.utils import comm
 
 from densesiam_d2.config import add_densesiam_config
 from densesiam_d2.engine.trainer import in_this_many_processes
-from densesiam_d2.solver import set_epochs
+from densesiam_d2.solver import build_lr_scheduler, set_epochs
 
 
 def _cfg(*opts):
@@ -46,6 +47,16 @@ def test_steps_are_fractions_of_the_training():
     assert cfg.SOLVER.MAX_ITER == 120
     assert cfg.SOLVER.STEPS == (90, 108)
     assert all(type(step) is int for step in cfg.SOLVER.STEPS)
+
+
+@pytest.mark.parametrize(("fractions", "expected"), [((0.8, 0.9), (4, 5)), ((0.01,), (1,))])
+def test_steps_of_a_short_training_are_different_iterations(fractions, expected):
+    cfg = _cfg("SOLVER.EPOCHS", 5.0, "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", fractions)
+    set_epochs(cfg, cfg.SOLVER.IMS_PER_BATCH)
+    assert cfg.SOLVER.MAX_ITER == 5
+    assert expected == cfg.SOLVER.STEPS
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    build_lr_scheduler(cfg, optimizer)  # detectron2's schedule takes them
 
 
 def test_without_epochs_nothing_changes():

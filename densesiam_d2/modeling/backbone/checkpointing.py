@@ -26,13 +26,13 @@ def checkpoint_stages(backbone: Backbone, stages: Sequence[str]) -> None:
             "res2" includes what comes before it.
 
     Raises:
-        ValueError: the backbone has no such stage.
+        ValueError: the backbone has no such stage, or the stage consists of single layers.
     """
-    blocks = _blocks_by_stage(backbone)
+    blocks = {stage: inner for stage, inner in _blocks_by_stage(backbone).items() if inner}
     unknown = [stage for stage in stages if stage not in blocks]
     if unknown:
         raise ValueError(
-            f"MODEL.SSL.CHECKPOINT_STAGES has {unknown[0]!r}; {type(backbone).__name__} has the stages: "
+            f"MODEL.SSL.CHECKPOINT_STAGES has {unknown[0]!r}; {type(backbone).__name__} has stages of blocks: "
             f"{', '.join(blocks) or 'none'}"
         )
     for stage in stages:

@@ -86,8 +86,14 @@ class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
 
     @classmethod
     def problems(cls, cfg: CfgNode) -> list[str]:
-        rate = cfg.SOLVER.WEIGHT_DECAY
-        return [f"SOLVER.WEIGHT_DECAY is {rate}; it would change the centroids: set 0"] if rate else []
+        problems, rate, model = [], cfg.SOLVER.WEIGHT_DECAY, cfg.MODEL
+        if rate:
+            problems.append(f"SOLVER.WEIGHT_DECAY is {rate}; it would change the centroids: set 0")
+        if model.BACKBONE.NAME == "build_pixel_backbone":
+            for key, value in (("PIXEL_MEAN", 0), ("PIXEL_STD", 255)):
+                if list(model[key]) != [value] * 3:
+                    problems.append(f"MODEL.{key} is {model[key]}; colours of build_pixel_backbone need {[value] * 3}")
+        return problems
 
     @classmethod
     def from_config(cls, cfg):

@@ -106,7 +106,12 @@ class ReSim(MoCo):
         missing = sorted(set(keys.IN_FEATURES) - set(shapes))
         if missing:
             raise ValueError(f"MODEL.RESIM.IN_FEATURES {missing} are not among the backbone's {sorted(shapes)}")
-        inputs = [shapes[name] for name in keys.IN_FEATURES]
+        inputs, view = [shapes[name] for name in keys.IN_FEATURES], cfg.INPUT.SSL.VIEW_SIZE
+        if any(view / shape.stride <= 2 for shape in inputs[:-1]):  # rounded up, fewer than the 3 cells of a window
+            raise ValueError(
+                f"INPUT.SSL.VIEW_SIZE {view} gives maps of fewer than 3 x 3 cells, which ReSim's windows need: strides "
+                f"of MODEL.RESIM.IN_FEATURES are {[shape.stride for shape in inputs]}"
+            )
         pyramid = FeaturePyramid([s.channels for s in inputs], [s.stride for s in inputs], keys.DIM)
         per_level = (keys.IN_FEATURES[:-1], keys.WINDOW_SIZES, keys.WINDOW_STRIDES, keys.GATHER)
         return {

@@ -144,6 +144,11 @@ class PseudoLabelSemSegHead(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         """Read ``MODEL.SEM_SEG_HEAD``; see the constructor for what it raises."""
         head = cfg.MODEL.SEM_SEG_HEAD
+        if head.PSEUDO_LABEL.LOGIT_NORM and not head.NORM:
+            raise ValueError(
+                "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.LOGIT_NORM is True, but MODEL.SEM_SEG_HEAD.NORM is '': name a norm, "
+                "such as 'SyncBN', or set LOGIT_NORM False"
+            )
         widths = {"CONVS_DIM": head.CONVS_DIM}
         if head.PSEUDO_LABEL.LOGIT_NORM:
             clusters = "PSEUDO_LABEL.MERGE_FROM" if head.PSEUDO_LABEL.MERGE_FROM else "NUM_CLASSES"
@@ -154,17 +159,6 @@ class PseudoLabelSemSegHead(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.NORM is 'GN', which needs widths divisible by 32, not {named}: "
                 "use 'SyncBN' or 'BN'"
             )
-        for key, unused, what in (
-            ("MERGE_FROM", 0, "counts what to merge"),
-            ("START", "random", "starts so"),
-            ("SINKHORN", False, "balances its targets"),
-        ):
-            value = head.PSEUDO_LABEL[key]
-            if value != unused and cfg.MODEL.META_ARCHITECTURE != "DenseSiamSegmentor":
-                raise ValueError(
-                    f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.{key} is {value!r}: only DenseSiamSegmentor {what}; use "
-                    f"{unused!r} with {cfg.MODEL.META_ARCHITECTURE}"
-                )
         return {
             "input_shape": features_of(cfg, input_shape),
             "num_classes": head.NUM_CLASSES,

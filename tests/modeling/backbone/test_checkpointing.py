@@ -102,5 +102,16 @@ def test_a_copy_of_the_backbone_runs_its_own_blocks():
 
 
 def test_an_unknown_stage_is_named_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"CHECKPOINT_STAGES has 'res6'; ResNet has the stages: stem, res2, res3"):
+    with pytest.raises(
+        ValueError, match=r"CHECKPOINT_STAGES has 'res6'; ResNet has stages of blocks: stem, res2, res3"
+    ):
         pair_of(tiny_cfg(), ["res6"])
+
+
+def test_stages_of_single_layers_cannot_be_checkpointed():
+    cfg = torchvision_cfg()
+    cfg.MODEL.TORCHVISION.NAME, cfg.MODEL.RESNETS.OUT_FEATURES = "vgg11", ["res4", "res5"]
+    with pytest.raises(
+        ValueError, match=r"CHECKPOINT_STAGES has 'res4'; TorchvisionBackbone has stages of blocks: none"
+    ):
+        pair_of(cfg, ["res4"])

@@ -243,3 +243,10 @@ def test_the_pyramid_fills_the_fpn_of_a_detector(way, tmp_path):
 def test_torchvisions_file_holds_no_pyramid(tmp_path):
     save_torchvision(tmp_path / "resnet18.pth", backbone_state(tiny_model(method_cfg(ReSim, depth=18))))
     assert not [name for name in torch.load(tmp_path / "resnet18.pth", weights_only=True) if "fpn" in name]
+
+
+def test_a_view_too_small_for_the_places_of_negatives_is_refused():
+    cfg = method_cfg(ReSim)
+    cfg.INPUT.SSL.VIEW_SIZE, cfg.MODEL.RESIM.WINDOW_SIZES = 32, [8, 16]
+    with pytest.raises(ValueError, match=r"INPUT.SSL.VIEW_SIZE 32 gives maps of fewer than 3 x 3 cells"):
+        tiny_model(cfg)

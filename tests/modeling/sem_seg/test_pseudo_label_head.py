@@ -223,8 +223,7 @@ MERGE_FROM = "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.MERGE_FROM"
             ["MODEL.SEM_SEG_HEAD.NORM", "GN", MERGE_FROM, 50, "MODEL.META_ARCHITECTURE", "DenseSiamSegmentor"],
             r"NORM is 'GN'.* not CONVS_DIM 128, PSEUDO_LABEL.MERGE_FROM 50",
         ),
-        (["MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.START", "kmeans"], r"START is 'kmeans': only DenseSiamSegmentor"),
-        (["MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.SINKHORN", True], r"SINKHORN is True: only DenseSiamSegmentor"),
+        (["MODEL.SEM_SEG_HEAD.NORM", ""], r"LOGIT_NORM is True, but MODEL.SEM_SEG_HEAD.NORM is ''"),
         (["MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8], r"COMMON_STRIDE is 8, .*'res2': 4"),
         (["MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "res5"]], r"IN_FEATURES names \['p2'\].*'res2'"),
         (["MODEL.SEM_SEG_HEAD.IN_FEATURES", []], r"COMMON_STRIDE is 4, .*\{\}"),
@@ -246,7 +245,10 @@ def test_group_norm_needs_no_other_widths_than_those_it_has(more):
 
 def test_no_norm_and_no_auxiliary_classifier():
     cfg = released_cfg()
-    cfg.merge_from_list(["MODEL.SEM_SEG_HEAD.NORM", "", "MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.AUX_CLASSES", 0])
+    keys = "MODEL.SEM_SEG_HEAD."
+    cfg.merge_from_list(
+        [keys + "NORM", "", keys + "PSEUDO_LABEL.LOGIT_NORM", False, keys + "PSEUDO_LABEL.AUX_CLASSES", 0]
+    )
     head = build(cfg)
     assert head.aux_classifier is None
     assert not any(isinstance(m, nn.BatchNorm2d) for m in head.modules())
