@@ -17,6 +17,7 @@ from detectron2.modeling import (
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from detectron2.utils.registry import Registry
 
+from densesiam_d2.data.augmentation import INTERPOLATIONS
 from densesiam_d2.evaluation.matching import MATCHINGS
 from densesiam_d2.image_io import WHITE_LEVEL
 from densesiam_d2.modeling.backbone import torchvision_cnns
@@ -72,7 +73,7 @@ RULES: dict[str, Rule] = {
     "INPUT.SSL.CROP_SCALE_OF": one_of("area", "side", "pixels"),
     "INPUT.SSL.CROP_ASPECT": (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "[low, high] with 0 < low <= high"),
     "INPUT.SSL.MIN_OVERLAP": PROBABILITY,
-    "INPUT.SSL.INTERPOLATION": one_of("bilinear", "bicubic"),
+    "INPUT.SSL.INTERPOLATION": one_of(*INTERPOLATIONS),
     "INPUT.SSL.FLIP_PROB": PROBABILITY,
     "INPUT.SSL.JITTER": (
         lambda v: len(v) == 4 and min(v) >= 0 and max(v[:3]) <= 1 and v[3] <= 0.5,

@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +23,7 @@ __all__ = [
     "displayed_size",
     "has_more_pages",
     "highest_16_bit_value",
+    "label_table",
     "read_bytes",
     "read_image",
     "read_label",
@@ -152,6 +153,22 @@ def read_label(path: str | Path) -> np.ndarray:
             kind that stores other numbers than were given, as JPEG does.
     """
     return read_label_and_palette(path)[0]
+
+
+def label_table(label_map: Sequence[int] | None) -> np.ndarray | None:
+    """Return the "label_map" of a data set's metadata as (256,) uint8, for ``cv2.LUT``; None stays None.
+
+    Args:
+        label_map: 256 numbers, the class or the ignored value of each raw value.
+
+    Raises:
+        ValueError: they are not 256 numbers in [0, 255].
+    """
+    if label_map is None:
+        return None
+    if len(label_map) != 256 or min(label_map) < 0 or max(label_map) > 255:
+        raise ValueError(f"label_map needs 256 numbers in [0, 255], got {len(label_map)}")
+    return np.array(label_map, np.uint8)
 
 
 def read_label_and_palette(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:

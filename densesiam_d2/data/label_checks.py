@@ -108,7 +108,8 @@ def look_at(
         if semantic and not foreground:
             _look_at_semantic(result, metadata, sample, tally)
         elif metadata.get("evaluator_type") == "cityscapes_instance":
-            _look_at_cityscapes_instances(result, metadata, tally)
+            result.classes = metadata.get("thing_classes")
+            _look_at_cityscapes(result, metadata, ("instanceIds.png", "polygons.json"), tally)
         elif metadata.get("evaluator_type") == "pascal_voc":
             records, result.findings = read_voc(metadata)
             result.classes = metadata.thing_classes
@@ -196,23 +197,14 @@ def _look_at_instances(
     result.images, result.num_annotations = [record["file_name"] for record in records], counts.total()
     if not checked:
         if not result.num_annotations and not result.findings.of("error"):
-            maps = ", which have label maps, but this model learns from objects" if _has_label_maps(records) else ""
+            mapped = any("sem_seg_file_name" in record for record in records)
+            maps = ", which have label maps, but this model learns from objects" if mapped else ""
             tally.note("none-left", f"{len(records)} images{maps}")
         for number, name in enumerate(result.classes or ()):
             if result.num_annotations and not counts[number]:
                 tally.note("class-unused", repr(name))
     check_records([result.name], records)
     look_at_images(records, sample, tally)
-
-
-def _has_label_maps(records: Sequence[dict]) -> bool:
-    return any("sem_seg_file_name" in record for record in records)
-
-
-def _look_at_cityscapes_instances(result: LabelledSet, metadata: Metadata, tally: Tally) -> None:
-    """Check that the files for detectron2's loader and the official scripts exist; label maps are not opened."""
-    result.classes = metadata.get("thing_classes")
-    _look_at_cityscapes(result, metadata, ("instanceIds.png", "polygons.json"), tally)
 
 
 def _look_at_cityscapes(result: LabelledSet, metadata: Metadata, kinds: Sequence[str], tally: Tally) -> None:

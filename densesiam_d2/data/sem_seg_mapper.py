@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, check_image_size
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from densesiam_d2.image_io import WHITE_LEVEL, read_image, read_label
+from densesiam_d2.image_io import WHITE_LEVEL, label_table, read_image, read_label
 from densesiam_d2.labels.foreground import foreground_of
 
 from .augmentation import ResizeCenterCrop
@@ -66,12 +66,10 @@ class SemSegDatasetMapper:
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT {image_format!r} is neither 'RGB' nor 'BGR'")
-        if label_map is not None and (len(label_map) != 256 or min(label_map) < 0 or max(label_map) > 255):
-            raise ValueError(f"label_map needs 256 numbers in [0, 255], got {len(label_map)}")
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.label_key = label_key
-        self.label_map = None if label_map is None else np.array(label_map, dtype=np.uint8)
+        self.label_map = label_table(label_map)
         self.ignore_label = ignore_label
         self.num_classes = num_classes
         self.crops = crops

@@ -21,7 +21,7 @@ from densesiam_d2.evaluation.confusion import confusion_matrix, scores
 from densesiam_d2.evaluation.examples import Example
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.evaluation.names import warn_of_absent
-from densesiam_d2.image_io import read_label
+from densesiam_d2.image_io import label_table, read_label
 from densesiam_d2.labels.foreground import foreground_of
 from densesiam_d2.labels.subset import evenly_spaced
 
@@ -35,21 +35,17 @@ def read_labels(path: str | Path, label_map: np.ndarray | None = None) -> np.nda
 
     Args:
         path: an image whose pixels are ids, see :func:`densesiam_d2.image_io.read_label`.
-        label_map: (256,) new id of each raw id; None keeps the raw ids.
+        label_map: (256,) uint8, the new id of each raw id; None keeps the raw ids.
 
     Returns:
-        (H, W) ids, uint8 without a label_map, otherwise of its type.
+        (H, W) ids, uint8.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the image is damaged, not a label map, or has ids that label_map does not cover.
+        ValueError: the image is damaged or not a label map.
     """
     labels = read_label(path)
-    if label_map is None:
-        return labels
-    if labels.size and labels.max() >= len(label_map):
-        raise ValueError(f"{path}: ids up to {labels.max()}, but label_map covers 0 to {len(label_map) - 1}")
-    return cv2.LUT(labels, label_map) if label_map.dtype == np.uint8 else label_map[labels]
+    return labels if label_map is None else cv2.LUT(labels, label_map)
 
 
 def predicted_labels(logits: torch.Tensor) -> np.ndarray:
@@ -121,7 +117,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self._metadata = metadata
         self._num_classes = len(self._class_names)
         self._ignore_label = metadata.ignore_label
-        self._label_map = _compact(metadata.get("label_map"))
+        self._label_map = label_table(metadata.get("label_map"))
         self._distributed = distributed
         self._output_dir = Path(output_dir) if output_dir else None
         self._records = None
@@ -255,14 +251,6 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 def _key(record: dict) -> tuple:
     """Return what tells records apart: a COCO file may have two entries, with an id each, for one image file."""
     return record["file_name"], record.get("image_id")
-
-
-def _compact(label_map) -> np.ndarray | None:
-    """Return a label map as uint8 where its ids allow it (the fast path), else as int64."""
-    if label_map is None:
-        return None
-    label_map = np.asarray(label_map, np.int64)
-    return label_map.astype(np.uint8) if 0 <= label_map.min() <= label_map.max() <= 255 else label_map
 
 
 def _in_words(protocol: dict) -> str:

@@ -7,9 +7,7 @@ import torch
 __all__ = ["cluster_metrics"]
 
 
-def cluster_metrics(
-    z1: torch.Tensor, z2: torch.Tensor | None = None, valid: torch.Tensor | None = None
-) -> dict[str, torch.Tensor]:
+def cluster_metrics(z1: torch.Tensor, z2: torch.Tensor, valid: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Describe the assignment of the points of a batch to K clusters.
 
     A point's cluster is the argmax of its logits, its assignment their softmax. All points of both views count.
@@ -26,13 +24,13 @@ def cluster_metrics(
 
     Args:
         z1: (N, K, ...) logits, K > 1.
-        z2: (N, K, ...) logits of the other view at the same points, if there is one.
+        z2: (N, K, ...) logits of the other view at the same points.
         valid: (N,) bool, the images to use; None uses all.
 
     Returns:
-        0-dim float32 tensors by name; without ``view_agreement`` if there is no z2; {} without a valid image.
+        0-dim float32 tensors by name; {} without a valid image.
     """
-    views = [z1] if z2 is None else [z1, z2]
+    views = [z1, z2]
     if valid is not None:
         views = [z[valid] for z in views]
     if not len(views[0]):
@@ -42,13 +40,11 @@ def cluster_metrics(
     labels, assignment = [z.argmax(dim=1) for z in views], torch.cat(views).softmax(dim=1)
     counts = torch.bincount(torch.cat(labels), minlength=num_clusters)
     shares = counts / counts.sum()
-    metrics = {
+    return {
         "used_clusters": (counts > 0).sum().float(),
         "largest_cluster": shares.max(),
         "usage_entropy": torch.special.entr(shares).sum() / math.log(num_clusters),
         "assignment_entropy": torch.special.entr(assignment.mean(dim=0)).sum() / math.log(num_clusters),
         "pixel_entropy": torch.special.entr(assignment).sum(dim=1).mean() / math.log(num_clusters),
+        "view_agreement": (labels[0] == labels[1]).float().mean(),
     }
-    if z2 is not None:
-        metrics["view_agreement"] = (labels[0] == labels[1]).float().mean()
-    return metrics

@@ -8,7 +8,7 @@ from detectron2.data.detection_utils import check_image_size
 
 from densesiam_d2.data.label_checks import require_labels
 from densesiam_d2.evaluation.sem_seg import read_labels
-from densesiam_d2.image_io import read_image
+from densesiam_d2.image_io import label_table, read_image
 from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, foreground_of
 
@@ -50,8 +50,7 @@ class LabelledImages(Sequence):
         self._records = DatasetCatalog.get(name)
         self._white_level = white_level
         self._ignore_label = metadata.get("ignore_label", IGNORE)
-        label_map = metadata.get("label_map")
-        self._label_map = None if label_map is None else np.asarray(label_map, np.int64)
+        self._label_map = label_table(metadata.get("label_map"))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -72,7 +71,7 @@ class LabelledImages(Sequence):
         if labels.shape != image.shape[:2]:
             raise ValueError(f"{path} has {labels.shape} pixels, its image {record['file_name']} {image.shape[:2]}")
         ignored = labels == self._ignore_label
-        strays = np.unique(labels[~ignored & ((labels < 0) | (labels >= len(self.classes)))])
+        strays = np.unique(labels[~ignored & (labels >= len(self.classes))])
         if len(strays):
             raise ValueError(
                 f"{path} has the values {strays[:5].tolist()}; classes are 0 to {len(self.classes) - 1}, and "

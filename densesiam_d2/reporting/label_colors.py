@@ -32,17 +32,16 @@ def colorize(labels: np.ndarray, num: int, colors: np.ndarray | None = None) -> 
     return table[np.where((labels >= 0) & (labels < num), labels, num)]
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.5, colors: np.ndarray | None = None) -> np.ndarray:
+def overlay(image: np.ndarray, labels: np.ndarray, alpha: float, colors: np.ndarray) -> np.ndarray:
     """Return a blend of an image and the colours of its labels.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) ids.
         alpha: weight of the colours, in [0, 1].
-        colors: (num, 3) uint8 RGB; :func:`palette` if None.
+        colors: (num, 3) uint8 RGB.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    num = int(labels.max()) + 1 if colors is None else len(colors)
-    return cv2.addWeighted(image, 1 - alpha, colorize(labels, num, colors), alpha, 0)
+    return cv2.addWeighted(image, 1 - alpha, colorize(labels, len(colors), colors), alpha, 0)

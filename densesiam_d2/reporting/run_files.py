@@ -129,9 +129,7 @@ class RunFiles:
     @property
     def finished(self) -> bool:
         """Whether the training has come to its end, and no newer checkpoint says that it went on."""
-        last = self.folder / "last_checkpoint"
-        newest = last.read_text().strip() if last.is_file() else "model_final.pth"
-        return newest == "model_final.pth" and (self.folder / "model_final.pth").is_file()
+        return (self.newest or "model_final.pth") == "model_final.pth" and (self.folder / "model_final.pth").is_file()
 
     @property
     def last_written(self) -> float | None:

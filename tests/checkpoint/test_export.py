@@ -1,7 +1,5 @@
 import contextlib
 import pickle
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -190,12 +188,11 @@ def test_tool_takes_the_pixels_of_a_config_for_somebody_elses_weights(tmp_path, 
     assert read_checkpoint(tmp_path / "c.pkl")["metadata"] == metadata  # the first file stays the source
 
 
-def test_tool_from_the_command_line(tmp_path):
+def test_the_tool(tmp_path):
     theirs = tv_resnet(18)
     torch.save({"state_dict": prefixed("module.encoder_q.", theirs.state_dict()) | {"module.queue": torch.ones(1)}},
                tmp_path / "moco.pth.tar")  # fmt: skip
-    command = [sys.executable, "-m", "densesiam_d2.tools.export_backbone", "--input", str(tmp_path / "moco.pth.tar")]
-    subprocess.run([*command, "--output", str(tmp_path / "backbone.pkl")], check=True, capture_output=True)
+    assert main(["--input", str(tmp_path / "moco.pth.tar"), "--output", str(tmp_path / "backbone.pkl")]) == 0
     content = read_checkpoint(tmp_path / "backbone.pkl")
     assert content["metadata"]["method"] == "torchvision names below state_dict.encoder_q"
     assert content["metadata"]["stride_in_1x1"] is False and content["metadata"]["depth"] == 18

@@ -122,11 +122,6 @@ def test_a_list_that_is_not_the_published_one_is_told_once(tmp_path, caplog, mon
     assert not coco_stuff.is_published(["000000000025", "000000000009"], "val")
 
 
-def test_the_published_lists_are_named_by_their_sizes_and_hashes():
-    assert coco_stuff.PUBLISHED_SIZE.keys() == coco_stuff.PUBLISHED_SHA256.keys() == {"train", "val"}
-    assert all(len(value) == 64 and int(value, 16) for value in coco_stuff.PUBLISHED_SHA256.values())
-
-
 def test_cityscapes27_table_is_cityscapes_own():
     labels = pytest.importorskip("cityscapesscripts.helpers.labels").labels
     label_map = cityscapes27.cityscapes27_label_map()

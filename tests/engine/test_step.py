@@ -161,7 +161,7 @@ def test_numbers_are_logged():
     assert latest["total_loss"] == pytest.approx(latest["loss_a"] + latest["loss_b"])
     gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
     assert latest["grad_norm"] == pytest.approx(gradients.norm().item(), rel=1e-6)
-    assert latest["data_time"] >= 0
+    assert "data_time" in latest
 
 
 class Means(Model):

@@ -1,6 +1,7 @@
 """The entrypoint on real images, tiny: pretrain, resume, export, fine-tune, evaluate, and its errors."""
 
 import errno
+import importlib
 import json
 import logging
 import math
@@ -148,13 +149,6 @@ def test_transfer_in_parts(scenes, tmp_path):
     assert not [n for n in moved if (parts[n] - whole[n]).norm() > 1e-2 * whole[n].norm()]
     run(MASK_RCNN, *options, "OUTPUT_DIR", tmp_path / "boxes", "SOLVER.ACCUMULATE", 2)
     assert (tmp_path / "boxes" / "model_final.pth").is_file()
-
-
-def test_transfer_stops_when_weights_do_not_fit(scenes, pretrained, tmp_path):
-    options = [*CPU, "MODEL.RESNETS.DEPTH", 34, "OUTPUT_DIR", tmp_path]
-    options += ["DATASETS.TRAIN", f"('{scenes}',)", "DATASETS.TEST", f"('{scenes}',)"]
-    with pytest.raises(ValueError, match="depth"):
-        run(MASK_RCNN, *options, "MODEL.WEIGHTS", pretrained / "backbone.pkl")
 
 
 def test_unsupervised_segmentation_and_its_evaluation(scenes, pretrained, tmp_path):
@@ -402,13 +396,14 @@ def _command(*words, **environment) -> subprocess.CompletedProcess:
     )
 
 
-def test_tools_stand_in_the_readme_and_explain_themselves():
+def test_tools_stand_in_the_readme_and_explain_themselves(capsys):
     tools = [path.stem for path in (ROOT / "densesiam_d2/tools").glob("*.py") if "__main__" in path.read_text()]
     section = (ROOT / "README.md").read_text().split("## Tools")[1].split("##")[0]
     assert sorted(tools) == sorted(re.findall(r"`([a-z]\w+)`", section))
     for name in tools:
-        done = _command("-m", f"densesiam_d2.tools.{name}", "--help")
-        assert done.returncode == 0 and "usage:" in done.stdout, name
+        with pytest.raises(SystemExit) as stopped:
+            importlib.import_module(f"densesiam_d2.tools.{name}").main(["--help"])
+        assert stopped.value.code == 0 and "usage:" in capsys.readouterr().out, name
 
 
 def test_weights_that_do_not_fit_are_one_line(pretrained, tmp_path):
@@ -451,12 +446,6 @@ def test_a_model_that_cannot_be_built_is_one_line(options, message, scenes, tmp_
         train_net.run(words=["--config-file", str(ROOT / "configs" / PRETRAIN), *words])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_mistake_is_one_line_and_exit_code_2():
-    done = _command("train_net.py", "--config-file", "configs/pretrain.yaml", "SOLVER.BASE_LRR", "1.0")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr and "did you mean SOLVER.BASE_LR?" in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")

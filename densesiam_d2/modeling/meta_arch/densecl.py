@@ -89,7 +89,7 @@ class DenseCL(MoCo):
             return self.inference(batched_inputs)
         x1, x2, *_ = self.preprocess_views(batched_inputs)
         self.teacher.update(self.momentum)
-        k, k_dense, k_mean, k_f = self.teach(self.embed, x2)
+        k, k_dense, k_mean, k_f = self.teach(x2)
         q, q_dense, _, q_f = self.embed(x1, self.backbone, self.head)
 
         k_dense = k_dense.gather(2, most_similar(q_f, k_f)[:, None].expand_as(k_dense))  # (N, D, P)

@@ -126,7 +126,7 @@ class DetCo(MoCo):
         x1, x2, *_ = self.preprocess_views(batched_inputs)
         patches1, patches2 = self.preprocess_patches(batched_inputs)
         self.teacher.update(self.momentum)
-        keys = {"image": self.teach(self.embed, x2), "patches": self.teach(self.embed, patches2)}
+        keys = {"image": self.teach(x2), "patches": self.teach(patches2)}
         queries = {
             "image": self.embed(x1, self.backbone, self.head),
             "patches": self.embed(patches1, self.backbone, self.head),

@@ -1,7 +1,5 @@
 """MoCo v2: Improved Baselines with Momentum Contrastive Learning (arXiv 2003.04297), and the base of its successors."""
 
-from collections.abc import Callable
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -92,13 +90,13 @@ class MoCo(SiameseMetaArch):
         return (F.normalize(head(self.encode_image(x, backbone)).flatten(1).float(), dim=1),)
 
     @torch.no_grad()
-    def teach(self, embed: Callable[..., tuple[torch.Tensor, ...]], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def teach(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return ``embed(x, backbone, head)`` of the teacher, with the images shuffled over all processes meanwhile.
 
         So the batch norm of a key sees other images than that of its query.
         """
         x, permutation = shuffle(x)
-        outputs = embed(x, self.teacher.backbone, self.teacher.head)
+        outputs = self.embed(x, self.teacher.backbone, self.teacher.head)
         return tuple(unshuffle(output, permutation) for output in outputs)
 
     def forward(self, batched_inputs):
@@ -114,7 +112,7 @@ class MoCo(SiameseMetaArch):
             return self.inference(batched_inputs)
         x1, x2, *_ = self.preprocess_views(batched_inputs)
         self.teacher.update(self.momentum)
-        (k,) = self.teach(self.embed, x2)  # (N, D)
+        (k,) = self.teach(x2)  # (N, D)
         (q,) = self.embed(x1, self.backbone, self.head)
         loss = info_nce(q, k, self.queue.features.clone(), self.temperature).mean()
         self.queue.push(gather(k))

@@ -149,7 +149,7 @@ class ReSim(MoCo):
             return self.inference(batched_inputs)
         x1, x2, boxes1, boxes2 = self.preprocess_views(batched_inputs)
         self.teacher.update(self.momentum)
-        k, *k_maps = self.teach(self.embed, x2)
+        k, *k_maps = self.teach(x2)
         q, *q_maps = self.embed(x1, self.backbone, self.head)
         losses = {"loss_image": info_nce(q, k, self.queue.features.clone(), self.temperature).mean()}
         self.queue.push(gather(k))

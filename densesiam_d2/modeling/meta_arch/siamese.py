@@ -230,9 +230,7 @@ class SiameseMetaArch(nn.Module):
         _put_scalars({**spread, **metrics})
         get_event_storage().put_scalar("ssl/z_std_ideal", z_std_ideal, smoothing_hint=False)
 
-    def log_cluster_metrics(
-        self, z1: torch.Tensor, z2: torch.Tensor | None = None, valid: torch.Tensor | None = None
-    ) -> None:
+    def log_cluster_metrics(self, z1: torch.Tensor, z2: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Write ``ssl/*`` metrics of the assignment to clusters, at the iterations of :meth:`metrics_due`.
 
         They need no labels; :func:`densesiam_d2.layers.cluster_metrics` says what they are. Call it once in each
@@ -240,12 +238,12 @@ class SiameseMetaArch(nn.Module):
 
         Args:
             z1: (N, K, ...) logits of view 1. For hard labels, pass one-hot vectors times a large number.
-            z2: (N, K, ...) logits of view 2 at the same points; None if the views are not compared.
+            z2: (N, K, ...) logits of view 2 at the same points.
             valid: (N,) bool, the images to use; None uses all.
         """
         if not self.metrics_due():
             return
-        metrics = cluster_metrics(z1.detach(), None if z2 is None else z2.detach(), valid)
+        metrics = cluster_metrics(z1.detach(), z2.detach(), valid)
         if metrics:
             _put_scalars(metrics)
 

@@ -32,10 +32,6 @@ class SlotConSegmentor(CellSegmentor, SlotCon):
         super().__init__(**kwargs)
         self.predict_labels = predict_labels
 
-    @staticmethod
-    def add_config(cfg: CfgNode) -> None:
-        """Add nothing; the keys are those that :class:`SlotCon` adds."""
-
     @classmethod
     def num_clusters(cls, cfg: CfgNode) -> int:
         return cfg.MODEL.SLOTCON.SLOTS
