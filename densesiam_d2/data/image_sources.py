@@ -98,17 +98,30 @@ class ImageSource:
         if not count:
             raise FileNotFoundError(f"--input {self._path}: {self._why_nothing()}")
 
-    def refuse_output(self, output: Path) -> None:
+    def refuse_output(self, output: Path, replaced: Sequence[str]) -> None:
         """Check that results are written to a folder, and not among the images.
 
+        Args:
+            output: folder of the results.
+            replaced: names of folders in it that are deleted before new results are written.
+
         Raises:
-            ValueError: ``output`` is a file, or lies in the folder of images.
+            ValueError: ``output`` is a file, or lies in the folder of images, or an image lies in a folder of
+                ``replaced``.
         """
         if output.exists() and not output.is_dir():
             raise ValueError(f"--output {output} is a file: name a folder")
         inside = output.resolve().is_relative_to(self._path.resolve()) if self._path.is_dir() else False
         if inside or (self.root and output.resolve() == self.root.resolve()):
             raise ValueError(f"--output {output} lies in --input {self.root}: a run on it would read the results")
+        files = [self._path] if self._video else self._files
+        parents = [Path(parent).resolve() for parent in {os.path.dirname(file) for file in files}]  # noqa: PTH120
+        for name in replaced:
+            if any(parent.is_relative_to((output / name).resolve()) for parent in parents):
+                raise ValueError(
+                    f"--input {self._path} lies in results of an earlier run, {output / name}, which are replaced: "
+                    "name another --output"
+                )
 
     def left_out(self) -> list[str]:
         """Return lines for a person that name, after reading, the files that were skipped or could not be read."""

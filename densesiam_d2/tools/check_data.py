@@ -95,9 +95,12 @@ def _check(args: argparse.Namespace) -> bool:
     """Run all checks, write the files, and tell whether nothing is wrong."""
     if args.workers < 1 or not 0 < args.timeout < math.inf:
         raise ValueError(f"--workers {args.workers} and --timeout {args.timeout} must be positive and finite")
-    for option in ("report", "list", "write_manifest"):
-        if path := getattr(args, option):
-            check_output_file(f"--{option.replace('_', '-')}", path)
+    outputs = {}
+    for option in ("--report", "--list", "--write-manifest"):
+        if path := getattr(args, option.strip("-").replace("-", "_")):
+            check_output_file(option, path)
+            if (other := outputs.setdefault(path.resolve(), option)) != option:
+                raise ValueError(f"{other} and {option} both name {path}: give two files")
     with_checksums = bool(args.manifest or args.write_manifest)
     if with_checksums and len(args.sources) > 1:
         raise ValueError("paths in a manifest are relative to one folder: give one source")
@@ -121,6 +124,8 @@ def _check(args: argparse.Namespace) -> bool:
                 skipped["named again"] += 1
             records[key] = record
     paths = [path for path, _ in records]
+    if with_checksums and (twice := [path for path, number in Counter(paths).items() if number > 1]):
+        raise ValueError(f"{twice[0]} stands twice in its tar file; a manifest cannot tell such images apart")
     if args.list and any("file_part" in record for record in records.values()):
         raise ValueError("--list cannot name images in tar files; training replaces unreadable images by itself")
 

@@ -154,7 +154,7 @@ def _methods(args: argparse.Namespace) -> list[Method]:
 
 
 def _checked(args: argparse.Namespace, file: str, opts: Sequence[str]) -> CfgNode:
-    words = ["--config-file", file, "--num-gpus", str(args.num_gpus), *opts, "OUTPUT_DIR", str(args.output)]
+    words = ["--config-file", file, "--num-gpus", str(args.num_gpus), *opts, "OUTPUT_DIR", str(args.output.resolve())]
     with naming(file):
         return checked_config(argument_parser().parse_args(words))
 

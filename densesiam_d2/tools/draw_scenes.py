@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
     parser.add_argument("--size", type=int, default=160, help="side of an image in pixels")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed} must be 0 or more")
     root = write_scenes(args.output, args.num, args.seed, args.size)
     print(f"{args.num} scenes of {args.size} x {args.size} pixels (seed {args.seed}) are in {root}")
 

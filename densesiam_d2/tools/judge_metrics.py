@@ -65,7 +65,7 @@ def judge_run(curves: dict[str, Curve], metrics: Sequence[str]) -> dict[str, dic
 
     Args:
         curves: the logged numbers, with ``monitor/mIoU``.
-        metrics: names as of TEST.BEST_METRIC; one that was not logged at every comparison is left out.
+        metrics: names as of TEST.BEST_METRIC; one that was not logged, or not finite, at a comparison is left out.
 
     Returns:
         For each metric, "(last)" and "(any)": "correlation" (None where it is not defined), and "above_last" and
@@ -80,9 +80,9 @@ def judge_run(curves: dict[str, Curve], metrics: Sequence[str]) -> dict[str, dic
             f"{len(scores)} values of {SCORE}, but at least 3 are compared: train with TEST.MONITOR.DATASET and a "
             "smaller TEST.MONITOR.PERIOD"
         )
-    if np.isnan(scores).any():
-        first = int(iterations[np.isnan(scores)][0])
-        raise ValueError(f"{SCORE} after {first} iterations is not a number: leave this run out")
+    if not np.isfinite(scores).all():
+        first = int(iterations[~np.isfinite(scores)][0])
+        raise ValueError(f"{SCORE} after {first} iterations is not a finite number: leave this run out")
 
     def judged(picked: float, correlation: float | None = None) -> dict:
         return {
@@ -95,7 +95,7 @@ def judge_run(curves: dict[str, Curve], metrics: Sequence[str]) -> dict[str, dic
     for metric in metrics:
         name = metric.removeprefix("-")
         values = compared_values(curves[name], iterations) if name in curves else np.array([np.nan])
-        if np.isnan(values).any():
+        if not np.isfinite(values).all():
             continue
         values = values if name == metric else -values
         constant = np.ptp(values) == 0 or np.ptp(scores) == 0

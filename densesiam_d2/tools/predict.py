@@ -17,7 +17,8 @@ Models of boxes or instances write
 - ``counts.csv``: one row for each image, with the number of objects and their area in pixels, in all and for each
   class; the area of an object is that of its mask, or of its box if the model has no masks.
 
-``--threshold`` is the lowest score of an object (default 0.5).
+``--threshold`` is the lowest score of an object (default 0.5). An image has at most ``TEST.DETECTIONS_PER_IMAGE``
+objects; how many images have as many is told at the end.
 
 Semantic models, also those that were trained without labels, go through :mod:`densesiam_d2.tools.segment`: label maps
 and overlays, ``counts.csv`` with the connected regions and pixels of each class, a gallery of the classes, and more.
@@ -105,9 +106,7 @@ def draw_instances(image: np.ndarray, instances: Instances, classes: list[str]) 
     return canvas.overlay_instances(**shapes, labels=labels, assigned_colors=list(colors / 255)).get_image()
 
 
-def predict_instances(
-    predictor: DefaultPredictor, source: ImageSource, output: Path, classes: list[str]
-) -> tuple[int, int]:
+def predict_instances(predictor: DefaultPredictor, source: ImageSource, output: Path, classes: list[str]) -> list[int]:
     """Write the files that the module's docstring lists.
 
     Args:
@@ -117,12 +116,12 @@ def predict_instances(
         classes: names of the classes.
 
     Returns:
-        Number of images and of objects.
+        The number of objects in each image.
 
     Raises:
         FileNotFoundError: the source has no readable image.
     """
-    images, written, num_objects = [], set(), 0
+    images, written, num_objects, separator = [], set(), [], b"\n"
     with CountsWriter(output / "counts.csv", classes) as counts, atomic_write(output / "coco_results.json") as results:
         results.write(b"[")
         for name, image in tqdm(source, total=source.total, unit=" images", disable=None):  # no bar in a log file
@@ -131,8 +130,9 @@ def predict_instances(
             images.append({"id": len(images) + 1, "file_name": name.as_posix(), "width": width, "height": height})
             for found in instances_to_coco_json(instances, images[-1]["id"]):
                 found["category_id"] += 1  # as in images.json
-                results.write((",\n" if num_objects else "\n").encode() + json.dumps(found).encode())
-                num_objects += 1
+                results.write(separator + json.dumps(found).encode())
+                separator = b",\n"
+            num_objects.append(len(instances))
             counts.add(name.as_posix(), (height, width), *_counts(instances, len(classes)))
             drawn = draw_instances(image, instances, classes)
             segment.write_image(output / "overlays" / f"{segment.output_stem(name, written)}.jpg", drawn[:, :, ::-1])
@@ -140,7 +140,7 @@ def predict_instances(
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     with atomic_write(output / "images.json") as file:
         file.write(json.dumps({"images": images, "categories": categories, "annotations": []}, indent=1).encode())
-    return len(images), num_objects
+    return num_objects
 
 
 def _counts(instances: Instances, num_classes: int) -> tuple[list[int], list[float]]:
@@ -190,12 +190,17 @@ def _run(args: argparse.Namespace) -> int:
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
     predictor = build_predictor(cfg)
     source = ImageSource(*args.input, every=args.every, white_level=cfg.INPUT.WHITE_LEVEL)
-    source.refuse_output(args.output)
+    source.refuse_output(args.output, ["overlays"])
     files = ["counts.csv", "coco_results.json", "images.json"]
     lock = segment.clear(args.output, ".predict", files, ["overlays"])  # noqa: F841 held until this function ends
-    num_images, num_objects = predict_instances(predictor, source, args.output, class_names(cfg))
-    where = printable(str(args.output))
-    print(f"{num_objects} objects with a score of at least {threshold:g} in {num_images} images: {where}")
+    found = predict_instances(predictor, source, args.output, class_names(cfg))
+    where, most = printable(str(args.output)), cfg.TEST.DETECTIONS_PER_IMAGE
+    print(f"{sum(found)} objects with a score of at least {threshold:g} in {len(found)} images: {where}")
+    if full := sum(number >= most for number in found):
+        print(
+            f"{full} images have as many objects as TEST.DETECTIONS_PER_IMAGE {most} allows, and may show more: append "
+            f"TEST.DETECTIONS_PER_IMAGE {10 * most}"
+        )
     for line in source.left_out():
         print(line)
     return 0

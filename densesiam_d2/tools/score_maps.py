@@ -90,7 +90,8 @@ def score_maps(maps: Path, dataset: str, output: Path | None = None) -> dict[str
     if own is None:
         raise ValueError(f"--maps {maps}: there is no classes.txt in it or beside it, one name a line")
     table = class_table(own, list(metadata.stuff_classes))
-    root = metadata.get("image_root") or os.path.commonpath(metadata.image_roots)  # Cityscapes has a folder a split
+    folders = metadata.get("image_roots") or {str(Path(record["file_name"]).parent) for record in records}
+    root = metadata.get("image_root") or os.path.commonpath(folders)  # Cityscapes has a folder a split
     for record in tqdm(records, unit=" maps", disable=None):
         name = Path(record["file_name"]).relative_to(root)
         path = maps / name.with_suffix(".png")
@@ -124,8 +125,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
     register_path_datasets([args.dataset])
-    if args.dataset not in DatasetCatalog or not MetadataCatalog.get(args.dataset).get("sem_seg_root"):
-        raise ValueError(f"--dataset {args.dataset} is no data set with a folder of label maps")
+    metadata = MetadataCatalog.get(args.dataset)
+    with_maps = metadata.get("sem_seg_root") or metadata.get("evaluator_type") == "scenes"
+    if args.dataset not in DatasetCatalog or not with_maps:
+        raise ValueError(f"--dataset {args.dataset} is no data set with label maps")
     scores = score_maps(args.maps, args.dataset, args.output)
     print("  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
 

@@ -21,8 +21,9 @@ The ids of a label-free model are clusters. Open ``gallery.html`` in a browser, 
 
 writes the same files for the classes, whose ids follow from their names in sorted order, and ``annotations.json``: the
 connected regions of at least ``--min-area`` pixels in COCO's format, to be corrected in a labelling tool. The frames of
-a video are written to ``images/``. ``DATASETS.TRAIN "('masks:I,labels=O/labels',)"`` trains on the result (for a video,
-``masks:O/images,labels=O/labels``). A model that was trained on labels has class names and writes all this at once.
+a video are written to ``images/``. ``DATASETS.TRAIN "('masks:I,labels=O/labels',)"`` trains on the result (for a video
+``clip.mp4``, ``masks:O/images/clip,labels=O/labels/clip,classes=O/classes.txt``). A model that was trained on labels
+has class names and writes all this at once.
 
 Exit status: 0, also if some files could not be read; 2 for wrong usage or weights, or if none could; 75 when stopped.
 """
@@ -62,6 +63,9 @@ from densesiam_d2.tools.command_line import tool
 __all__ = ["clear", "draw_legend", "known_classes", "main", "output_stem", "segment_images", "write_image"]
 
 
+JPEG_SIDE = 65_500  # pixels, the longest that libjpeg writes
+
+
 def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Draw the ids that occur, most frequent first.
 
@@ -97,7 +101,7 @@ def segment_images(
     coco: CocoWriter | None = None,
     threshold: float = 0.0,
     min_area: int = 100,
-) -> tuple[Gallery, float]:
+) -> tuple[Gallery, float, int]:
     """Segment all images and write the files that the module's docstring lists, except for the gallery's page.
 
     Args:
@@ -113,12 +117,13 @@ def segment_images(
         min_area: connected regions with fewer pixels are not counted in ``counts.csv``.
 
     Returns:
-        The gallery of the model's clusters or classes, and the seconds per image (network, argmax and softmax).
+        The gallery of the model's clusters or classes, the seconds per image (network, argmax and softmax), and the
+        number of images whose name differs from another one by its ending alone.
 
     Raises:
         FileNotFoundError: the source has no readable image.
     """
-    gallery, written, seconds = Gallery(segmentor.num_classes), set(), 0.0
+    gallery, written, seconds, num_twins = Gallery(segmentor.num_classes), set(), 0.0, 0
     pixels = np.zeros(max(len(names), IGNORE + 1), np.int64)
     with CountsWriter(output / "counts.csv", names) as counts:
         for name, image in tqdm(source, total=source.total, unit=" images", disable=None):  # no bar in a log file
@@ -134,6 +139,7 @@ def segment_images(
             num_regions = count_regions(labels, len(names), min_area)
             counts.add(name.as_posix(), labels.shape, num_regions, of_image[: len(names)].tolist())
             stem = output_stem(name, written)
+            num_twins += stem != name.with_suffix("")
             write_image(output / "labels" / f"{stem}.png", labels)
             write_image(output / "overlays" / f"{stem}.jpg", overlay(image, labels, alpha, colors)[:, :, ::-1])
             if coco is not None:
@@ -148,7 +154,7 @@ def segment_images(
     ]
     (output / "classes.json").write_text(json.dumps(classes, indent=1))
     (output / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    return gallery, seconds / len(written)
+    return gallery, seconds / len(written), num_twins
 
 
 def output_stem(name: Path, written: set[Path]) -> Path:
@@ -163,12 +169,16 @@ def output_stem(name: Path, written: set[Path]) -> Path:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image, BGR as in OpenCV; missing folders are created.
+    """Write an image, BGR as in OpenCV; missing folders are created. A JPEG is made smaller if the format requires it.
 
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    scale = JPEG_SIDE / max(image.shape[:2])
+    if path.suffix == ".jpg" and scale < 1:
+        size = [min(JPEG_SIDE, max(1, round(side * scale))) for side in image.shape[1::-1]]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     path.write_bytes(cv2.imencode(path.suffix, image)[1])  # cv2.imwrite crashes on names that are not UTF-8
 
 
@@ -189,8 +199,10 @@ def known_classes(cfg: CfgNode) -> tuple[list[str], np.ndarray] | None:
 def _matched(path: str, num: int) -> tuple[str | None, ...]:
     """Return the class of each cluster, as an evaluation with TEST.SEM_SEG_MATCHING has matched them."""
     try:
-        matched = json.loads(Path(path).read_text())["cluster_to_class"]
+        matched = json.loads(Path(path).read_text(encoding="utf-8"))["cluster_to_class"]
         right = isinstance(matched, list) and all(name is None or isinstance(name, str) for name in matched)
+    except OSError as error:
+        raise ValueError(f"--matching {path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError):
         right = False
     if not right or len(matched) != num:
@@ -252,7 +264,8 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"{' and '.join(given)} both name the clusters: give one of them")
     segmentor = Segmentor(cfg, certainty=True)
     source = ImageSource(*args.input, every=args.every, white_level=segmentor.white_level)
-    source.refuse_output(args.output)
+    folders = ["labels", "overlays"] + ([f"images/{args.input[0].stem}"] if source.root is None else [])  # of a video
+    source.refuse_output(args.output, folders)
 
     typed, sha256 = (None,) * num, None if classes else file_sha256(args.weights)
     if args.matching:
@@ -266,14 +279,13 @@ def _run(args: argparse.Namespace) -> None:
     if args.matching and not classes:
         names = [f"{name} = {typed[i] or 'no class'}" for i, name in enumerate(names)]
 
-    folders = ["labels", "overlays"] + ([f"images/{args.input[0].stem}"] if source.root is None else [])  # of a video
     files = ["classes.json", "classes.txt", "annotations.json"]  # first, because they give the ids their meaning
     files += ["counts.csv", "gallery.html", "legend.png"]
     lock = clear(args.output, ".segment", files, folders)  # noqa: F841 held until this function ends
     annotations = args.output / "annotations.json"
     with CocoWriter(annotations, names, args.min_area) if classes else contextlib.nullcontext() as coco:
         settings = {"alpha": args.alpha, "threshold": args.threshold, "min_area": args.min_area}
-        gallery, seconds = segment_images(
+        gallery, seconds, num_twins = segment_images(
             segmentor, source, args.output, names, colors, table=table, coco=coco, **settings
         )
     page, title = args.output / "gallery.html", args.input[0].resolve().name
@@ -282,7 +294,14 @@ def _run(args: argparse.Namespace) -> None:
     else:
         checkpoint = Path(args.weights).name
         write_gallery(page, gallery, typed, palette(num), source=title, checkpoint=checkpoint, sha256=sha256)
-    _report(args, source, gallery, seconds, coco, table)
+    print(printable(f"{gallery.num_images} images, {seconds:.3f} s each, results in {args.output}"))
+    if coco is not None:
+        print(f"{coco.num_annotations} regions in annotations.json; {_training_line(args, source, num_twins)}")
+    if table is not None and (table == IGNORE).any():
+        left_out = gallery.shares[table == IGNORE].sum()
+        print(f"{(table == IGNORE).sum()} clusters are ignored or have no name: {100 * left_out:.1f} % of the pixels")
+    for line in source.left_out():
+        print(line)
 
 
 def clear(output: Path, marker: str, files: Sequence[str], folders: Sequence[str]) -> TextIO:
@@ -315,24 +334,18 @@ def clear(output: Path, marker: str, files: Sequence[str], folders: Sequence[str
     return lock
 
 
-def _report(
-    args: argparse.Namespace,
-    source: ImageSource,
-    gallery: Gallery,
-    seconds: float,
-    coco: CocoWriter | None,
-    table: np.ndarray | None,
-) -> None:
-    print(printable(f"{gallery.num_images} images, {seconds:.3f} s each, results in {args.output}"))
-    if coco is not None:
-        images = source.root or args.output / "images"
-        print(f"{coco.num_annotations} regions in annotations.json; to train on the label maps:")
-        print(printable(f"  DATASETS.TRAIN \"('masks:{images},labels={args.output / 'labels'}',)\""))
-    if table is not None and (table == IGNORE).any():
-        left_out = gallery.shares[table == IGNORE].sum()
-        print(f"{(table == IGNORE).sum()} clusters are ignored or have no name: {100 * left_out:.1f} % of the pixels")
-    for line in source.left_out():
-        print(line)
+def _training_line(args: argparse.Namespace, source: ImageSource, num_twins: int) -> str:
+    """Return how to train on the label maps, or why that cannot be done yet."""
+    if num_twins:
+        return (
+            f"{num_twins} images have the name of another one but for the ending: rename them and run this again to "
+            "train on the label maps"
+        )
+    name = f"masks:{source.root},labels={args.output / 'labels'}"
+    if source.root is None:  # a folder may hold the frames of several videos
+        images, labels = (args.output / kind / args.input[0].stem for kind in ("images", "labels"))
+        name = f"masks:{images},labels={labels},classes={args.output / 'classes.txt'}"
+    return printable(f"to train on the label maps:\n  DATASETS.TRAIN \"('{name}',)\"")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from densesiam_d2.engine.setup import load_config
 from densesiam_d2.labels.subset import evenly_spaced
 from densesiam_d2.modeling import trains_on_views
 from densesiam_d2.reporting.pictures import draw_view_pairs, find_records
-from densesiam_d2.tools.command_line import tool
+from densesiam_d2.tools.command_line import check_output_file, tool
 
 __all__ = ["main"]
 
@@ -31,7 +31,7 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="config of a pretraining run")
     parser.add_argument("--input", help="a folder, list:FILE or index:DIR; by default DATASETS.TRAIN of the config")
-    parser.add_argument("--output", required=True, help="the picture to write, such as views.png")
+    parser.add_argument("--output", required=True, type=Path, help="the picture to write, such as views.png")
     parser.add_argument("--num", type=int, default=4, help="number of images, evenly spaced among all (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the views (default 0)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="changes of the config, as KEY VALUE pairs")
@@ -43,8 +43,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    if Path(arguments.output).suffix.lower() not in IMAGE_SUFFIXES:
+    if arguments.output.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"--output {arguments.output} must end like an image, such as views.png")
+    check_output_file("--output", arguments.output)
+    if not 0 <= arguments.seed < 2**32:
+        raise ValueError(f"--seed {arguments.seed} must lie between 0 and 2**32 - 1")
     cfg = load_config(arguments.config_file, arguments.opts)
     if not trains_on_views(cfg):
         raise ValueError(f"{arguments.config_file} trains {cfg.MODEL.META_ARCHITECTURE} on whole images, not on views")

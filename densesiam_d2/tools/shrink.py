@@ -8,7 +8,8 @@ byte, and other small images are saved as JPEGs of the same size. The pixels of 
 originals: JPEG changes them a little, and a crop of a small copy has less detail. So a training from copies is another
 training. Choose --max-side well above INPUT.SSL.VIEW_SIZE.
 
-A stopped run goes on where it stopped if it is started again: finished tar files stay. Written are:
+A stopped run goes on where it stopped if it is started again: finished tar files stay, but those with images that could
+not be read and now can are written anew. Written are:
 
     photos-400/00000.tar     2,000 images in the order of their paths; "x.png" becomes "x.png.jpg"
     photos-400/00000.json    the facts of the tar file, for going on
@@ -54,6 +55,7 @@ __all__ = ["main"]
 
 SHARD = 2000  # images in a tar file
 EXAMPLES = 10  # of unreadable images are printed
+JPEG_SIDE = 65_500  # pixels, the longest that libjpeg writes
 FACTS = {"settings", "names", "before", "after", "unreadable", "files"}  # of a tar file
 
 
@@ -92,8 +94,10 @@ def _run(args: argparse.Namespace) -> bool:
     folder = folder_of(args.folder).absolute()
     output = (args.output or folder.with_name(f"{folder.name}-{args.max_side}")).resolve()
     folder = folder.resolve()
-    if args.max_side < 1 or not 1 <= args.quality <= 100 or args.workers < 1 or not 0 < args.timeout < math.inf:
-        raise ValueError("--max-side, --workers and --timeout must be positive and finite, and --quality 1 to 100")
+    if not 1 <= args.max_side <= JPEG_SIDE:
+        raise ValueError(f"--max-side {args.max_side} must lie between 1 and {JPEG_SIDE}, the longest side of a JPEG")
+    if not 1 <= args.quality <= 100 or args.workers < 1 or not 0 < args.timeout < math.inf:
+        raise ValueError("--workers and --timeout must be positive and finite, and --quality 1 to 100")
     if not 1 <= args.white_level <= WHITE_LEVEL:
         raise ValueError(f"--white-level {args.white_level} must lie between 1 and {WHITE_LEVEL}")
     if output.is_relative_to(folder):
@@ -105,18 +109,24 @@ def _run(args: argparse.Namespace) -> bool:
     _check_output(output, -(-total // SHARD))
 
     settings = {"max_side": args.max_side, "quality": args.quality, "white_level": args.white_level}
-    work = functools.partial(_shrink, **settings)
+    workers = {"workers": args.workers, "timeout": args.timeout, "failed": Shrunk}
+    shrink = functools.partial(in_workers, functools.partial(_shrink, **settings), **workers)
     facts = []
     with tqdm(total=total, unit=" images", disable=None) as bar:  # no bar in a log file
         for number, names in enumerate(_shards(folder)):
             tar = output / f"{number:05}.tar"
             digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
-            if not tar.exists():
-                results = in_workers(work, ({"file_name": n} for n in names), args.workers, args.timeout, Shrunk)
+            bad = _facts(tar, settings, digest)["unreadable"] if tar.exists() else []
+            mended = bad and any(not now.error for now in shrink({"file_name": file["path"]} for file in bad))
+            if mended or not tar.exists():
+                results = shrink({"file_name": name} for name in names)
                 _write_shard(tar, folder, _counted(results, bar), {"settings": settings, "names": digest})
             else:
                 bar.update(len(names))
             facts.append(_facts(tar, settings, digest))
+    if not any(shard["files"] for shard in facts):
+        first = facts[0]["unreadable"][0]["reason"]
+        raise ValueError(f"none of the {total} images in {folder} can be read; the first: {first}")
     return _finish(output, facts, skipped)
 
 
@@ -182,7 +192,7 @@ def _write_shard(tar: Path, folder: Path, results: Iterator[Shrunk], facts: dict
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for result in results:
                 if result.error:
-                    facts["unreadable"].append(result.error)
+                    facts["unreadable"].append({"path": result.path, "reason": result.error})
                     continue
                 name = Path(result.path).relative_to(folder).as_posix()
                 if not name.lower().endswith((".jpg", ".jpeg")):
@@ -207,7 +217,8 @@ def _facts(tar: Path, settings: dict, digest: str) -> dict:
         facts = json.loads(path.read_text())
     except ValueError:
         facts = None
-    if not isinstance(facts, dict) or not facts.keys() >= FACTS:
+    known = isinstance(facts, dict) and facts.keys() >= FACTS
+    if not known or any(isinstance(file, str) for file in facts["unreadable"]):  # strings: of an earlier version
         raise ValueError(f"{path} does not hold the facts of {tar.name}: delete both, and they are written again")
     if facts["settings"] != settings:
         raise ValueError(f"{tar} was written with {facts['settings']}, not {settings}: name another --output")
@@ -219,7 +230,7 @@ def _facts(tar: Path, settings: dict, digest: str) -> dict:
 def _finish(output: Path, facts: list[dict], skipped: Counter) -> bool:
     """Write index, checksums and the list of unreadable images; print a summary."""
     index, manifest, unreadable = _outputs(output)
-    bad = [line for shard in facts for line in shard["unreadable"]]
+    bad = [file["reason"] for shard in facts for file in shard["unreadable"]]
     unreadable.unlink(missing_ok=True)
     if bad:
         with atomic_write(unreadable) as file:

@@ -155,7 +155,7 @@ def test_list_with_missing_images(photos, tmp_path):
     assert good == [str(photos / "a.png"), str(photos / "town" / "c.png")]
 
 
-def test_a_name_that_is_in_a_tar_file_twice(photos, tmp_path):
+def test_a_name_that_is_in_a_tar_file_twice(photos, tmp_path, capsys):
     (photos / "b.jpg").write_bytes(b"no image")
     (tmp_path / "tars").mkdir()
     with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
@@ -164,6 +164,8 @@ def test_a_name_that_is_in_a_tar_file_twice(photos, tmp_path):
     assert index.main([str(tmp_path / "tars")]) == 0
     status, report = check_with_report(tmp_path, f"index:{tmp_path / 'tars.index'}")
     assert status == 1 and report["images"] == 2 and len(report["unreadable"]) == 1
+    assert check(f"index:{tmp_path / 'tars.index'}", "--write-manifest", tmp_path / "m.jsonl") == 2
+    assert "0.tar/x.png stands twice in its tar file; a manifest cannot" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("checksums", [False, True])
@@ -260,6 +262,7 @@ def test_wrong_usage(photos, tmp_path, capsys):
         ([""], "names no folder"),
         ([f"folder:{photos / 'a.png'}"], f"a.png is a file: give a folder, or list:{photos / 'a.png'} if"),
         ([photos, "--report", tmp_path], "cannot be written"),
+        ([photos, "--report", tmp_path / "a", "--list", tmp_path / "a"], "--report and --list both name"),
         ([photos, "--list", tmp_path / "nowhere" / "good.txt"], "cannot be written"),
         ([photos, "--manifest", tmp_path / "nowhere.jsonl"], "nowhere.jsonl"),
         ([photos, "--manifest", tmp_path / "no_manifest.jsonl"], "no_manifest.jsonl has not been written by"),

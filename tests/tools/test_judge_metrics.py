@@ -28,8 +28,9 @@ def test_correlations_and_picks_by_hand():
         "two_swapped": curve((20, 1.0), (40, 3.0), (60, 2.0), (80, 4.0)),  # ranks differ by 0, 1, 0, 1
         "constant": curve((20, 7.0), (40, 7.0), (60, 7.0), (80, 7.0)),
         "rare": curve((20, 7.0), (80, 7.0)),
+        "infinite": curve((20, 1.0), (40, np.inf), (60, 2.0), (80, 3.0)),
     }
-    found = judge_run(curves, ["same_order", "-same_order", "two_swapped", "constant", "rare", "absent"])
+    found = judge_run(curves, ["same_order", "-same_order", "two_swapped", "constant", "rare", "infinite", "absent"])
     assert found["same_order"] == {"correlation": pytest.approx(1), "above_last": 5, "below_best": 0}
     assert found["-same_order"] == {"correlation": pytest.approx(-1), "above_last": -15, "below_best": 20}
     # 1 - 6 * sum of squared differences / (n (n^2 - 1)) = 1 - 6 * 2 / 60
@@ -37,7 +38,7 @@ def test_correlations_and_picks_by_hand():
     assert found["constant"] == {"correlation": None, "above_last": -15, "below_best": 20}
     assert found["(last)"] == {"correlation": None, "above_last": 0, "below_best": 5}
     assert found["(any)"] == {"correlation": None, "above_last": 41.25 - 45, "below_best": 50 - 41.25}
-    assert "rare" not in found and "absent" not in found
+    assert not {"rare", "infinite", "absent"} & found.keys()
 
 
 def write_run(folder, scores):
@@ -83,7 +84,7 @@ def test_what_cannot_be_judged_is_named(tmp_path, capsys):
             "short: 2 values of monitor/mIoU, but at least 3 are compared: train with TEST.MONITOR.DATASET",
         ),
         ([run, str(tmp_path / "none")], "none holds no metrics.json: name the OUTPUT_DIR"),
-        ([run, str(tmp_path / "nan")], "nan: monitor/mIoU after 20 iterations is not a number"),
+        ([run, str(tmp_path / "nan")], "nan: monitor/mIoU after 20 iterations is not a finite number"),
         ([run, "--metrics", "-totl_loss"], "--metrics -totl_loss: no run has logged it; did you mean total_loss?"),
         ([run, "--json", str(tmp_path)], f"--json {tmp_path} cannot be written"),
     ]:

@@ -81,7 +81,7 @@ def test_known_predictions(tmp_path, masks, area):
     answers = iter([two_objects(masks), two_objects(masks)[[]], two_objects(masks)])
     source, out = ImageSource(tmp_path, white_level=255), tmp_path / "out"
     counted = predict_instances(lambda image: {"instances": next(answers)}, source, out, ["cat", "dog"])
-    assert counted == (3, 4)
+    assert counted == [2, 0, 2]
 
     full = {"width": "6", "height": "4", "count": "2", "area": str(area + 1)}
     full |= {"cat count": "1", "cat area": str(area), "dog count": "1", "dog area": "1"}
@@ -141,6 +141,10 @@ def test_a_real_model_with_one_unreadable_file(tmp_path, capsys):
         assert cv2.imread(str(out / "overlays" / "town" / "a.jpg")).shape == (480, 640, 3)
     assert counts["0.1"] > counts["1"] == 0
     printed = capsys.readouterr().out
+    assert "allows, and may show more" not in printed
+    assert main([*line[:-1], "0", "TEST.DETECTIONS_PER_IMAGE", "3"]) == 0
+    full = "2 images have as many objects as TEST.DETECTIONS_PER_IMAGE 3 allows, and may show more: append"
+    assert f"{full} TEST.DETECTIONS_PER_IMAGE 30" in capsys.readouterr().out
     assert "files that could not be read: 1" in printed and "torn.png" in printed
 
 

@@ -146,6 +146,20 @@ def test_maps_of_an_earlier_run_do_not_stay(run, tmp_path):
     assert {name for name in left if "/" in name} == {"labels/a.png", "overlays/a.jpg", "images/mine.jpg"}
 
 
+def test_images_among_results_that_are_replaced_stay(run, tmp_path, capsys):
+    run()
+    before = sorted((tmp_path / "out").rglob("*"))
+    run(source="out/overlays", status=2)
+    run(source="out/overlays/a.jpg", status=2)
+    assert capsys.readouterr().err.count("lies in results of an earlier run") == 2
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_a_jpeg_is_made_smaller_if_the_format_requires_it(tmp_path):
+    segment.write_image(tmp_path / "wide.jpg", np.zeros((3, 66_000, 3), np.uint8))
+    assert cv2.imread(str(tmp_path / "wide.jpg")).shape == (3, 65_500, 3)
+
+
 def test_label_maps_of_others_are_not_overwritten(run, tmp_path, capsys):
     (tmp_path / "out" / "labels").mkdir(parents=True)
     (tmp_path / "out" / "labels" / "a.png").write_bytes(b"by hand")
@@ -234,6 +248,7 @@ def test_a_matching_that_is_none(run, tmp_path, content, capsys):
         ({"output": "images/out"}, (), r"segment: --output .* lies in --input"),
         ({"source": "images/a.jpg", "output": "images"}, (), r"segment: --output .* lies in --input"),
         ({"output": "seg.yaml"}, (), r"segment: --output .*seg\.yaml is a file: name a folder"),
+        ({}, ("--matching", "gone.json"), r"segment: --matching gone\.json cannot be read: No such file"),
         ({}, ("--matching", "m.json", "--names", "n.json"), r"--names n\.json and --matching m\.json both name"),
         (
             {},

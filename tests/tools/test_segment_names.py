@@ -141,19 +141,33 @@ def test_mistakes_end_in_one_line(run, words, message, capsys):  # noqa: F811
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_a_video(run, names, tmp_path, catalog):  # noqa: F811
+def test_a_video(run, names, tmp_path, catalog, capsys):  # noqa: F811
     write_video(tmp_path / "drive.avi", frames=5)
     run("--names", names, "--every", 2, source="drive.avi")
+    (printed,) = re.findall(r"DATASETS\.TRAIN \"\('(.*)',\)\"", capsys.readouterr().out)
     out = tmp_path / "out"
     frames = ["drive/000000", "drive/000002", "drive/000004"]
     for folder, ending in (("labels", ".png"), ("overlays", ".jpg"), ("images", ".jpg")):
         found = sorted(str(p.relative_to(out / folder)) for p in (out / folder).rglob("*.*"))
         assert found == [f"{frame}{ending}" for frame in frames]
-    dataset = f"masks:{out / 'images'},labels={out / 'labels'}"
-    register_path_datasets([dataset])
-    assert len(DatasetCatalog.get(dataset)) == 3
+    dataset = f"masks:{out}/images/drive,labels={out}/labels/drive,classes={out}/classes.txt"
+    assert printed == dataset
     entries = json.loads((out / "annotations.json").read_text())["images"]
     assert [entry["file_name"] for entry in entries] == [f"{frame}.jpg" for frame in frames]
+
+    write_video(tmp_path / "other.avi", frames=2)  # its frames lie beside those of the first video, which stay
+    run("--names", names, source="other.avi")
+    (printed,) = re.findall(r"DATASETS\.TRAIN \"\('(.*)',\)\"", capsys.readouterr().out)
+    register_path_datasets([printed])
+    assert len(DatasetCatalog.get(printed)) == 2
+    assert MetadataCatalog.get(printed).stuff_classes == ["road", "tree"]
+
+
+def test_no_set_is_named_whose_names_differ_by_the_ending_alone(run, names, capsys):  # noqa: F811
+    run("--names", names)  # with a.jpg and a.png
+    printed = capsys.readouterr().out
+    assert "1 images have the name of another one but for the ending: rename them" in printed
+    assert "DATASETS.TRAIN" not in printed
 
 
 def test_one_image(run, tmp_path):  # noqa: F811
@@ -203,6 +217,9 @@ def test_named_by_labels_and_scored(run, labelled, tmp_path, catalog, capsys):  
     assert score_maps.main(words) == 0
     scores = json.loads((tmp_path / "s" / "sem_seg_evaluation.json").read_text())["sem_seg"]
     assert scores["mIoU"] == scores["pACC"] == 100
+
+    assert score_maps.main(["--maps", str(tmp_path), "--dataset", "scenes_tiny"]) == 2  # a set with label maps
+    assert "there is no classes.txt in it" in capsys.readouterr().err
 
     for words, message in (
         (["--name-from", labelled, "--num", "9"], "--num 9 must lie between 1 and the 2 images with labels"),

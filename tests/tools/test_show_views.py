@@ -39,6 +39,8 @@ def test_command(tmp_path, capsys, caplog):
         ([*base, "INPUT.SSL.VIEW_SIZEE", "3"], r"did you mean INPUT\.SSL\.VIEW_SIZE"),
         ([*base, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "whole images, not on views"),
         ([*base[:2], "--output", str(tmp_path / "views")], "must end like an image"),
+        ([*base[:2], "--output", str(tmp_path / "none" / "v.png")], "v.png cannot be written: name a file"),
+        ([*base, "--seed", "-1"], "--seed -1 must lie between 0"),
     ):
         assert show_views.main(words) == 2
         assert re.search(f"show_views: (?s:.*){message}", capsys.readouterr().err)

@@ -150,7 +150,10 @@ def test_going_on_with_other_images_or_settings_is_refused(photos, tmp_path, cap
     assert "00000.tar is not of this folder" in error("--max-side", 40)
 
 
-@pytest.mark.parametrize("content", [b"{}", b"[]", b"", b"\xff\xfe"])
+EARLIER = json.dumps({**dict.fromkeys(shrink.FACTS, ""), "unreadable": ["cannot read a.jpg"]}).encode()
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"", b"\xff\xfe", EARLIER])
 def test_damaged_facts_of_a_tar_file_are_named(content, photos, tmp_path, capsys):
     words = (photos, "--output", tmp_path / "out", "--max-side", 40)
     assert run(*words) == 0
@@ -164,6 +167,7 @@ def test_damaged_facts_of_a_tar_file_are_named(content, photos, tmp_path, capsys
     [
         (("--white-level", 0), "--white-level 0 must lie between 1 and 65535"),
         (("--white-level", 65536), "--white-level 65536 must lie"),
+        (("--max-side", 65501), "--max-side 65501 must lie between 1 and 65500"),
         (("--timeout", "nan"), "--timeout must be positive and finite"),
         (("--timeout", "inf"), "--timeout must be positive and finite"),
     ],
@@ -196,6 +200,30 @@ def test_bad_files_are_named_and_counted(photos, tmp_path, capsys, monkeypatch):
     assert len(entries) == 5
 
 
+def test_files_that_were_mended_are_read_again(photos, tmp_path, capsys):
+    whole = (photos / "a.jpg").read_bytes()
+    (photos / "a.jpg").write_bytes(whole[:100])
+    assert run(photos, "--max-side", 40) == 1
+    before = (tmp_path / "photos-40" / "00000.tar").stat()
+    assert run(photos, "--max-side", 40) == 1
+    assert (tmp_path / "photos-40" / "00000.tar").stat().st_mtime_ns == before.st_mtime_ns  # not written again
+    (photos / "a.jpg").write_bytes(whole)
+    assert run(photos, "--max-side", 40) == 0
+    assert "5 images in" in capsys.readouterr().out and "a.jpg" in copies(tmp_path / "photos-40.index")
+    assert not (tmp_path / "photos-40.unreadable").exists()
+
+
+def test_a_folder_without_a_readable_image(tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"no image")
+    assert run(tmp_path / "bad", "--max-side", 40) == 2
+    assert re.search(
+        r"none of the 1 images in .*bad can be read; the first: cannot read .*a\.jpg", capsys.readouterr().err
+    )
+    Image.fromarray(smooth_image(60, 80)).save(tmp_path / "bad" / "a.jpg")
+    assert run(tmp_path / "bad", "--max-side", 40) == 0
+
+
 def test_a_folder_whose_name_is_not_utf8(photos, capsys):
     """Its name is printed, by the index tool too, which standard output refuses as it is."""
     folder = photos.rename(photos.with_name(os.fsdecode(b"caf\xe9")))
@@ -207,7 +235,7 @@ def test_a_folder_whose_name_is_not_utf8(photos, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--max-side", "0"], "must be positive"),
+        (["--max-side", "0"], "--max-side 0 must lie between 1 and 65500"),
         (["--max-side", "40", "--quality", "101"], "--quality 1 to 100"),
         (["--max-side", "40", "--output", "{root}/x"], "lies in"),
     ],
