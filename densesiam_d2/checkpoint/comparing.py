@@ -66,7 +66,10 @@ def why_missing(missing: Collection[str], state: Mapping[str, tuple], model: nn.
     if named_backbone(model):
         return "The file holds another network: check MODEL.TORCHVISION.NAME"
     if all(name.rpartition(".")[2] in ("running_mean", "running_var") for name in missing):
-        return "The file has no running statistics: set MODEL.RESNETS.NORM FrozenBN or use weights with batch norm"
+        return (
+            "The file has no running statistics: set MODEL.RESNETS.NORM to the norm it was trained with (GN, or "
+            "FrozenBN), or use weights with batch norm"
+        )
     try:
         in_file, in_model = depth_of(state), depth_of(bare_names(backbone_names(model)))
     except ValueError:
@@ -79,6 +82,18 @@ def why_missing(missing: Collection[str], state: Mapping[str, tuple], model: nn.
             if (name == suffix or name.endswith(f".{suffix}")) and shape != shapes[name]:
                 return f"{suffix} is {shape} in the file but {shapes[name]} in the model: check MODEL.RESNETS"
     return "Convert the file first: python -m densesiam_d2.tools.export_backbone --input FILE --output backbone.pkl"
+
+
+def unused_statistics(names: Iterable[str], state: Iterable[str]) -> list[str]:
+    """Return the running statistics in a file that belong to a backbone's convolutions and that its norms do not have.
+
+    Args:
+        names: of the model's backbone tensors, without their prefix.
+        state: names in the file, without their prefix.
+    """
+    names = set(names)
+    means = [name for name in state if name.endswith(".norm.running_mean") and name not in names]
+    return sorted(name for name in means if f"{name.removesuffix('norm.running_mean')}weight" in names)
 
 
 def bare_names(names: Iterable[str]) -> list[str]:

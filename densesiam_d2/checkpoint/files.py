@@ -45,7 +45,8 @@ def require_weight_file(path: Path, what: str = "weight file") -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a folder, or a checkpoint of TensorFlow, whose name may be only the start of its files' names.
+        ValueError: it is a folder, one of several parts, or a checkpoint of TensorFlow, whose name may be only the
+            start of its files' names.
     """
     refuse_tensorflow(path)
     if path.is_dir() and (path / ".metadata").is_file():
@@ -57,6 +58,8 @@ def require_weight_file(path: Path, what: str = "weight file") -> None:
         raise ValueError(f"cannot read weights from {path}: it is a folder; give the file in it")
     if not path.is_file():
         raise FileNotFoundError(f"{what} {path} does not exist")
+    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.|\.index\.json$", path.name):  # names that Hugging Face gives
+        raise ValueError(f"cannot read weights from {path}: it is of several parts; join them and save one state dict")
 
 
 def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
@@ -169,7 +172,8 @@ def _reason(error: Exception, path: Path) -> str:
     is_text = start.isascii() and path.suffix != ".safetensors" and not isinstance(error, ValueError)
     if is_text or text.startswith("invalid load key"):
         return f"it is no file of torch.save, pickle or safetensors ({_shown(start)})"
-    signs = ("truncated", "ran out of input", "incomplete metadata", "header too small")  # the last two of safetensors
+    signs = ("truncated", "ran out of input")
+    signs += ("incomplete metadata", "header too small", "invalid header length")  # of safetensors
     if isinstance(error, EOFError) or any(sign in text.lower() for sign in signs):
         return f"it is cut off: copy or download it again ({text})"
     if isinstance(error, (pickle.UnpicklingError, SafetensorError, OSError, ValueError)) and text:

@@ -227,7 +227,7 @@ def _checked(network: Network, tensors: Mapping[str, Any]) -> tuple[ResNetKind, 
         kind = kind_of(renamed)
     except ValueError as error:
         own = f"{network.prefixes[0]}." if network.prefixes[0] else ""
-        deep = any(f"{own}{stem}.weight" in tensors for stem in ("stem.0", "conv1.0", "stem.conv2"))
+        deep = any(f"{own}{stem}.weight" in tensors for stem in ("stem.3", "conv1.3", "stem.conv2"))
         hint = "; it has a deep stem (mmseg's V1c, timm's d): take a network that begins with one 7x7 convolution"
         raise ValueError(f"the ResNet {_where(network)}: {error}{hint if deep else ''}") from None
     return kind, renamed

@@ -16,8 +16,14 @@ from torch import distributed as dist
 from torch import nn
 
 from densesiam_d2.atomic import atomic_write
-from densesiam_d2.checkpoint.comparing import backbone_names, bare_names, contradictions, why_missing
-from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, from_a_converter, known_metadata
+from densesiam_d2.checkpoint.comparing import (
+    backbone_names,
+    bare_names,
+    contradictions,
+    unused_statistics,
+    why_missing,
+)
+from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, from_a_converter, is_ours, known_metadata
 from densesiam_d2.checkpoint.files import read_checkpoint, require_weight_file
 from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import further_blocks
@@ -221,9 +227,11 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
     def _converted(self, content: dict[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's tensors, or only its backbone, renamed, if its names are not those of the model."""
-        inside = (content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping))
-        state = {n: value for n, value in next(inside, content).items() if is_tensor(value)}
-        as_it_is = {"model": state, **{key: content[key] for key in ("__author__", "metadata") if key in content}}
+        key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
+        state = {n: value for n, value in (content[key] if key else content).items() if is_tensor(value)}
+        as_it_is = {"model": state, **({"__author__": content["__author__"]} if "__author__" in content else {})}
+        if is_ours(content.get("metadata")):
+            as_it_is["metadata"] = content["metadata"]
         named = named_backbone(self.model)
         if content.get("matching_heuristics") and not named:
             facts = {"metadata": TORCHVISION_METADATA} if from_a_converter(content) else {}
@@ -236,12 +244,24 @@ class CheckedCheckpointer(DetectionCheckpointer):
             unwrapped = {name.removeprefix(shared): value for name, value in unwrapped.items()}
         other_network = exported(content) not in (None, "model.backbone") and not hasattr(self.model, "exports")
         if convolutions <= unwrapped.keys() and len(unwrapped) == len(state) and not other_network:
+            others = [n for n, part in content.items() if isinstance(part, Mapping) and len(convolutions & part.keys())]
+            if others := [name for name in others if name != key]:
+                logger.warning(
+                    "%s: taking %r, not %s, which has such weights, too, such as a running average",
+                    *(self._weights_path, key, listed(others)),
+                )
             return {**as_it_is, "model": unwrapped}
         try:
             if named:
                 return self._for_named(content, *named)
             found = recognise(content)
             metadata = known_metadata(content, found)
+            wanted, given = (
+                any(name.endswith("running_mean") for name in names)
+                for names in (backbone_names(self.model), found.state)
+            )
+            if wanted and not given and found.torchvision:  # detectron2's FrozenBN would take means of 0
+                raise ValueError("its norms have no running statistics (group norm): set MODEL.RESNETS.NORM GN")
         except ValueError as error:
             self._complain(f"MODEL.WEIGHTS {self._weights_path}: {error}")
             return as_it_is
@@ -259,7 +279,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
             return super()._load_model(checkpoint)
         state = {name: tuple(value.shape) for name, value in checkpoint["model"].items()}
         metadata = checkpoint.get("metadata")
-        self._check_metadata(metadata if isinstance(metadata, Mapping) else {})
+        self._check_metadata(metadata or {})
         if checkpoint.get("matching_heuristics") and hasattr(self.model, "exports"):
             self._match_backbone(checkpoint)
         try:
@@ -323,6 +343,11 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 self._complain(
                     f"MODEL.WEIGHTS {self._weights_path} holds a deeper network than the config's, which has no "
                     f"{listed(further, 5)}: check MODEL.RESNETS.DEPTH"
+                )
+            if unused := unused_statistics(bare_names(expected), bare_names(state)):
+                self._complain(
+                    f"MODEL.WEIGHTS {self._weights_path} has statistics of batch norm, such as {unused[0]}, which the "
+                    "config's backbone has not: set MODEL.RESNETS.NORM to BN, SyncBN or FrozenBN"
                 )
             return
         self._complain(f"{filled}; missing {listed(missing)}. {why_missing(missing, state, self.model)}")

@@ -105,12 +105,15 @@ def load_coco_stuff27(root: str | Path, split: str) -> list[dict]:
 
     Raises:
         FileNotFoundError: neither the list file nor any label map exists.
+        ValueError: the list file names no image, or no label map belongs to the subset.
     """
     root = Path(root)
     labels = root / "stuffthingmaps" / f"{split}2017"
     list_file = root / "curated" / f"{split}2017" / CURATED_LIST
     if list_file.is_file():
         names = [Path(word).stem for line in read_lines(list_file) for word in line.split()]
+        if not names:
+            raise ValueError(f"{list_file} names no image: delete it, and the images are chosen anew")
     else:
         names = _find_curated(labels)
         _write_list(list_file, names)
@@ -172,7 +175,12 @@ def _find_curated(labels: Path) -> list[str]:
     logger.info("Choosing the curated subset among %d label maps ...", len(files))
     with ThreadPoolExecutor() as pool:  # decoding releases the GIL, so the threads run in parallel
         chosen = pool.map(lambda file: is_curated(read_label(file)), files)
-        return [file.stem for file, keep in zip(files, chosen, strict=True) if keep]
+        names = [file.stem for file, keep in zip(files, chosen, strict=True) if keep]
+    if not names:
+        raise ValueError(
+            f"none of the {len(files)} label maps in {labels} has both sides of 360 pixels or more, and 75 % stuff"
+        )
+    return names
 
 
 def _write_list(list_file: Path, names: list[str]) -> None:

@@ -20,7 +20,7 @@ def look_at_images(records: Sequence[dict], sample: int | None, tally: Tally) ->
     missing = missing_files([record["file_name"] for record in records])
     for path in sorted(missing):
         forms = {unicodedata.normalize(form, path) for form in ("NFC", "NFD")}
-        other = any(Path(form).exists() for form in forms)
+        other = any(form != path and Path(form).exists() for form in forms)
         text = f"{path}, but its accents have another Unicode form there: rename the file" if other else path
         tally.note("image-backslash" if "\\" in path else "image-missing", text)
     for record in tqdm(evenly_spaced(records, sample), desc="image headers", unit="", disable=None, leave=False):

@@ -31,7 +31,8 @@ _FILE_KINDS = {
     "load": ("error", "the set cannot be loaded"),
     "image-missing": (
         "error",
-        "images that do not exist: {n}; a JSON names them relative to images=DIR, or to its own folder",
+        "images that do not exist: {n}; names in a JSON are relative to images=DIR, or to its own folder, and VOC and "
+        "COCO-Stuff name files with .jpg in small letters",
     ),
     "image-backslash": ("error", "images whose names have backslashes, as Windows writes paths: {n}; write / instead"),
     "image-unreadable": ("error", "images that cannot be read: {n}"),

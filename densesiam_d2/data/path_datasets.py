@@ -139,6 +139,8 @@ def _split(name: str, prefix: str, rest: str) -> tuple[str, dict[str, str]]:
     pattern = re.compile(rf"(.*),({'|'.join(_OPTIONS[prefix])})=(.*)", re.DOTALL)
     while (match := pattern.fullmatch(rest)) and match[2] not in options:
         rest, options[match[2]] = match[1], match[3]
+    if match and match[3].isdecimal():
+        raise ValueError(f"{name!r} has {match[2]}= twice; the form is {_FORMS[prefix]}")
     empty = [key for key, value in {"path": rest, **options}.items() if not value]
     if empty:
         raise ValueError(f"{name!r} has nothing for {empty[0]}; the form is {_FORMS[prefix]}")

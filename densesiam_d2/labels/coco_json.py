@@ -67,7 +67,8 @@ def read_coco(
     findings = tally.findings()
     if subset:
         # Those without a mask count, so that the same images are drawn whatever a model needs.
-        annotated = sorted({a["image_id"] for a in (*annotations, *maskless) if not a["iscrowd"]})
+        annotated = {a["image_id"] for a in (*annotations, *maskless) if not a["iscrowd"]}
+        annotated = sorted(annotated, key=lambda identity: (isinstance(identity, str), identity))
         number, seed = subset
         if findings.of("error"):  # which the caller may accept, and which may be why there are so few
             number = min(number, len(annotated))
@@ -80,6 +81,7 @@ def read_coco(
     return {**{key: content[key] for key in ("info", "licenses") if key in content}, **parts}, findings
 
 
+LISTS = ("images", "categories", "annotations")
 _NO_TEXT = {
     b"\x1f\x8b": "this is gzip: unpack it",
     b"PK\x03\x04": "this is a zip archive: unpack it",
@@ -94,17 +96,20 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
         what = "are a folder: name a file" if path.is_dir() else "do not exist"
         raise FileNotFoundError(f"the annotations {path} {what}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:  # the latter: lists in lists in lists ...
         begin = path.open("rb").read(40)
         what = next((f"; {text}" for magic, text in _NO_TEXT.items() if begin.startswith(magic)), "")
         tally.note("json", f"{error}; the file begins with {begin!r}{what}")
-        content = {key: [] for key in ("images", "annotations", "categories")}
+        content, text = {key: [] for key in LISTS}, ""
     if not isinstance(content, dict):
         tally.note("json", f"no dict of images, annotations and categories, but {str(content)[:120]}")
-        content = {key: [] for key in ("images", "annotations", "categories")}
+        content = {key: [] for key in LISTS}
+    for key in _repeated_lists(text):
+        tally.note("json", f"the list {key!r} stands in it more than once: join the lists")
     keys = ", ".join(list(content)[:8])
-    for key in ("images", "categories", "annotations"):
+    for key in LISTS:
         if not isinstance(content.get(key), list):
             only_these = key == "annotations" and key not in content and "json" not in tally
             tally.note("no-annotations" if only_these else "json", f"there is no list {key!r}; the keys are {keys}")
@@ -112,6 +117,20 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
     if any("segments_info" in entry for entry in content["annotations"][:1] if isinstance(entry, Mapping)):
         tally.note("json", "this is a panoptic file: name the file of instances (of COCO, instances_*.json)")
     return content
+
+
+def _repeated_lists(text: str) -> list[str]:
+    """Return the names of the lists that a file has more than once; Python's parser keeps the last of them alone."""
+    if all(text.count(f'"{key}"') < 2 for key in LISTS):  # far faster than parsing once more
+        return []
+    keys = []
+
+    def note_keys(pairs: list[tuple[str, Any]]) -> dict:
+        keys[:] = [key for key, _ in pairs]  # at last those of the outermost dict
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=note_keys)
+    return [key for key in LISTS if keys.count(key) > 1]
 
 
 def _images(entries: list, tally: Tally) -> dict[Any, dict]:

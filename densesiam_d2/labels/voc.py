@@ -52,15 +52,18 @@ def read_voc_xml(path: str | Path) -> dict:
         counted from 1) and "difficult".
 
     Raises:
-        ValueError: the file is not XML, or a value above is missing or not a number.
+        ValueError: the file is not XML, a value above is missing or not a number, or a box is outside the objects.
     """
     try:
         root = ET.parse(path).getroot()
     except (ET.ParseError, LookupError, ValueError) as error:  # the last two: unknown encodings
         raise ValueError(f"{path}: cannot be read as XML: {error}") from None
     size = {key: int(_number(root, f"size/{key}", path)) for key in ("width", "height")}
-    objects = []
-    for element in root.findall("object"):
+    objects, elements = [], root.findall("object")
+    lost = len(list(root.iter("bndbox"))) - sum(len(list(element.iter("bndbox"))) for element in elements)
+    if lost:
+        raise ValueError(f"{path}: {lost} <bndbox> are in no <object> directly below <annotation>")
+    for element in elements:
         name = (element.findtext("name") or "").strip()
         if not name:
             raise ValueError(f"{path}: an <object> has no <name>")

@@ -235,6 +235,24 @@ def test_weights_under_the_name_of_another_format_say_so(tmp_path, old):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "name", ["model-00001-of-00002.safetensors", "pytorch_model-00001-of-00002.bin", "m.index.json"]
+)
+def test_one_of_several_parts_is_told(name, tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / name)
+    with pytest.raises(ValueError, match="it is of several parts; join them and save one state dict"):
+        read_checkpoint(tmp_path / name, foreign=True)
+    save_file({"a": torch.ones(1)}, tmp_path / "model-00001-of-00001.safetensors")
+    read_checkpoint(tmp_path / "model-00001-of-00001.safetensors", foreign=True)
+
+
+def test_a_safetensors_cut_in_its_header(tmp_path):
+    save_file({f"layer{i}.weight": torch.ones(1) for i in range(9)}, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:100])
+    with pytest.raises(ValueError, match="it is cut off: copy or download it again"):
+        read_checkpoint(tmp_path / "w.safetensors")
+
+
 def test_a_file_without_tensors_and_a_folder(tmp_path):
     torch.save({"epoch": 3, "args": argparse.Namespace(lr=1)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth: it holds no tensors$"):

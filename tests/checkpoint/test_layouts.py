@@ -259,7 +259,7 @@ def test_broken_and_foreign_checkpoints_are_refused():
         recognise({"state_dict": {**incomplete, "module.queue": X}})
     with pytest.raises(ValueError, match=missing):  # and the key encoder, though whole, is not taken in its place
         recognise({"state_dict": {**incomplete, **prefixed("module.encoder_k.", OTHER), "module.queue": X}})
-    for deep in ("stem.0", "conv1.0"):
+    for deep in ("stem.3", "conv1.3", "stem.conv2"):
         with pytest.raises(ValueError, match=r"missing: stem\.conv1\.weight; it has a deep stem"):
             recognise({"net": {**{n: v for n, v in ONLINE.items() if n != "conv1.weight"}, f"{deep}.weight": X}})
     with pytest.raises(ValueError, match=r"no part of a ResNet: layer1\.0\.se\.weight"):

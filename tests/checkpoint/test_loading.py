@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torchvision
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ from densesiam_d2.checkpoint import (
     save_backbone,
     save_safetensors,
 )
+from densesiam_d2.checkpoint.export import TORCHVISION_METADATA
 from densesiam_d2.checkpoint.loading import WeightsError, _caffe2_facts
 from densesiam_d2.modeling.roi_heads import Res5ROIHeadsExtraNorm  # noqa: F401  registers it
 from tests.checkpoint.networks import d2_resnet, fpn_cfg, fpn_detector, prefixed, resnet_cfg, tv_resnet
@@ -191,11 +193,50 @@ def test_reasons_name_the_key_to_change(tmp_path):
     for weights, depth, reason in (
         (state, 34, r"holds a ResNet-18, the model a ResNet-34: check MODEL\.RESNETS\.DEPTH"),
         (wider, 18, r"res3\.0\.conv2\.weight is \(256, 128, 3, 3\) in the file but \(128, 128, 3, 3\) in the model"),
-        (no_statistics, 18, r"has no running statistics: set MODEL\.RESNETS\.NORM"),
+        (no_statistics, 18, r"has no running statistics: set MODEL\.RESNETS\.NORM .*\(GN, or FrozenBN\)"),
     ):
         save_backbone(tmp_path / "weights.pkl", weights, {})
         with pytest.raises(ValueError, match=reason):
             checkpointer(fpn_detector(depth)).resume_or_load(str(tmp_path / "weights.pkl"), resume=False)
+
+
+@pytest.mark.parametrize("norm", ["GN", ""])
+def test_statistics_that_the_norms_do_not_have_are_named(norm, tmp_path):
+    """Convolutions and scales alone would load, and compute something else."""
+    torch.save(tv_resnet(18).state_dict(), tmp_path / "plain.pth")
+    cfg = fpn_cfg(18)
+    cfg.MODEL.RESNETS.NORM = norm
+    with pytest.raises(
+        ValueError, match=r"statistics of batch norm, such as .*running_mean, which the config's backbone"
+    ):
+        checkpointer(build_model(cfg)).resume_or_load(str(tmp_path / "plain.pth"), resume=False)
+
+
+def test_group_norm_does_not_become_batch_norm(tmp_path):
+    network = torchvision.models.resnet18(norm_layer=lambda channels: torch.nn.GroupNorm(32, channels))
+    torch.save(network.state_dict(), tmp_path / "gn.pth")
+    cfg = fpn_cfg(18)
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    with pytest.raises(ValueError, match=r"no running statistics \(group norm\): set MODEL\.RESNETS\.NORM GN"):
+        checkpointer(build_model(cfg)).resume_or_load(str(tmp_path / "gn.pth"), resume=False)
+    cfg.MODEL.RESNETS.NORM = "GN"
+    checkpointer(build_model(cfg)).resume_or_load(str(tmp_path / "gn.pth"), resume=False)
+
+
+@pytest.mark.parametrize("facts", [{"network": {"name": "resnet18"}}, {"network": "R18-FPN"}, {"depth": "18"}])
+def test_metadata_of_others_is_no_fact_of_ours(facts, tmp_path, logged):
+    model = fpn_detector(18)
+    torch.save({"model": model.state_dict(), "metadata": facts}, tmp_path / "theirs.pth")
+    checkpointer(model, fpn_cfg(18)).resume_or_load(str(tmp_path / "theirs.pth"), resume=False)
+    assert "does not say which images it takes" in logged.text
+
+
+def test_a_running_average_beside_the_weights_is_told(tmp_path, logged):
+    model, state = fpn_detector(18, seed=1), fpn_detector(18, seed=2).state_dict()
+    torch.save({"model": state, "ema_state": model.state_dict(), "iteration": 3}, tmp_path / "ema.pth")
+    checkpointer(model).resume_or_load(str(tmp_path / "ema.pth"), resume=False)
+    assert "ema.pth: taking 'model', not ema_state, which has such weights, too" in logged.text
+    assert torch.equal(model.state_dict()["backbone.fpn_lateral2.weight"], state["backbone.fpn_lateral2.weight"])
 
 
 @pytest.mark.parametrize(
@@ -219,7 +260,7 @@ def test_weights_of_another_kind_of_network_are_named(tmp_path):
     save_backbone(
         tmp_path / "mobile.pkl",
         {"features.0.0.weight": np.zeros((32, 3, 3, 3), np.float32)},
-        {"network": "mobilenet_v2"},
+        {**TORCHVISION_METADATA, "network": "mobilenet_v2"},
     )
     with pytest.raises(ValueError, match=r"the file holds torchvision's mobilenet_v2, .* MODEL\.TORCHVISION\.NAME"):
         checkpointer(fpn_detector(18), fpn_cfg(18)).resume_or_load(str(tmp_path / "mobile.pkl"), resume=False)

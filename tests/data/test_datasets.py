@@ -101,6 +101,14 @@ def test_coco_stuff27_from_label_maps_and_from_the_list(tmp_path):
     assert [record["image_id"] for record in coco_stuff.load_coco_stuff27(tmp_path, "val")] == [9, 30]
     with pytest.raises(FileNotFoundError, match="train2017"):
         coco_stuff.load_coco_stuff27(tmp_path, "train")
+    listing.write_text("\n")
+    with pytest.raises(ValueError, match=r"Coarse_7\.txt names no image: delete it"):
+        coco_stuff.load_coco_stuff27(tmp_path, "val")
+    listing.unlink()
+    (labels / "000000000009.png").unlink()
+    with pytest.raises(ValueError, match=r"none of the 2 label maps in .*val2017 has both sides of 360 pixels or more"):
+        coco_stuff.load_coco_stuff27(tmp_path, "val")
+    assert not listing.exists()
 
 
 def test_a_list_that_is_not_the_published_one_is_told_once(tmp_path, caplog, monkeypatch):

@@ -56,7 +56,7 @@ def test_images_that_are_not_there(coco_set, tmp_path):
     labelled = look_at(name, semantic=False, masks=True)
     (finding,) = labelled.findings
     assert (finding.level, finding.count) == ("error", 1)
-    assert "images that do not exist: 1; a JSON names them relative to images=DIR" in str(finding)
+    assert "images that do not exist: 1; names in a JSON are relative to images=DIR" in str(finding)
     assert str(finding).endswith(f"({tmp_path}/images/p2.png) [image-missing]")
 
 
@@ -68,6 +68,13 @@ def test_images_whose_accents_are_characters_of_their_own(coco_set, tmp_path):
     (finding,) = look_at(name, semantic=False, masks=True).findings
     assert finding.kind == "image-missing"
     assert "caf\u00e9.png, but its accents have another Unicode form there: rename the file" in str(finding)
+
+
+def test_a_folder_in_the_place_of_an_image_has_no_accents(coco_set):
+    content = coco()
+    content["images"][0]["file_name"] += "/"
+    (finding,) = look_at(coco_set(content), semantic=False, masks=True).findings
+    assert finding.kind == "image-missing" and "accents" not in str(finding)
 
 
 def test_images_in_a_folder_that_may_not_be_listed_are_not_missing(coco_set, tmp_path, monkeypatch):
@@ -196,6 +203,11 @@ VOC_FAULTS = {
         lambda root: replace(first_xml(root), "<width>", "<w>", "</width>", "</w>"),
         "xml-unreadable",
         "size/width",
+    ),
+    "objects in a list": (
+        lambda root: replace(first_xml(root), "<object>", "<o><object>", "</object>", "</object></o>"),
+        "xml-unreadable",
+        "<bndbox> are in no <object> directly below <annotation>",
     ),
     "no box": (lambda root: replace(first_xml(root), "bndbox", "box"), "xml-unreadable", "bndbox/xmin"),
     "columns": (lambda root: add_column(root / "ImageSets/Main/trainval.txt"), "split", "line 1"),

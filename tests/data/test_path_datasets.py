@@ -68,6 +68,8 @@ def test_only_known_parts_at_the_end_are_options(rest, path, images, subset):
         ("coco:/a.json,seed=3", "whole numbers"),
         ("masks:/a", "names no folder of label maps"),
         ("masks:,labels=/b", "nothing for path"),
+        ("masks:/a,labels=/b,subset=1,subset=2", "has subset= twice"),
+        ("coco:/a.json,subset=1,subset=2", "has subset= twice"),
     ],
 )
 def test_names_of_another_form(name, message):

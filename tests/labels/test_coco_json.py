@@ -332,6 +332,19 @@ def test_another_format_is_told(text, message, tmp_path):
         read_coco(tmp_path / "train.json")[1].raise_errors()
 
 
+def test_a_list_that_stands_twice_is_told(tmp_path):
+    """Python's parser keeps the second list, and the annotations of the first would be lost."""
+    content = coco()
+    text = json.dumps(content)
+    text = text[:-1] + ', "annotations": ' + json.dumps(content["annotations"][:1]) + "}"
+    (tmp_path / "twice.json").write_text(text)
+    _, findings = read_coco(tmp_path / "twice.json", masks=True)
+    assert "the list 'annotations' stands in it more than once: join the lists" in str(findings.of("error")[0])
+    content["images"][0]["images"] = content["images"][0]["annotations"] = "a key of an image"
+    (tmp_path / "once.json").write_text(json.dumps(content))
+    assert not read_coco(tmp_path / "once.json", masks=True)[1].of("error")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.json do not exist"):
         read_coco(tmp_path / "no.json")
@@ -457,6 +470,16 @@ def test_accepted_kinds(tmp_path):
     assert len(cleaned["annotations"]) == 5
     accepted = findings.accept(["mask-missing", "category-unused"])
     assert [(f.level, f.kind) for f in accepted] == [("warning", "mask-missing")]
+
+
+def test_a_subset_of_images_with_ids_of_two_types(tmp_path):
+    content = coco()
+    first = content["images"][0]["id"]
+    content["images"][0]["id"] = "a"
+    for annotation in content["annotations"]:
+        annotation["image_id"] = "a" if annotation["image_id"] == first else annotation["image_id"]
+    cleaned, found = look(content, tmp_path, subset=(2, 0))
+    assert len(cleaned["images"]) == 2 and "image-id-mixed" in found
 
 
 def test_subsets_are_nested_and_annotated(tmp_path):
