@@ -12,7 +12,7 @@ from densesiam_d2.config import add_densesiam_config, all_keys
 from densesiam_d2.config_rules import RULES
 from densesiam_d2.data.path_datasets import UNLABELLED_PREFIXES
 from densesiam_d2.evaluation.matching import MATCHINGS
-from densesiam_d2.modeling import BASELINES, METHODS, model_output, trains_on_views
+from densesiam_d2.modeling import BASELINES, METHODS, SlidingSemanticSegmentor, builds, model_output, trains_on_views
 from densesiam_d2.rules import Rule
 
 __all__ = ["ConfigError", "check_config", "check_values", "without_effect"]
@@ -68,7 +68,7 @@ def without_effect(cfg: CfgNode, keys: list[str]) -> list[str]:
         unread |= methods - _sections(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE))
     elif model_output(cfg):
         unread |= methods | {"MODEL.SSL", "INPUT.SSL"}
-    if model_output(cfg) == "features" or cfg.MODEL.META_ARCHITECTURE == "SlotConSegmentor":  # these have no such head
+    if model_output(cfg) == "features" or cfg.MODEL.META_ARCHITECTURE == "SlotConSegmentor":  # they have no such head
         unread.add("MODEL.SEM_SEG_HEAD")
     # Every backbone reads this one.
     return [key for key in keys if _section(key) in unread and key != "MODEL.RESNETS.OUT_FEATURES"]
@@ -258,7 +258,7 @@ def _combinations(cfg: CfgNode) -> list[str]:
     problems += _misspelt_score(test.BEST_METRIC) or _unknown_score(cfg)
     if test.PATIENCE and not test.BEST_METRIC:
         problems.append(f"TEST.PATIENCE is {test.PATIENCE}; name the value to wait for by TEST.BEST_METRIC")
-    if test.SLIDE_WINDOW > 0 and name != "SlidingSemanticSegmentor":
+    if test.SLIDE_WINDOW > 0 and not builds(cfg, SlidingSemanticSegmentor):
         problems.append(f"TEST.SLIDE_WINDOW is {test.SLIDE_WINDOW}; only SlidingSemanticSegmentor reads it: set 0")
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
         problems.append(f"TEST.SLIDE_STRIDE is {test.SLIDE_STRIDE}; it must be 1 to SLIDE_WINDOW, {test.SLIDE_WINDOW}")

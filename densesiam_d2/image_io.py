@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 __all__ = [
     "DECODING_ERRORS",
     "IMAGE_SUFFIXES",
+    "JPEG_SIDE",
     "WHITE_LEVEL",
     "UnreadableImageError",
     "displayed_size",
@@ -30,6 +31,7 @@ __all__ = [
     "read_label_and_palette",
 ]
 
+JPEG_SIDE = 65_500  # pixels, the longest that libjpeg writes
 # Endings (in lower case) of the files that are taken for images when a folder is listed.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 

@@ -48,6 +48,7 @@ from densesiam_d2.data.image_sources import ImageSource
 from densesiam_d2.engine.run_lock import InUseError, lock_file
 from densesiam_d2.engine.segmentor import Segmentor
 from densesiam_d2.engine.setup import load_trained_config
+from densesiam_d2.image_io import JPEG_SIDE
 from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.cluster_names import ClusterNames, file_sha256
 from densesiam_d2.labels.counts import CountsWriter
@@ -61,9 +62,6 @@ from densesiam_d2.text_lines import printable
 from densesiam_d2.tools.command_line import tool
 
 __all__ = ["clear", "draw_legend", "known_classes", "main", "output_stem", "segment_images", "write_image"]
-
-
-JPEG_SIDE = 65_500  # pixels, the longest that libjpeg writes
 
 
 def draw_legend(names: list[str], colors: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -345,7 +343,7 @@ def _training_line(args: argparse.Namespace, source: ImageSource, num_twins: int
     if source.root is None:  # a folder may hold the frames of several videos
         images, labels = (args.output / kind / args.input[0].stem for kind in ("images", "labels"))
         name = f"masks:{images},labels={labels},classes={args.output / 'classes.txt'}"
-    return printable(f"to train on the label maps:\n  DATASETS.TRAIN \"('{name}',)\"")
+    return "to train on the label maps:\n" + printable(f"  DATASETS.TRAIN \"('{name}',)\"")
 
 
 if __name__ == "__main__":

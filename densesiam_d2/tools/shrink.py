@@ -46,7 +46,7 @@ from densesiam_d2.data.augmentation import AntialiasedResizeTransform
 from densesiam_d2.data.image_index import require_index_or_nothing, tar_members, write_index
 from densesiam_d2.data.image_listing import no_images, walk_images
 from densesiam_d2.data.path_datasets import folder_of
-from densesiam_d2.image_io import WHITE_LEVEL, UnreadableImageError, read_bytes, read_image
+from densesiam_d2.image_io import JPEG_SIDE, WHITE_LEVEL, UnreadableImageError, read_bytes, read_image
 from densesiam_d2.text_lines import counted, printable
 from densesiam_d2.tools.command_line import tool
 from densesiam_d2.tools.reader_pool import in_workers
@@ -55,7 +55,6 @@ __all__ = ["main"]
 
 SHARD = 2000  # images in a tar file
 EXAMPLES = 10  # of unreadable images are printed
-JPEG_SIDE = 65_500  # pixels, the longest that libjpeg writes
 FACTS = {"settings", "names", "before", "after", "unreadable", "files"}  # of a tar file
 
 

@@ -144,7 +144,7 @@ def test_mistakes_end_in_one_line(run, words, message, capsys):  # noqa: F811
 def test_a_video(run, names, tmp_path, catalog, capsys):  # noqa: F811
     write_video(tmp_path / "drive.avi", frames=5)
     run("--names", names, "--every", 2, source="drive.avi")
-    (printed,) = re.findall(r"DATASETS\.TRAIN \"\('(.*)',\)\"", capsys.readouterr().out)
+    (printed,) = re.findall(r"^  DATASETS\.TRAIN \"\('(.*)',\)\"$", capsys.readouterr().out, re.MULTILINE)
     out = tmp_path / "out"
     frames = ["drive/000000", "drive/000002", "drive/000004"]
     for folder, ending in (("labels", ".png"), ("overlays", ".jpg"), ("images", ".jpg")):
@@ -157,7 +157,7 @@ def test_a_video(run, names, tmp_path, catalog, capsys):  # noqa: F811
 
     write_video(tmp_path / "other.avi", frames=2)  # its frames lie beside those of the first video, which stay
     run("--names", names, source="other.avi")
-    (printed,) = re.findall(r"DATASETS\.TRAIN \"\('(.*)',\)\"", capsys.readouterr().out)
+    (printed,) = re.findall(r"^  DATASETS\.TRAIN \"\('(.*)',\)\"$", capsys.readouterr().out, re.MULTILINE)
     register_path_datasets([printed])
     assert len(DatasetCatalog.get(printed)) == 2
     assert MetadataCatalog.get(printed).stuff_classes == ["road", "tree"]

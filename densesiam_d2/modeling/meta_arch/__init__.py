@@ -10,7 +10,7 @@ from densesiam_d2.modeling.meta_arch.iic import IIC
 from densesiam_d2.modeling.meta_arch.kmeans_segmentor import KMeansSegmentor
 from densesiam_d2.modeling.meta_arch.moco import MoCo
 from densesiam_d2.modeling.meta_arch.modified_deepcluster import ModifiedDeepCluster
-from densesiam_d2.modeling.meta_arch.output import model_output, num_label_ids, trains_on_views
+from densesiam_d2.modeling.meta_arch.output import builds, model_output, num_label_ids, trains_on_views
 from densesiam_d2.modeling.meta_arch.picie import PiCIE
 from densesiam_d2.modeling.meta_arch.pixpro import PixPro
 from densesiam_d2.modeling.meta_arch.resim import ReSim
@@ -52,6 +52,7 @@ __all__ = [
     "LabelFreeSegmentor",
     "SiameseMetaArch",
     "SlidingSemanticSegmentor",
+    "builds",
     "model_output",
     "num_label_ids",
     "trains_on_views",

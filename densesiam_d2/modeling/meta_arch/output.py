@@ -5,12 +5,12 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSeg
 
 from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 
-__all__ = ["model_output", "num_label_ids", "trains_on_views"]
+__all__ = ["builds", "model_output", "num_label_ids", "trains_on_views"]
 
 
 def trains_on_views(cfg: CfgNode) -> bool:
     """Tell whether MODEL.META_ARCHITECTURE trains on two views of unlabelled images; False for unknown names."""
-    return _is_subclass(cfg, SiameseMetaArch)
+    return builds(cfg, SiameseMetaArch)
 
 
 def model_output(cfg: CfgNode) -> str | None:
@@ -22,9 +22,9 @@ def model_output(cfg: CfgNode) -> str | None:
     """
     if trains_on_views(cfg):
         return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).output
-    if _is_subclass(cfg, SemanticSegmentor):
+    if builds(cfg, SemanticSegmentor):
         return "semantic"
-    return "instances" if _is_subclass(cfg, GeneralizedRCNN) else None
+    return "instances" if builds(cfg, GeneralizedRCNN) else None
 
 
 def num_label_ids(cfg: CfgNode) -> int:
@@ -34,6 +34,7 @@ def num_label_ids(cfg: CfgNode) -> int:
     return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
 
-def _is_subclass(cfg: CfgNode, base: type) -> bool:
+def builds(cfg: CfgNode, base: type) -> bool:
+    """Tell whether MODEL.META_ARCHITECTURE is a class or one derived from it; False for unknown names."""
     name = cfg.MODEL.META_ARCHITECTURE
     return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), base)
