@@ -244,12 +244,11 @@ class CheckedCheckpointer(DetectionCheckpointer):
             unwrapped = {name.removeprefix(shared): value for name, value in unwrapped.items()}
         other_network = exported(content) not in (None, "model.backbone") and not hasattr(self.model, "exports")
         if convolutions <= unwrapped.keys() and len(unwrapped) == len(state) and not other_network:
-            others = [n for n, part in content.items() if isinstance(part, Mapping) and len(convolutions & part.keys())]
-            if others := [name for name in others if name != key]:
-                logger.warning(
-                    "%s: taking %r, not %s, which has such weights, too, such as a running average",
-                    *(self._weights_path, key, listed(others)),
-                )
+            parts = {name: part for name, part in content.items() if name != key and isinstance(part, Mapping)}
+            others = [name for name, part in parts.items() if convolutions & part.keys()]
+            if others:  # such as a running average
+                text = "%s: taking %r, not %s, which has such weights, too"
+                logger.warning(text, self._weights_path, key, listed(others))
             return {**as_it_is, "model": unwrapped}
         try:
             if named:
@@ -347,7 +346,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
             if unused := unused_statistics(bare_names(expected), bare_names(state)):
                 self._complain(
                     f"MODEL.WEIGHTS {self._weights_path} has statistics of batch norm, such as {unused[0]}, which the "
-                    "config's backbone has not: set MODEL.RESNETS.NORM to BN, SyncBN or FrozenBN"
+                    "config's backbone does not have: set MODEL.RESNETS.NORM to BN, SyncBN or FrozenBN"
                 )
             return
         self._complain(f"{filled}; missing {listed(missing)}. {why_missing(missing, state, self.model)}")

@@ -118,6 +118,7 @@ def _run(args: argparse.Namespace) -> bool:
             bad = _facts(tar, settings, digest)["unreadable"] if tar.exists() else []
             mended = bad and any(not now.error for now in shrink({"file_name": file["path"]} for file in bad))
             if mended or not tar.exists():
+                tar.unlink(missing_ok=True)  # else a stop could leave it beside the facts of the new one
                 results = shrink({"file_name": name} for name in names)
                 _write_shard(tar, folder, _counted(results, bar), {"settings": settings, "names": digest})
             else:
