@@ -27,7 +27,7 @@ def options(images: Path, output: Path, *more) -> list[str]:
     return [str(word) for word in words]
 
 
-def train(words: list[str], *flags, faults: str = "", module: str = "", timeout: float = 120, **environment):
+def train(words: list[str], *flags, faults: str = "", module: str = "", timeout: float = 300, **environment):
     """Run train_net.py, with faults if any are named, or a module that does; returns the finished process."""
     program = ["-m", module] if module else ["-m", "tests.faults.inject", faults] if faults else ["train_net.py"]
     return subprocess.run(

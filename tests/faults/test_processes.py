@@ -56,7 +56,7 @@ def start():
         process.wait()
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=200):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -79,7 +79,7 @@ def test_a_signal_to_the_launcher_is_passed_on(start, images, tmp_path):
     process = start(options(images, tmp_path, "SOLVER.MAX_ITER", 500), "--num-gpus", "2", faults="slow:0")
     wait_for(lambda: saved(tmp_path))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    assert process.wait(200) == 75
     last = (tmp_path / "last_checkpoint").read_text()
     assert (tmp_path / last).is_file() and last != "model_0000004.pth"
 
@@ -90,7 +90,7 @@ def test_ctrl_c_saves_and_leaves_with_75(start, images, tmp_path, num_gpus):
     process = start(words, "--num-gpus", num_gpus, faults="slow:0")
     wait_for(lambda: saved(tmp_path))
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of a command
-    assert process.wait(60) == 75
+    assert process.wait(200) == 75
     last = (tmp_path / "last_checkpoint").read_text()
     assert (tmp_path / last).is_file() and last != "model_0000004.pth"
 
@@ -105,7 +105,7 @@ def test_a_signal_while_processes_start_leaves_with_75(start, images, tmp_path):
     process = start(options(images, tmp_path), "--num-gpus", "2", faults="slow:0", stderr=subprocess.PIPE, text=True)
     wait_for(lambda: children(process.pid, "spawn_main"))  # imports start others for a moment, such as ldconfig
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 75, errors[-2000:]
 
 
@@ -114,10 +114,10 @@ def test_a_second_ctrl_c_does_not_wait_for_a_frozen_process(start, images, tmp_p
     wait_for((tmp_path / "fault_stop").exists)
     ranks = children(process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    time.sleep(1)
+    time.sleep(5)  # until the launcher has handled the first; rank 0, which waits for rank 1, says nothing
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(20) == 130
-    wait_for(lambda: not any(map(alive, ranks)), 10)
+    assert process.wait(40) == 130
+    wait_for(lambda: not any(map(alive, ranks)))
 
 
 @pytest.mark.parametrize(("num_gpus", "reaction"), [("1", "without saving)\n"), ("2", "then leaving\n")])
@@ -131,7 +131,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(start, images, tmp_path, num_gpus, r
         if "asked to stop" in line and line.endswith(reaction):
             break
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=40)
     assert process.returncode == 130 and "goes on from the last checkpoint" in errors
     assert saved(tmp_path) == ["model_0000004.pth"]
 
@@ -147,7 +147,7 @@ def test_no_process_outlives_a_killed_launcher(start, images, tmp_path):
     assert len(everyone) >= 4
     process.kill()
     process.wait()
-    wait_for(lambda: not any(map(alive, everyone)), 10)
+    wait_for(lambda: not any(map(alive, everyone)))
 
 
 def test_a_killed_process_is_named(images, tmp_path):
@@ -189,7 +189,7 @@ def test_frozen_workers_do_not_hold_the_run(start, images, tmp_path):
     )
     wait_for(lambda: saved(tmp_path))
     workers = children(process.pid)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 75, errors[-2000:]
     assert "_next_batch" in errors
     assert workers
@@ -269,7 +269,7 @@ def test_torchrun_restarts(images, tmp_path, rank):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     command = [sys.executable, *torchrun, "-m", "tests.faults.inject", f"kill:7:{rank}", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DENSESIAM_D2_TEST_ONCE": str(tmp_path / "done")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Starting training from iteration 5" in done.stdout
     assert (tmp_path / "backbone.pkl").is_file()

@@ -183,13 +183,13 @@ def test_an_interrupted_training_goes_on(tmp_path):
     command = [sys.executable, "-m", "densesiam_d2.tools.grid", "run", str(tmp_path / "grid.yaml")]
     command += ["--output", str(tmp_path / "out")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     while not ((folder / "log.txt").is_file() and "Starting training from" in (folder / "log.txt").read_text()):
         assert process.poll() is None and time.monotonic() < end, process.communicate(timeout=10)[0]
         time.sleep(0.05)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=100)[0]
+    said = process.communicate(timeout=200)[0]
     assert process.returncode == 75 and said.endswith("grid: stopped; run the same command again\n"), said
     record = json.loads((folder / "cell.json").read_text())
     assert record["state"] == "stopped" and list(folder.glob("model_*.pth")) and not (folder / "backbone.pkl").exists()
