@@ -41,7 +41,7 @@ def _process(options: Options, name: str, clusters: int, small: tuple, size: tup
     logits = torch.randn(count, clusters, *small, generator=torch.Generator().manual_seed(0))
     MetadataCatalog.get(NAME).set(stuff_classes=[str(i) for i in range(27)], ignore_label=255)
     try:
-        ours = ClusterSemSegEvaluator(NAME, distributed=False)
+        ours = ClusterSemSegEvaluator(NAME)
     finally:
         MetadataCatalog.remove(NAME)
     released = ReleasedEvaluator(27, clusters)

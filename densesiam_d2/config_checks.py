@@ -115,10 +115,10 @@ def _misspelt(cfg: CfgNode) -> list[str]:
     add_densesiam_config(schema)
     known = set(all_keys(schema))
     problems = []
-    for key in all_keys(cfg):
+    for key in sorted(set(all_keys(cfg)) - known):
         section, _, name = key.rpartition(".")
         names = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
-        near = [] if key in known else difflib.get_close_matches(name, names, n=1, cutoff=0.85)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.85)
         problems += [f"there is no key {key}; did you mean {f'{section}.'.lstrip('.')}{other}?" for other in near]
     return problems
 
@@ -307,6 +307,8 @@ def _training(cfg: CfgNode, world_size: int) -> list[str]:
         problems.append("SOLVER.AMP.PRECISION is 'fp16'; the CPU has only 'bf16'")
     kinds = ("naive", "SyncBN") if cfg.MODEL.DEVICE == "cpu" else ("naive",)  # what "SyncBN" becomes on the CPU
     naive = [key for key in all_keys(cfg) if key.endswith("NORM") and str(attrgetter(key)(cfg)).startswith(kinds)]
+    unread = without_effect(cfg, naive)
+    naive = [key for key in naive if key not in unread]
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "bf16" and world_size > 1 and naive:
         problems.append(
             f"SOLVER.AMP.PRECISION is 'bf16'; {naive[0]} is then inaccurate over several processes: on "

@@ -19,9 +19,8 @@ from torch import nn
 import densesiam_d2
 from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.files import SAFETENSORS_KEY
-from densesiam_d2.checkpoint.kinds import ResNetKind
 from densesiam_d2.checkpoint.layouts import Found, recognise
-from densesiam_d2.checkpoint.names import to_torchvision
+from densesiam_d2.checkpoint.names import ResNetKind, to_torchvision
 
 __all__ = [
     "TORCHVISION_METADATA",

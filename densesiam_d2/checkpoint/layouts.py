@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from densesiam_d2.checkpoint.kinds import ResNetKind, kind_of
-from densesiam_d2.checkpoint.names import from_torchvision
+from densesiam_d2.checkpoint.kinds import kind_of
+from densesiam_d2.checkpoint.names import ResNetKind, from_torchvision
 from densesiam_d2.checkpoint.namings import Network, networks_in
 from densesiam_d2.checkpoint.tensors import as_array, bare_name, refuse_quantized, tensors_in
 from densesiam_d2.text_lines import listed

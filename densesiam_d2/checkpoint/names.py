@@ -1,17 +1,22 @@
-"""Names of a ResNet's tensors: detectron2's (``res2.0.conv1.norm.bias``) and torchvision's (``layer1.0.bn1.bias``)."""
+"""Names and shapes of a ResNet's tensors.
+
+Names are detectron2's (``res2.0.conv1.norm.bias``) and torchvision's (``layer1.0.bn1.bias``).
+"""
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from densesiam_d2.text_lines import listed
 
 __all__ = [
-    "blocks_of",
+    "ResNetKind",
     "check_complete",
+    "convolution_shapes",
     "depth_of",
     "from_torchvision",
     "further_blocks",
+    "ordinary",
     "rename_in_order",
     "to_torchvision",
 ]
@@ -44,6 +49,34 @@ _TO_TORCHVISION = [
     (r"res(\d)\.(\d+)\.shortcut\.norm\.(\w+)", r"layer\1.\2.downsample.1.\3"),
     (r"res(\d)\.(\d+)\.shortcut\.(\w+)", r"layer\1.\2.downsample.0.\3"),
 ]
+
+
+class ResNetKind(NamedTuple):
+    """The numbers that detectron2 builds a ResNet from; each field is a key of MODEL.RESNETS in lower case."""
+
+    depth: int
+    num_groups: int = 1
+    width_per_group: int = 64
+    stem_out_channels: int = 64
+    res2_out_channels: int = 256
+
+    @property
+    def name(self) -> str:
+        """Its usual name, such as ``ResNet-50``, ``wide ResNet-50-2`` or ``ResNeXt-50 32x4d``."""
+        if self.num_groups > 1:
+            return f"ResNeXt-{self.depth} {self.num_groups}x{self.width_per_group}d"
+        if self.width_per_group > 64:
+            return f"wide ResNet-{self.depth}-{self.width_per_group / 64:g}"
+        return f"ResNet-{self.depth}"
+
+    @property
+    def settings(self) -> str:
+        """The config keys and values that differ from an ordinary ResNet of this depth; empty if there are none."""
+        plain = ordinary(self.depth)
+        names = [name for name in self._fields if getattr(self, name) != getattr(plain, name)]
+        if "num_groups" in names or "width_per_group" in names:
+            names = ["num_groups", "width_per_group", *(n for n in names if n.endswith("channels"))]
+        return ", ".join(f"MODEL.RESNETS.{name.upper()} {getattr(self, name)}" for name in names)
 
 
 def from_torchvision(state: Mapping[str, T]) -> dict[str, T]:
@@ -121,9 +154,34 @@ def _shift_stage(name: str, shift: int) -> str:
     return re.sub(r"^(res|layer)(\d)", lambda m: f"{m[1]}{int(m[2]) + shift}", name)
 
 
-def blocks_of(depth: int) -> tuple[tuple[int, ...], bool]:
-    """Return the numbers of blocks in res2 to res5 of a ResNet, and whether its blocks are bottlenecks."""
-    return _BLOCKS[depth]
+def ordinary(depth: int) -> ResNetKind:
+    """Return the ResNet of a depth, neither wide nor with groups."""
+    return ResNetKind(depth, res2_out_channels=256 if _BLOCKS[depth][1] else 64)
+
+
+def convolution_shapes(kind: ResNetKind) -> dict[str, tuple[int, ...]]:
+    """Return name -> (out, in / groups, height, width) of every convolution.
+
+    Source: detectron2 ``modeling/backbone/resnet.py``, ``build_resnet_backbone``.
+    """
+    blocks, bottleneck = _BLOCKS[kind.depth]
+    shapes = {"stem.conv1.weight": (kind.stem_out_channels, 3, 7, 7)}
+    inside, width, out = kind.stem_out_channels, kind.num_groups * kind.width_per_group, kind.res2_out_channels
+    for stage, num_blocks in enumerate(blocks, start=2):
+        for block in range(num_blocks):
+            name = f"res{stage}.{block}"
+            if bottleneck:
+                shapes[f"{name}.conv1.weight"] = (width, inside, 1, 1)
+                shapes[f"{name}.conv2.weight"] = (width, width // kind.num_groups, 3, 3)
+                shapes[f"{name}.conv3.weight"] = (out, width, 1, 1)
+            else:
+                shapes[f"{name}.conv1.weight"] = (out, inside, 3, 3)
+                shapes[f"{name}.conv2.weight"] = (out, out, 3, 3)
+            if block == 0 and (bottleneck or stage > 2):
+                shapes[f"{name}.shortcut.weight"] = (out, inside, 1, 1)
+            inside = out
+        width, out = 2 * width, 2 * out
+    return shapes
 
 
 def depth_of(state: Iterable[str]) -> int:
@@ -138,7 +196,7 @@ def depth_of(state: Iterable[str]) -> int:
     convs = {name for name in state if re.fullmatch(r"(stem\.conv1|res\d\.\d+\.(conv\d|shortcut))\.weight", name)}
     if not convs:
         raise ValueError("no ResNet tensors (stem.conv1.weight, res2.0.conv1.weight, ...) found")
-    return min(_BLOCKS, key=lambda depth: len(convs.symmetric_difference(_convolutions(depth))))
+    return min(_BLOCKS, key=lambda depth: len(convs.symmetric_difference(convolution_shapes(ordinary(depth)))))
 
 
 def further_blocks(own: Iterable[str], in_file: Iterable[str]) -> list[str]:
@@ -174,7 +232,7 @@ def check_complete(state: Iterable[str]) -> int:
     has_statistics = any(name.endswith(".running_mean") for name in names)
     norm = ("weight", "bias", "running_mean", "running_var") if has_statistics else ("weight", "bias")
     expected = set()
-    for conv in _convolutions(depth):
+    for conv in convolution_shapes(ordinary(depth)):
         expected.add(conv)
         expected.update(f"{conv.removesuffix('.weight')}.norm.{part}" for part in norm)
     missing, leftover = sorted(expected - names), sorted(names - expected)
@@ -182,14 +240,3 @@ def check_complete(state: Iterable[str]) -> int:
     if problems:
         raise ValueError(f"not a whole ResNet-{depth}; {'; '.join(problems)}")
     return depth
-
-
-def _convolutions(depth: int) -> list[str]:
-    blocks, bottleneck = _BLOCKS[depth]
-    names = ["stem.conv1.weight"]
-    for stage, num_blocks in enumerate(blocks, start=2):
-        for block in range(num_blocks):
-            names += [f"res{stage}.{block}.conv{i}.weight" for i in range(1, 4 if bottleneck else 3)]
-        if bottleneck or stage > 2:  # with basic blocks, res2 keeps width and resolution
-            names.append(f"res{stage}.0.shortcut.weight")
-    return names

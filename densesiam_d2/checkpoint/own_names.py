@@ -46,7 +46,7 @@ def under_own_names(
     names = [name for name in backbone.state_dict() if not name.endswith("num_batches_tracked")]
     tensors = tensors_in(checkpoint)
     lacking = _lacking(names, tensors)
-    prefixes = [prefix for prefix, lost in lacking.items() if not lost]
+    prefixes = [place for place, lost in lacking.items() if not lost]
     wanted = f"{exported(checkpoint) if prefix is None else prefix}.".removeprefix(".")
     below = [place for place in prefixes if place == wanted] or [
         place for place in prefixes if wanted and f".{place}".endswith(f".{wanted}")

@@ -5,6 +5,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -21,10 +22,10 @@ from .record_paths import check_record_paths
 __all__ = [
     "check_datasets",
     "datasets_root",
-    "other_scored_sets",
-    "probe_sets",
     "register_all_datasets",
     "register_sem_seg_folder",
+    "scored_sets",
+    "used_sets",
 ]
 
 # Datasets of images without annotations, and their folders below the root of all datasets.
@@ -95,19 +96,20 @@ def register_sem_seg_folder(
         MetadataCatalog.get(name).stuff_colors = [tuple(color) for color in colors]
 
 
-def other_scored_sets(cfg: CfgNode) -> dict[str, str]:
-    """Return the labelled sets that a run evaluates besides DATASETS.TEST: config key -> name, where one is set."""
-    names = {
-        "TEST.SEM_SEG_MATCHING_FIT": cfg.TEST.SEM_SEG_MATCHING_FIT,
-        "TEST.MONITOR.DATASET": cfg.TEST.MONITOR.DATASET,
-    }
-    return {key: name for key, name in names.items() if name}
+_OTHER_SCORED = ("TEST.SEM_SEG_MATCHING_FIT", "TEST.MONITOR.DATASET")
 
 
-def probe_sets(cfg: CfgNode) -> dict[str, str]:
-    """Return the sets of the probe, of label maps or instances: config key -> name, where one is set."""
-    names = {"TEST.PROBE.TRAIN": cfg.TEST.PROBE.TRAIN, "TEST.PROBE.TEST": cfg.TEST.PROBE.TEST}
-    return {key: name for key, name in names.items() if name}
+def scored_sets(cfg: CfgNode) -> list[str]:
+    """Return the labelled sets that a run evaluates its model on, in training or at its end."""
+    used = used_sets(cfg)
+    return [name for key in ("DATASETS.TEST", *_OTHER_SCORED) for name in used[key]]
+
+
+def used_sets(cfg: CfgNode) -> dict[str, list[str]]:
+    """Return all sets of a run: config key -> names; those of the probe have label maps or instances."""
+    single = {key: attrgetter(key)(cfg) for key in (*_OTHER_SCORED, "TEST.PROBE.TRAIN", "TEST.PROBE.TEST")}
+    several = {"DATASETS.TRAIN": list(cfg.DATASETS.TRAIN), "DATASETS.TEST": list(cfg.DATASETS.TEST)}
+    return several | {key: [name] if name else [] for key, name in single.items()}
 
 
 def check_datasets(cfg: CfgNode) -> None:
@@ -117,8 +119,7 @@ def check_datasets(cfg: CfgNode) -> None:
     names all problems.
 
     Args:
-        cfg: a config; DATASETS.TRAIN, DATASETS.TEST and the keys of :func:`other_scored_sets` and :func:`probe_sets`
-            are read.
+        cfg: a config; the keys of :func:`used_sets` are read.
 
     Raises:
         ValueError: a name is not known, or DATASETS.TEST names a set twice.
@@ -128,8 +129,7 @@ def check_datasets(cfg: CfgNode) -> None:
     if twice:
         raise ValueError(f"DATASETS.TEST names {', '.join(twice)} more than once: scores go by name, so name it once")
     unknown, missing = [], []
-    others = {key: [name] for key, name in (other_scored_sets(cfg) | probe_sets(cfg)).items()}
-    for key, names in {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST, **others}.items():
+    for key, names in used_sets(cfg).items():
         for name in names:
             where = f"{key} {name!r}"
             try:

@@ -31,7 +31,7 @@ class ImageSource:
             for a video, whose frames are no files.
         total: number of images; None for a video whose file does not say how many frames it has.
         skipped: after reading, the count of other files by ending.
-        paged: after reading, the TIFF files with several pages, of which the first was read.
+        paged: after reading, the files with several pages or frames, of which the first was read.
         unreadable: after reading, the reason for each image that could not be read; for a video one line of its frames.
     """
 

@@ -21,9 +21,11 @@ from .label_folders import load_label_folder, pair_files
 from .label_map_checks import look_at_label_maps
 from .voc_sets import adopt_voc, read_voc
 
-__all__ = ["SAMPLE", "LabelledSet", "adopt", "look_at", "require_labels"]
+__all__ = ["LABEL_MAP_KINDS", "SAMPLE", "LabelledSet", "adopt", "look_at", "require_labels"]
 
 logger = logging.getLogger(__name__)
+
+LABEL_MAP_KINDS = ("sem_seg", "cityscapes_sem_seg", "scenes")  # the evaluator_type of sets with label maps
 
 SAMPLE = 1000  # number of image headers and label maps that a run checks, evenly spaced
 

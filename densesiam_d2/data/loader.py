@@ -282,8 +282,7 @@ def build_labelled_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | N
     check_records(names, records, cfg.MODEL.ROI_HEADS.NUM_CLASSES if instances else None)
     if instances and cfg.MODEL.MASK_ON and not any(a.get("segmentation") for r in records for a in r["annotations"]):
         raise ValueError(f"DATASETS.TRAIN {tuple(names)}: no annotation has a mask; set MODEL.MASK_ON False")
-    if not instances:  # the mapper of boxes and masks refuses 16-bit images
-        warn_of_dark_images(records, cfg.INPUT.WHITE_LEVEL, cfg.DATASETS.ACCEPT)
+    warn_of_dark_images(records, cfg.INPUT.WHITE_LEVEL, cfg.DATASETS.ACCEPT)
     if type(parts["sampler"]) is not TrainingSampler:
         logger.warning(
             "DATALOADER.SAMPLER_TRAIN %s: the order of images starts again after --resume", cfg.DATALOADER.SAMPLER_TRAIN

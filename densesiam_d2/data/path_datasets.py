@@ -25,6 +25,7 @@ __all__ = [
     "MASKS_PREFIX",
     "UNLABELLED_PREFIXES",
     "folder_of",
+    "index_beside",
     "load_records",
     "register_path_datasets",
 ]
@@ -79,10 +80,15 @@ def folder_of(source: str) -> Path:
     return Path(path).expanduser()
 
 
+def index_beside(folder: Path) -> Path:
+    """Return where the index of a folder of images is looked for: FOLDER.index."""
+    place = Path(os.path.normpath(folder.absolute()))  # "." and "a/.." have no name
+    return place.with_name(f"{place.name}.index")
+
+
 def _register_folder(name: str, path: str) -> None:
     root = Path(path).expanduser()
-    place = Path(os.path.normpath(root.absolute()))  # "." and "a/.." have no name
-    index = place.with_name(f"{place.name}.index")
+    index = index_beside(root)
     if (index / "index.json").is_file():
         _register_index(name, str(index), root)
     else:

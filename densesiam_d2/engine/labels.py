@@ -13,7 +13,7 @@ from detectron2.utils import comm
 
 from densesiam_d2.checkpoint.files import read_checkpoint
 from densesiam_d2.checkpoint.loading import WeightsError
-from densesiam_d2.data.datasets import other_scored_sets
+from densesiam_d2.data.datasets import scored_sets
 from densesiam_d2.data.label_checks import LabelledSet, adopt, look_at
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.labels.classes import class_order
@@ -71,7 +71,7 @@ def settle_labels(
         LabelsError: labels cannot be used, or contradict each other or the config; one message lists all problems.
         WeightsError: the weights cannot be read.
     """
-    names = [*([] if eval_only else cfg.DATASETS.TRAIN), *_test_sets(cfg)]
+    names = [*([] if eval_only else cfg.DATASETS.TRAIN), *scored_sets(cfg)]
     register_path_datasets(names)
     verdict = None
     if comm.is_main_process():
@@ -94,10 +94,6 @@ def settle_labels(
             metadata.stuff_classes = verdict.values.get("MODEL.CLASS_NAMES") or _numbers(cfg)
 
 
-def _test_sets(cfg: CfgNode) -> list[str]:
-    return [*cfg.DATASETS.TEST, *other_scored_sets(cfg).values()]
-
-
 def _numbers(cfg: CfgNode) -> list[str]:
     return [str(i) for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
 
@@ -111,12 +107,12 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
     numbers = _numbers(cfg) if semantic and key and key in fixed else None  # without a key it counts clusters
     looked = {
         name: look_at(name, semantic=semantic, masks=cfg.MODEL.MASK_ON, classes=numbers)
-        for name in dict.fromkeys([*train_names, *_test_sets(cfg)])
+        for name in dict.fromkeys([*train_names, *scored_sets(cfg)])
     }
     for name, labelled in looked.items():
-        matters_not = [] if name in _test_sets(cfg) else _FOR_SCORES
+        matters_not = [] if name in scored_sets(cfg) else _FOR_SCORES
         labelled.findings = labelled.findings.accept(matters_not if name in train_names else _FOR_TRAINING)
-    train, test = ([looked[name] for name in names] for names in (train_names, _test_sets(cfg)))
+    train, test = ([looked[name] for name in names] for names in (train_names, scored_sets(cfg)))
     findings = Findings(finding for labelled in looked.values() for finding in labelled.findings)
     findings = findings.accept(cfg.DATASETS.ACCEPT)
     verdict = _Verdict(lines=[(logging.INFO if f.level == "repaired" else logging.WARNING, str(f)) for f in findings])
@@ -139,7 +135,7 @@ def _look(cfg: CfgNode, fixed: Sequence[str], eval_only: bool, weights: str | Pa
 def _kind(cfg: CfgNode) -> tuple[bool | None, str]:
     """Return whether the run needs label maps (True), instances (False) or neither (None), and the NUM_CLASSES key."""
     if trains_on_views(cfg):
-        return (True if _test_sets(cfg) else None), ""
+        return (True if scored_sets(cfg) else None), ""
     kinds = {"semantic": (True, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"), "instances": (False, "MODEL.ROI_HEADS.NUM_CLASSES")}
     return kinds.get(model_output(cfg), (None, ""))
 

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from densesiam_d2.checkpoint.files import require_weight_file
 from densesiam_d2.checkpoint.resuming import newest_valid, own_checkpoints
 from densesiam_d2.config import all_keys
 from densesiam_d2.config_checks import ConfigError, check_config, check_values, without_effect
-from densesiam_d2.data.datasets import check_datasets, other_scored_sets, probe_sets
+from densesiam_d2.data.datasets import check_datasets, scored_sets, used_sets
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.engine.config_file import load_config
 from densesiam_d2.engine.labels import settle_labels
@@ -140,7 +141,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     if args.eval_only:
         used.DATASETS.TRAIN = ()
     check_datasets(used)
-    ensure_cityscapes_api([*used.DATASETS.TRAIN, *used.DATASETS.TEST])
+    ensure_cityscapes_api(chain.from_iterable(used_sets(used).values()))
     return cfg
 
 
@@ -208,8 +209,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     """
     cfg = cfg.clone()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="densesiam_d2")
-    train = () if args.eval_only else cfg.DATASETS.TRAIN
-    names = [*train, *cfg.DATASETS.TEST, *(other_scored_sets(cfg) | probe_sets(cfg)).values()]
+    used = used_sets(cfg) | ({"DATASETS.TRAIN": []} if args.eval_only else {})
+    names = list(chain.from_iterable(used.values()))
     register_path_datasets(names)
     ensure_cityscapes_api(names)
     resumes = args.eval_only and args.resume != "never" and comm.is_main_process()  # which alone reads the weights
@@ -234,7 +235,7 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
 def check_evaluators(cfg: CfgNode) -> None:
     """Raise a ConfigError now, not after the training, if a set to be scored has no evaluator."""
-    for name in (*cfg.DATASETS.TEST, *other_scored_sets(cfg).values()):
+    for name in scored_sets(cfg):
         try:
             require_evaluator(name)
         except ValueError as error:

@@ -6,7 +6,7 @@ Shape shorthand: K classes, P predicted ids (classes or clusters), H,W pixels.
 import cv2
 import numpy as np
 
-__all__ = ["confusion_matrix", "scores"]
+__all__ = ["confusion_matrix", "mean_of_known", "scores"]
 
 # cv2.calcHist counts in float32, which is exact up to 2 ** 24 per call.
 _PIXELS_PER_CALL = 1 << 24
@@ -107,10 +107,10 @@ def scores(matrix: np.ndarray) -> dict[str, float | np.ndarray]:
     in_prediction = matrix.sum(axis=0)[:num_classes].astype(np.float64)
     iou = _ratio(tp, in_target + in_prediction - tp)
     return {
-        "mIoU": _mean(iou),
-        "mIoU_present": _mean(iou[in_target > 0]),
+        "mIoU": mean_of_known(iou),
+        "mIoU_present": mean_of_known(iou[in_target > 0]),
         "pACC": float(_ratio(tp.sum(), in_target.sum())),
-        "mACC": _mean(_ratio(tp, in_target)),
+        "mACC": mean_of_known(_ratio(tp, in_target)),
         "IoU": iou,
     }
 
@@ -120,7 +120,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return 100 * np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_known(values: np.ndarray) -> float:
     """Return the mean of the values that are not nan; nan if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")

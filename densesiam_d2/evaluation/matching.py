@@ -6,7 +6,7 @@ Shape shorthand: K classes, P clusters. A matching is (P,) class ids, with NO_CL
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from densesiam_d2.evaluation.confusion import scores
+from densesiam_d2.evaluation.confusion import mean_of_known, scores
 
 __all__ = ["MATCHINGS", "NO_CLASS", "as_classes", "match_clusters", "split_scores"]
 
@@ -99,8 +99,7 @@ def split_scores(matrix: np.ndarray, classes: np.ndarray, groups: dict[str, list
     released = matrix[classes] if sorted(classes) == list(range(len(matrix))) else None  # row p is the class of p
     results = {}
     for name, ids in groups.items():
-        valid = iou[ids][~np.isnan(iou[ids])]
-        results[f"mIoU_{name}_full"] = float(valid.mean()) if valid.size else float("nan")
+        results[f"mIoU_{name}_full"] = mean_of_known(iou[ids])
         results[f"mIoU_{name}_block"] = scores(merged[np.ix_(ids, ids)])["mIoU"]
         if released is not None:
             results[f"mIoU_{name}_released"] = scores(released[np.ix_(ids, ids)])["mIoU"]

@@ -82,7 +82,6 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self,
         dataset_name: str,
         *,
-        distributed: bool = True,
         output_dir: str | None = None,
         order: Sequence[int] | None = None,
         resolution: str = "original",
@@ -93,7 +92,6 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
         Args:
             dataset_name: a registered dataset with ``stuff_classes`` and ``ignore_label`` in its metadata.
-            distributed: add up the counts of all processes; otherwise only this one's count.
             output_dir: folder for ``sem_seg_evaluation.json`` (scores and matrix), if any.
             order: the dataset's number of each class of the model; None if both have the same order.
             resolution: at what resolution images are scored, in words; it is only reported.
@@ -118,7 +116,6 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self._num_classes = len(self._class_names)
         self._ignore_label = metadata.ignore_label
         self._label_map = label_table(metadata.get("label_map"))
-        self._distributed = distributed
         self._output_dir = Path(output_dir) if output_dir else None
         self._records = None
         self._order = order
@@ -176,12 +173,10 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         Raises:
             ValueError: no image was processed.
         """
-        parts = [(self._matrix, self._num_images, self._num_pixels, self._kept)]
-        if self._distributed:
-            comm.synchronize()
-            parts = comm.gather(parts[0])
-            if not comm.is_main_process():
-                return OrderedDict()
+        comm.synchronize()
+        parts = comm.gather((self._matrix, self._num_images, self._num_pixels, self._kept))
+        if not comm.is_main_process():
+            return OrderedDict()
         matrices, images, pixels, examples = zip(*parts, strict=True)
         if not sum(images):
             raise ValueError(f"dataset '{self._dataset_name}': no image was evaluated")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -37,13 +38,15 @@ _POLL_SECONDS = 0.2
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_TO_STOP = 120.0
 
+_print = functools.partial(print, flush=True)
+
 
 def run_cells(
     cells: Sequence[Cell],
     *,
     jobs: int = 1,
     only: Collection[str] = (),
-    show: Callable[[str], None] = print,
+    show: Callable[[str], None] = _print,
     ended: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Run all cells that are not done; calls on the same folder at the same time share the work.

@@ -1,7 +1,6 @@
 """Train one config with several seeds, each in its own processes and folder, and sum up the scores."""
 
 import argparse
-import functools
 import json
 import math
 import sys
@@ -54,7 +53,7 @@ def run_seeds(script: Path, cfg: CfgNode, args: argparse.Namespace) -> int:
                 f"{cell.folder} is of another command: name another OUTPUT_DIR. It was: {record['command']}"
             )
     try:
-        not_done = run_cells(cells, show=functools.partial(print, flush=True))
+        not_done = run_cells(cells)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return PREEMPTED

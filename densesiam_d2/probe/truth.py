@@ -6,15 +6,13 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size
 
-from densesiam_d2.data.label_checks import require_labels
+from densesiam_d2.data.label_checks import LABEL_MAP_KINDS, require_labels
 from densesiam_d2.evaluation.sem_seg import read_labels
 from densesiam_d2.image_io import label_table, read_image
 from densesiam_d2.labels import IGNORE
 from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, foreground_of
 
 __all__ = ["LabelledImages", "labelled_pair"]
-
-_SEMANTIC = ("sem_seg", "cityscapes_sem_seg", "scenes")
 
 
 class LabelledImages(Sequence):
@@ -40,7 +38,7 @@ class LabelledImages(Sequence):
         """
         metadata = MetadataCatalog.get(name)
         self.name = name
-        self._semantic = metadata.get("evaluator_type") in _SEMANTIC
+        self._semantic = metadata.get("evaluator_type") in LABEL_MAP_KINDS
         found = require_labels(name, semantic=self._semantic, masks=True)
         if self._semantic and not found.classes:
             raise ValueError(f"{name!r} names no classes: add ,classes=FILE with one name a line")

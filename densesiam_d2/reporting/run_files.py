@@ -84,7 +84,7 @@ class RunFiles:
     def weights(self) -> list[tuple[Path, float, str]]:
         """Checkpoints and exported backbones in the order of their dates: file, MiB, and the local time of writing."""
         found = []
-        for path in [*own_checkpoints(self.folder), *self.folder.glob("backbone.*")]:
+        for path in [*own_checkpoints(self.folder), *self.folder.glob("backbone*.*")]:
             try:
                 found.append((path, path.stat()))
             except FileNotFoundError:  # the run has just deleted an old checkpoint

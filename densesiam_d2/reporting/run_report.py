@@ -263,6 +263,8 @@ def _weights(run: RunFiles) -> Section:
         "model_best.pth": f"the best value of {run.cfg.TEST.BEST_METRIC if run.cfg else 'TEST.BEST_METRIC'}",
         "backbone.pkl": "the backbone alone, for MODEL.WEIGHTS of the next training",
         "backbone.safetensors": "the same backbone, for other programs",
+        "backbone_best.pkl": "the backbone of model_best.pth",
+        "backbone_best.safetensors": "the same backbone, for other programs",
     }
     rows = [
         [path.name, size, date, kinds.get(path.name, "") + (" (--resume starts here)" * (path.name == run.newest))]

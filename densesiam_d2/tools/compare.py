@@ -100,7 +100,8 @@ def _run(args: argparse.Namespace, command: str) -> int:
     check_grid_arguments(args, RESERVED)
     if not args.transfer and (args.labels != ALL or args.length != 1):
         raise ValueError("--labels and --length are for the training of --transfer: add it, or leave them out")
-    methods, starts = _methods(args), parse_starts(args.starts)
+    starts = parse_starts(args.starts)
+    methods = _methods(args, starts)
     check_starts(methods[0].cfg, starts)
     comparison = Comparison(
         root=args.output.resolve(),
@@ -129,7 +130,7 @@ def _run(args: argparse.Namespace, command: str) -> int:
     return run_grid(comparison.cells(), args, write_page)
 
 
-def _methods(args: argparse.Namespace) -> list[Method]:
+def _methods(args: argparse.Namespace, starts: Sequence[Start]) -> list[Method]:
     """Check all configs as train_net.py does, and the probe's labels; a method without a name has that of its file."""
     batch = ["SOLVER.IMS_PER_BATCH", str(args.batch)] if args.batch is not None else []
     methods = []
@@ -142,7 +143,7 @@ def _methods(args: argparse.Namespace) -> list[Method]:
         with contextlib.redirect_stdout(io.StringIO()) if methods else contextlib.nullcontext():  # one note is enough
             _checked(args, file, [*args.opts, *batch, "DATASETS.TRAIN", repr(tuple(args.data)), "DATASETS.TEST", "()"])
         methods.append(Method(name or Path(file).stem.removeprefix("pretrain_"), file, cfg))
-    names = [method.name for method in methods] + [start.name for start in parse_starts(args.starts)]
+    names = [method.name for method in methods] + [start.name for start in starts]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two of --configs and --starts are called {name}: name them by NAME=FILE")

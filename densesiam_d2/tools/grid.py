@@ -33,7 +33,6 @@ Exit status: 0; 1 if a cell is not done; 2 for wrong usage or a folder with resu
 """
 
 import argparse
-import functools
 import json
 import sys
 from pathlib import Path
@@ -111,7 +110,7 @@ def _run(args: argparse.Namespace, cells: list[Cell]) -> int:
         for cell in waiting(cells, args.only):
             print(cell.command)
         return 0
-    return print_not_done(run_cells(cells, jobs=args.jobs, only=args.only, show=functools.partial(print, flush=True)))
+    return print_not_done(run_cells(cells, jobs=args.jobs, only=args.only))
 
 
 def _table(args: argparse.Namespace, cells: list[Cell]) -> int:

@@ -1,7 +1,6 @@
 """What the command lines of tools that run a grid share."""
 
 import argparse
-import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +67,7 @@ def run_grid(cells: Sequence[Cell], args: argparse.Namespace, write_page: Callab
     if args.dry_run:
         print(*(cell.command for cell in waiting(cells)), sep="\n")
         return 0
-    not_done = run_cells(cells, jobs=args.jobs, show=functools.partial(print, flush=True), ended=write_page)
+    not_done = run_cells(cells, jobs=args.jobs, ended=write_page)
     print(f"The results are in {write_page()}")
     return print_not_done(not_done)
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from densesiam_d2.data.file_walk import walk_files
 from densesiam_d2.data.image_index import TAR_SUFFIXES, ImageFiles, tar_members, write_index
 from densesiam_d2.data.image_listing import walk_images
-from densesiam_d2.data.path_datasets import folder_of
+from densesiam_d2.data.path_datasets import folder_of, index_beside
 from densesiam_d2.text_lines import counted, printable
 from densesiam_d2.tools.command_line import tool
 
@@ -38,8 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="INDEX", help="default: FOLDER.index")
     args = parser.parse_args(argv)
     folder = folder_of(args.folder)
-    output = args.output or folder.absolute().with_name(f"{folder.absolute().name}.index")
-    print(_index(folder, output))
+    print(_index(folder, args.output or index_beside(folder)))
 
 
 def _index(folder: Path, output: Path) -> str:

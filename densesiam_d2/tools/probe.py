@@ -229,7 +229,7 @@ def _columns(mious: Sequence[dict[str, float]]) -> list[str]:
     columns = [[by_probe[name] for by_probe in mious] for name in mious[0]]
     if len(mious) == 1:
         return [f"{miou:.1f}" for (miou,) in columns]
-    return [f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}" for values in columns]
+    return [f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" for values in columns]
 
 
 if __name__ == "__main__":

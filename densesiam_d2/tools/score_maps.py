@@ -18,7 +18,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from densesiam_d2.data.label_checks import require_labels
+from densesiam_d2.data.label_checks import LABEL_MAP_KINDS, require_labels
 from densesiam_d2.data.label_folders import read_classes
 from densesiam_d2.data.path_datasets import register_path_datasets
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
@@ -85,7 +85,7 @@ def score_maps(maps: Path, dataset: str, output: Path | None = None) -> dict[str
     metadata = MetadataCatalog.get(dataset)
     require_labels(dataset, semantic=True, masks=False)
     records = DatasetCatalog.get(dataset)  # some data sets set their classes only here
-    evaluator = _MapEvaluator(dataset, distributed=False, output_dir=output)
+    evaluator = _MapEvaluator(dataset, output_dir=output)
     own = read_classes(maps)
     if own is None:
         raise ValueError(f"--maps {maps}: there is no classes.txt in it or beside it, one name a line")
@@ -126,8 +126,7 @@ def main(argv: list[str] | None = None) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     register_path_datasets([args.dataset])
     metadata = MetadataCatalog.get(args.dataset)
-    with_maps = metadata.get("sem_seg_root") or metadata.get("evaluator_type") == "scenes"
-    if args.dataset not in DatasetCatalog or not with_maps:
+    if args.dataset not in DatasetCatalog or metadata.get("evaluator_type") not in LABEL_MAP_KINDS:
         raise ValueError(f"--dataset {args.dataset} is no data set with label maps")
     scores = score_maps(args.maps, args.dataset, args.output)
     print("  ".join(f"{name} {value:.1f}" for name, value in scores.items()))

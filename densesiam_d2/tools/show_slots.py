@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import build_model
 from PIL import Image
 from torch.nn import functional as F
 
@@ -28,6 +28,7 @@ from densesiam_d2.data.augmentation import ResizeCenterCrop
 from densesiam_d2.engine.segmentor import fill
 from densesiam_d2.engine.setup import load_trained_config
 from densesiam_d2.modeling.meta_arch import SlotCon
+from densesiam_d2.modeling.meta_arch.output import builds
 from densesiam_d2.reporting.pictures import find_records
 from densesiam_d2.reporting.slot_drawing import draw_slots, mark_region
 from densesiam_d2.tools.command_line import check_output_file, tool
@@ -137,9 +138,10 @@ def _draw(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--output {arguments.output} must end like an image, such as slots.png")
     check_output_file("--output", arguments.output)
     cfg = load_trained_config(arguments.config_file, arguments.weights, arguments.opts)
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name not in META_ARCH_REGISTRY or not issubclass(META_ARCH_REGISTRY.get(name), SlotCon):
-        raise ValueError(f"{arguments.config_file} trains {name}, which has no slots; SlotCon has")
+    if not builds(cfg, SlotCon):
+        raise ValueError(
+            f"{arguments.config_file} trains {cfg.MODEL.META_ARCHITECTURE}, which has no slots; SlotCon has"
+        )
     records = find_records(cfg, arguments.input)
     scorer, rows = SlotScorer(cfg), []
     slots, unreadable = best_images(scorer, records, arguments.top, arguments.num)

@@ -218,7 +218,7 @@ def _facts(tar: Path, settings: dict, digest: str) -> dict:
     except ValueError:
         facts = None
     known = isinstance(facts, dict) and facts.keys() >= FACTS
-    if not known or any(isinstance(file, str) for file in facts["unreadable"]):  # strings: of an earlier version
+    if not known:
         raise ValueError(f"{path} does not hold the facts of {tar.name}: delete both, and they are written again")
     if facts["settings"] != settings:
         raise ValueError(f"{tar} was written with {facts['settings']}, not {settings}: name another --output")

@@ -284,6 +284,12 @@ def test_a_folder_that_changed_after_its_index_is_named(photos, tmp_path, caplog
     assert "has changed since" not in caplog.text
 
 
+def test_the_index_of_a_folder_that_is_named_in_a_roundabout_way(photos, tmp_path):
+    (photos / "inner").mkdir(exist_ok=True)
+    assert main([str(photos / "inner" / "..")]) == 0
+    assert (tmp_path / "photos.index" / "index.json").is_file()
+
+
 def test_a_large_folder_is_listed_once(photos, tmp_path):
     index = tmp_path / "out" / "images.index"
 

@@ -200,6 +200,19 @@ def test_12_bit_images_are_warned_of_until_the_white_level_is_set(cfg, tmp_path,
     assert "WHITE_LEVEL" not in caplog.text
 
 
+@pytest.mark.usefixtures("catalog")
+def test_12_bit_images_of_a_detector_are_warned_of(tmp_path, caplog):
+    cfg = make_cfg("VIEW_SIZE", 16)
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = "GeneralizedRCNN", ("deep",)
+    Image.fromarray(np.full((40, 50), 4095, np.uint16)).save(tmp_path / "a.png")
+    annotation = {"bbox": [1, 1, 5, 5], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = {"file_name": str(tmp_path / "a.png"), "height": 40, "width": 50, "annotations": [annotation]}
+    DatasetCatalog.register("deep", lambda: [record])
+    MetadataCatalog.get("deep").thing_classes = ["a"]
+    build_labelled_train_loader(cfg, lambda record: record)
+    assert "INPUT.WHITE_LEVEL 4095" in caplog.text
+
+
 def test_image_files_hold_any_name():
     names = ["a.jpg", "", "图/ü.png", os.fsdecode(b"latin-\xfc.jpg"), "b" * 300]
     files = ImageFiles(names)

@@ -99,12 +99,12 @@ def test_numbers_that_cannot_be_read_are_told(tmp_path, content, problem):
 
 def test_weights_by_date(tmp_path):
     (tmp_path / "log.txt").touch()
-    for seconds, name in enumerate(("model_0000009.pth", "backbone.pkl", "model_best.pth", "other.pth")):
+    for seconds, name in enumerate(("model_0000009.pth", "backbone_best.pkl", "model_best.pth", "other.pth")):
         (tmp_path / name).write_bytes(bytes(2**19))
         os.utime(tmp_path / name, (seconds, seconds))
     (tmp_path / "last_checkpoint").write_text("model_best.pth\n")
     run = RunFiles(tmp_path)
-    assert [path.name for path, _, _ in run.weights] == ["model_0000009.pth", "backbone.pkl", "model_best.pth"]
+    assert [path.name for path, _, _ in run.weights] == ["model_0000009.pth", "backbone_best.pkl", "model_best.pth"]
     assert [size for _, size, _ in run.weights] == [0.5] * 3 and run.newest == "model_best.pth"
 
 

@@ -103,7 +103,7 @@ def test_all_probes_with_fewer_labels(run, capsys):
     scores = [r["linear"]["mIoU"] for r in (first, second)]
     low = table[2].split()
     assert low[:2] == ["random", "4"]
-    assert low[8:11] == [f"{np.mean(scores):.1f}", "+-", f"{np.std(scores, ddof=1):.1f}"]
+    assert low[8:11] == [f"{np.mean(scores):.1f}", "±", f"{np.std(scores, ddof=1):.1f}"]
 
 
 def test_one_probe_alone(run):

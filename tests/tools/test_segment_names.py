@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -282,6 +283,29 @@ def test_scores_by_hand(four_pixels, tmp_path, capsys):
     assert "a.png is missing: segment the folder" in capsys.readouterr().err
     assert score_maps.main([*words, "nothing"]) == 2
     assert "--dataset nothing is no data set" in capsys.readouterr().err
+
+
+def test_maps_of_cityscapes(tmp_path, catalog):
+    """The set has its own kind of evaluator; train id 0 is the road."""
+    image, truth = tmp_path / "leftImg8bit" / "ulm" / "a_leftImg8bit.png", tmp_path / "gtFine" / "ulm" / "a_gtFine"
+    for path in (image, f"{truth}_labelTrainIds.png", f"{truth}_labelIds.png", tmp_path / "maps" / image.name):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((2, 3), np.uint8))
+    Path(f"{truth}_polygons.json").write_text("{}")
+    (tmp_path / "maps" / "classes.txt").write_text("road\n")
+    record = {"file_name": str(image), "sem_seg_file_name": f"{truth}_labelTrainIds.png", "height": 2, "width": 3}
+    DatasetCatalog.register("town", lambda: [record])
+    MetadataCatalog.get("town").set(
+        image_dir=str(tmp_path / "leftImg8bit"),
+        gt_dir=str(tmp_path / "gtFine"),
+        stuff_classes=["road"],
+        ignore_label=255,
+        evaluator_type="cityscapes_sem_seg",
+    )
+    assert (
+        score_maps.main(["--maps", str(tmp_path / "maps"), "--dataset", "town", "--output", str(tmp_path / "s")]) == 0
+    )
+    assert json.loads((tmp_path / "s" / "sem_seg_evaluation.json").read_text())["sem_seg"]["pACC"] == 100
 
 
 def test_maps_of_a_set_with_two_folders_of_images(tmp_path, catalog):

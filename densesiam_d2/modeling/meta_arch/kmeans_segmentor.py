@@ -14,14 +14,13 @@ from densesiam_d2.layers import MiniBatchKMeans, nearest, with_idle
 from densesiam_d2.modeling.backbone import PixelBackbone
 from densesiam_d2.modeling.clustering import random_points
 from densesiam_d2.modeling.meta_arch.segmentor import CellSegmentor
-from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 from densesiam_d2.rules import NOT_NEGATIVE, POSITIVE, Rule
 
 __all__ = ["KMeansSegmentor"]
 
 
 @META_ARCH_REGISTRY.register()
-class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
+class KMeansSegmentor(CellSegmentor):
     """K-means of the cells of all images, by the features of a frozen backbone.
 
     The clustering is done before the first iteration, on the second view of every image. An iteration changes nothing;
@@ -45,7 +44,6 @@ class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
         in_features: Sequence[str],
         stride: int,
         normalize: bool = True,
-        predict_labels: bool = False,
         **kwargs,
     ):
         """Freeze the backbone, and make room for the centroids.
@@ -55,13 +53,11 @@ class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
             in_features: names of the backbone's features to use.
             stride: pixels of the image per cell, to which all features are resized.
             normalize: normalise each feature to length 1 over its channels.
-            predict_labels: return labels instead of logits.
-            kwargs: arguments of :class:`SiameseMetaArch`.
+            kwargs: arguments of :class:`CellSegmentor`.
         """
         super().__init__(**kwargs)
         self.backbone.requires_grad_(False)
         self.in_features, self.cell_stride, self.normalize = list(in_features), stride, normalize
-        self.predict_labels = predict_labels
         strides = [self.backbone.output_shape()[name].stride for name in in_features]
         self._side_of = math.lcm(stride, *strides)  # sides of images are padded to multiples of this
         channels = sum(self.backbone.output_shape()[name].channels for name in in_features)
@@ -104,7 +100,6 @@ class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
             "in_features": cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES,
             "stride": keys.STRIDE,
             "normalize": keys.NORMALIZE,
-            "predict_labels": cfg.TEST.SEM_SEG_OUTPUT == "labels",
         }
 
     def build_hooks(self, cfg: CfgNode) -> list[HookBase]:
@@ -118,7 +113,7 @@ class KMeansSegmentor(CellSegmentor, SiameseMetaArch):
         return self
 
     def preprocess_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Do what :class:`SiameseMetaArch` does, and pad to whole cells, for backbones that need no padding."""
+        """Do what :class:`CellSegmentor` does, and pad to whole cells, for backbones that need no padding."""
         x = super().preprocess_image(image)
         below, right = (-side % self._side_of for side in x.shape[2:])
         # A cell of pixels at the border has the colours of the image; a network gets the padding that it learned with.

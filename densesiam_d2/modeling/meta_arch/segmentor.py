@@ -15,19 +15,30 @@ from densesiam_d2.modeling.meta_arch.siamese import SiameseMetaArch
 __all__ = ["CellSegmentor", "LabelFreeSegmentor"]
 
 
-class CellSegmentor:
+class CellSegmentor(SiameseMetaArch):
     """What label-free segmentors have in common in evaluation: logits of cells, resized to the image.
 
-    A subclass is also a :class:`SiameseMetaArch`.
-
     Attributes:
-        predict_labels: return labels instead of logits.
         cell_stride: pixels of the image per cell.
     """
 
     output = "semantic"
-    predict_labels: bool
     cell_stride: int
+
+    @configurable
+    def __init__(self, *, predict_labels: bool = False, **kwargs):
+        """Store the kind of the result.
+
+        Args:
+            predict_labels: return labels instead of logits.
+            kwargs: arguments of :class:`SiameseMetaArch`.
+        """
+        super().__init__(**kwargs)
+        self.predict_labels = predict_labels
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {**super().from_config(cfg), "predict_labels": cfg.TEST.SEM_SEG_OUTPUT == "labels"}
 
     def cell_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits (1, K, h, w) of the cells of a normalised and padded image (1, 3, H, W)."""
@@ -57,7 +68,7 @@ class CellSegmentor:
         return {"sem_seg": resize_logits(logits[0, :, :height, :width], *size)}
 
 
-class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
+class LabelFreeSegmentor(CellSegmentor):
     """A two-view method that uses the feature map of a decoder, and predicts a cluster for each pixel in evaluation.
 
     The head is a module of SEM_SEG_HEADS_REGISTRY, such as ``PseudoLabelSemSegHead``. It needs ``decode(features)`` ->
@@ -70,17 +81,15 @@ class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
     head_name = ""
 
     @configurable
-    def __init__(self, *, sem_seg_head: nn.Module, predict_labels: bool = False, **kwargs):
+    def __init__(self, *, sem_seg_head: nn.Module, **kwargs):
         """Store the head.
 
         Args:
             sem_seg_head: the head; the class docstring says what it needs.
-            predict_labels: return labels instead of logits.
-            kwargs: arguments of :class:`SiameseMetaArch`.
+            kwargs: arguments of :class:`CellSegmentor`.
         """
         super().__init__(**kwargs)
         self.sem_seg_head = sem_seg_head
-        self.predict_labels = predict_labels
 
     @classmethod
     def problems(cls, cfg: CfgNode) -> list[str]:
@@ -92,11 +101,7 @@ class LabelFreeSegmentor(CellSegmentor, SiameseMetaArch):
     @classmethod
     def from_config(cls, cfg):
         ret = super().from_config(cfg)
-        return {
-            **ret,
-            "sem_seg_head": build_sem_seg_head(cfg, ret["backbone"].output_shape()),
-            "predict_labels": cfg.TEST.SEM_SEG_OUTPUT == "labels",
-        }
+        return {**ret, "sem_seg_head": build_sem_seg_head(cfg, ret["backbone"].output_shape())}
 
     def encode(self, x: torch.Tensor, backbone: nn.Module | None = None) -> torch.Tensor:
         """Return the decoder's map (N, C, h, w) of a view (N, 3, H, W)."""

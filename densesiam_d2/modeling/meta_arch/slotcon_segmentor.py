@@ -1,7 +1,7 @@
 """Unsupervised segmentation by the prototypes of SlotCon (NeurIPS 2022, arXiv 2205.15288)."""
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from densesiam_d2.modeling.meta_arch.segmentor import CellSegmentor
@@ -21,24 +21,9 @@ class SlotConSegmentor(CellSegmentor, SlotCon):
     Source: viz_slots.py in CVMI-Lab/SlotCon for the scores. The code of the paper's segmentation is not released.
     """
 
-    @configurable
-    def __init__(self, *, predict_labels: bool = False, **kwargs):
-        """Store the kind of the result.
-
-        Args:
-            predict_labels: return labels instead of logits.
-            kwargs: arguments of :class:`SlotCon`.
-        """
-        super().__init__(**kwargs)
-        self.predict_labels = predict_labels
-
     @classmethod
     def num_clusters(cls, cfg: CfgNode) -> int:
         return cfg.MODEL.SLOTCON.SLOTS
-
-    @classmethod
-    def from_config(cls, cfg):
-        return {**super().from_config(cfg), "predict_labels": cfg.TEST.SEM_SEG_OUTPUT == "labels"}
 
     @property
     def cell_stride(self) -> int:
