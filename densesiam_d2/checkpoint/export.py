@@ -21,6 +21,7 @@ from densesiam_d2.atomic import atomic_write
 from densesiam_d2.checkpoint.files import SAFETENSORS_KEY
 from densesiam_d2.checkpoint.layouts import Found, recognise
 from densesiam_d2.checkpoint.names import ResNetKind, to_torchvision
+from densesiam_d2.layers import unwrap
 
 __all__ = [
     "TORCHVISION_METADATA",
@@ -65,8 +66,7 @@ def backbone_state(model: nn.Module | Mapping[str, Any]) -> dict[str, np.ndarray
         ValueError: a state dict whose backbone is not one whole ResNet. The backbone of a module may be of any kind; if
             it is not a whole ResNet, its tensors keep their own names.
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = unwrap(model)
     if not isinstance(model, nn.Module):
         return _with_fpn(recognise(model))
     # A model with student and teacher says in ``exports`` which backbone to keep.

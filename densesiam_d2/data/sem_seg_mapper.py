@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,7 +11,8 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, check_image_size
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from densesiam_d2.image_io import WHITE_LEVEL, label_table, read_image, read_label
+from densesiam_d2.image_io import WHITE_LEVEL, label_table, read_image
+from densesiam_d2.labels.class_maps import read_class_map
 from densesiam_d2.labels.foreground import foreground_of
 
 from .augmentation import ResizeCenterCrop
@@ -134,8 +134,17 @@ class SemSegDatasetMapper:
             label = None
         elif label_file is None and annotations is not None:
             label = foreground_of(annotations, *image.shape[:2])
+        elif label_file is None:
+            raise ValueError(f"the dataset has no label map for {dataset_dict['file_name']}")
         else:
-            label = self._read_classes(label_file, dataset_dict["file_name"], image)
+            label = read_class_map(
+                label_file,
+                dataset_dict["file_name"],
+                image.shape[:2],
+                label_map=self.label_map,
+                num_classes=self.num_classes,
+                ignore_label=self.ignore_label,
+            )
 
         aug_input = T.AugInput(image, sem_seg=label)
         self.augmentations(aug_input)
@@ -146,25 +155,6 @@ class SemSegDatasetMapper:
         if self.crops:
             dataset_dict["height"], dataset_dict["width"] = image.shape[:2]
         return dataset_dict
-
-    def _read_classes(self, label_file: str | None, file_name: str, image: np.ndarray) -> np.ndarray:
-        """Read a label map and return classes, (H, W) uint8."""
-        if label_file is None:
-            raise ValueError(f"the dataset has no label map for {file_name}")
-        label = read_label(label_file)
-        if label.shape != image.shape[:2]:
-            raise ValueError(f"{label_file} has {label.shape} pixels, its image {file_name} {image.shape[:2]}")
-        if self.label_map is not None:
-            label = cv2.LUT(label, self.label_map)
-        if self.num_classes is not None:
-            counts = cv2.calcHist([label], [0], None, [256], [0, 256]).reshape(256)
-            wrong = [int(v) for v in np.flatnonzero(counts) if v >= self.num_classes and v != self.ignore_label]
-            if wrong:
-                raise ValueError(
-                    f"{label_file} has the values {wrong[:5]} in {int(counts[wrong].sum())} pixels; classes are 0 to "
-                    f"{self.num_classes - 1}, and {self.ignore_label} does not count"
-                )
-        return label
 
 
 def _build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:

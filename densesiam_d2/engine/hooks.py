@@ -5,16 +5,11 @@ from pathlib import Path
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from torch.nn.parallel import DistributedDataParallel
 
 from densesiam_d2.checkpoint.export import backbone_metadata, backbone_state, save_backbone, save_safetensors
+from densesiam_d2.layers import unwrap
 
 __all__ = ["ExportBackboneHook", "PreciseBNHook", "ProgressHook", "export_backbone"]
-
-
-def unwrap(model):
-    """Return the module inside a DistributedDataParallel wrapper, or the model itself."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 class ProgressHook(HookBase):

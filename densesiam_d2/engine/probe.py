@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 from densesiam_d2.config_checks import ConfigError
 from densesiam_d2.data.order import seeded
-from densesiam_d2.engine.hooks import unwrap
+from densesiam_d2.layers import unwrap
 from densesiam_d2.probe.features import FrozenFeatures, build_random_features
 from densesiam_d2.probe.run import probe
 from densesiam_d2.probe.truth import labelled_pair

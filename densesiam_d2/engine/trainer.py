@@ -39,7 +39,7 @@ from densesiam_d2.data.sem_seg_mapper import SemSegDatasetMapper
 from densesiam_d2.engine.collapse import CollapseMonitor
 from densesiam_d2.engine.early_stop import EarlyStopHook, LeaveLoopHook, StoppedEarly
 from densesiam_d2.engine.exact_resume import ExactResumeHook
-from densesiam_d2.engine.hooks import ExportBackboneHook, PreciseBNHook, ProgressHook, export_backbone, unwrap
+from densesiam_d2.engine.hooks import ExportBackboneHook, PreciseBNHook, ProgressHook, export_backbone
 from densesiam_d2.engine.probe import ProbeHook
 from densesiam_d2.engine.saving import BestCheckpointHook, CheckpointHook, best_period
 from densesiam_d2.engine.setup import record_config, with_cpu_norms
@@ -52,6 +52,7 @@ from densesiam_d2.evaluation.build import build_evaluator
 from densesiam_d2.evaluation.clusters import ClusterSemSegEvaluator
 from densesiam_d2.evaluation.json_scores import write_json
 from densesiam_d2.evaluation.sem_seg import SemSegConfusionEvaluator
+from densesiam_d2.layers import unwrap
 from densesiam_d2.modeling import BASELINES, model_output, trains_on_views
 from densesiam_d2.processes import PREEMPTED
 from densesiam_d2.reporting.evaluation_pictures import write_evaluation_pictures

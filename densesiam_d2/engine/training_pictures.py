@@ -7,9 +7,8 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.evaluator import inference_context
 from torch import nn
 
-from densesiam_d2.engine.hooks import unwrap
 from densesiam_d2.engine.segmentor import labels_of
-from densesiam_d2.layers import apply_color_steps
+from densesiam_d2.layers import apply_color_steps, unwrap
 from densesiam_d2.modeling import model_output, num_label_ids, trains_on_views
 from densesiam_d2.reporting.label_colors import colorize
 from densesiam_d2.reporting.pictures import tile

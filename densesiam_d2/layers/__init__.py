@@ -9,6 +9,7 @@ from densesiam_d2.layers.distributed import (
     mean_over_images,
     shuffle,
     unshuffle,
+    unwrap,
     world_size,
 )
 from densesiam_d2.layers.idle import with_idle
@@ -50,6 +51,7 @@ __all__ = [
     "resized_labels",
     "shuffle",
     "unshuffle",
+    "unwrap",
     "with_idle",
     "world_size",
 ]

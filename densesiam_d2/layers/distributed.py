@@ -2,6 +2,7 @@
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 __all__ = [
     "gather",
@@ -10,6 +11,7 @@ __all__ = [
     "mean_over_images",
     "shuffle",
     "unshuffle",
+    "unwrap",
     "world_size",
 ]
 
@@ -17,6 +19,11 @@ __all__ = [
 def world_size() -> int:
     """Return the number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside a DistributedDataParallel wrapper, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def mean_over_images(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:

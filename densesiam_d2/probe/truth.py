@@ -7,9 +7,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_image_size
 
 from densesiam_d2.data.label_checks import LABEL_MAP_KINDS, require_labels
-from densesiam_d2.evaluation.sem_seg import read_labels
 from densesiam_d2.image_io import label_table, read_image
 from densesiam_d2.labels import IGNORE
+from densesiam_d2.labels.class_maps import read_class_map
 from densesiam_d2.labels.foreground import FOREGROUND_CLASSES, foreground_of
 
 __all__ = ["LabelledImages", "labelled_pair"]
@@ -64,18 +64,15 @@ class LabelledImages(Sequence):
         check_image_size(record, image)
         if not self._semantic:
             return image, foreground_of(record["annotations"], *image.shape[:2])
-        path = record["sem_seg_file_name"]
-        labels = read_labels(path, self._label_map)
-        if labels.shape != image.shape[:2]:
-            raise ValueError(f"{path} has {labels.shape} pixels, its image {record['file_name']} {image.shape[:2]}")
-        ignored = labels == self._ignore_label
-        strays = np.unique(labels[~ignored & (labels >= len(self.classes))])
-        if len(strays):
-            raise ValueError(
-                f"{path} has the values {strays[:5].tolist()}; classes are 0 to {len(self.classes) - 1}, and "
-                f"{self._ignore_label} does not count"
-            )
-        return image, np.where(ignored, IGNORE, labels).astype(np.uint8)
+        labels = read_class_map(
+            record["sem_seg_file_name"],
+            record["file_name"],
+            image.shape[:2],
+            label_map=self._label_map,
+            num_classes=len(self.classes),
+            ignore_label=self._ignore_label,
+        )
+        return image, np.where(labels == self._ignore_label, IGNORE, labels).astype(np.uint8)
 
 
 def labelled_pair(train: str, test: str, *, white_level: int) -> tuple[LabelledImages, LabelledImages]:

@@ -11,6 +11,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from fvcore.common.param_scheduler import LinearParamScheduler, ParamScheduler, PolynomialDecayParamScheduler
 from torch import nn
 
+from densesiam_d2.layers import unwrap
 from densesiam_d2.solver.lars import LARS
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "fuse"]
@@ -75,7 +76,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     With ``SOLVER.FIX_PREDICTOR_LR`` the groups of the modules that the model names in ``fixed_lr_modules``, a tuple of
     prefixes of parameter names such as "dense.predictor", have ``fix_lr`` set.
     """
-    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    model = unwrap(model)
     optimizer = _optimizer(cfg.SOLVER, model)
     fixed = _fixed_parameters(model) if cfg.SOLVER.FIX_PREDICTOR_LR else set()
     if fixed:

@@ -38,7 +38,9 @@ def test_a_value_that_is_no_class_is_named(catalog, tmp_path):
 def test_a_wrong_value_that_the_look_has_not_seen_stops_the_reading(catalog, tmp_path):
     images = LabelledImages(write(tmp_path, [np.array([[0, 1]], np.uint8)]), white_level=65535)
     cv2.imwrite(str(tmp_path / "labels" / "0.png"), np.array([[0, 7]], np.uint8))
-    with pytest.raises(ValueError, match=r"0\.png has the values \[7\]; classes are 0 to 1, and 255 does not count"):
+    with pytest.raises(
+        ValueError, match=r"0\.png has the values \[7\] in 1 pixels; classes are 0 to 1, and 255 does not count"
+    ):
         images[0]
     cv2.imwrite(str(tmp_path / "labels" / "0.png"), np.array([[0, 1, 1]], np.uint8))
     with pytest.raises(ValueError, match=r"0\.png has \(1, 3\) pixels, its image"):
