@@ -192,6 +192,8 @@ def _check_label(image: Image.Image) -> None:
         raise ValueError(f"a label map must not be {image.format}, which changes the numbers; write it as PNG")
     if image.format == "GIF":
         raise ValueError("a label map must not be GIF, whose writers number the colours anew; write it as PNG")
+    if image.getexif().get(0x0112, 1) in range(2, 9):
+        raise ValueError("a label map must be stored upright, without an EXIF orientation, which not all programs read")
     if image.mode not in ("1", "L", "P"):
         raise ValueError(f"a label map needs one 8-bit channel, this file has mode {image.mode}")
 
@@ -369,6 +371,8 @@ def _check_header(image: Image.Image) -> None:
     """Check the format and the size of an image."""
     if image.format not in _FORMATS:
         raise ValueError(f"{image.format} files are not read; convert it to PNG")
+    if image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):
+        raise ValueError("signed integer pixels have no known range; convert the file to unsigned 8 or 16 bit")
     _check_size(*image.size)
 
 

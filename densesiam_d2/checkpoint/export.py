@@ -157,6 +157,10 @@ def is_ours(metadata: Any) -> bool:
     return isinstance(metadata, Mapping) and metadata.keys() >= TORCHVISION_METADATA.keys()
 
 
+def _order(to_rgb: str) -> str:
+    return "RGB" if to_rgb.lower() == "true" else "BGR"
+
+
 def _openmmlab_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the config in a checkpoint of OpenMMLab says about its images; {} for other checkpoints.
 
@@ -169,10 +173,10 @@ def _openmmlab_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     text = str(meta.get("config") or meta.get("cfg") or "") if isinstance(meta, Mapping) else ""
     facts = {}
     for fact, pattern, read in (
-        ("pixel_mean", r"\bmean'?\s*[=:]\s*([\[(][^])]*[])]|[^\s,)}]+)", _numbers),
-        ("pixel_std", r"\bstd'?\s*[=:]\s*([\[(][^])]*[])]|[^\s,)}]+)", _numbers),
-        ("pixel_format", r"\b(?:bgr_)?to_rgb'?\s*[=:]\s*(True|False)", {"True": "RGB", "False": "BGR"}.get),
-        ("stride_in_1x1", r"\bstyle'?\s*[=:]\s*['\"](caffe|pytorch)['\"]", {"caffe": True, "pytorch": False}.get),
+        ("pixel_mean", r"\bmean['\"]?\s*[=:]\s*([\[(][^])]*[])]|[^\s,)}]+)", _numbers),
+        ("pixel_std", r"\bstd['\"]?\s*[=:]\s*([\[(][^])]*[])]|[^\s,)}]+)", _numbers),
+        ("pixel_format", r"\b(?:bgr_)?to_rgb['\"]?\s*[=:]\s*([Tt]rue|[Ff]alse)", _order),
+        ("stride_in_1x1", r"\bstyle['\"]?\s*[=:]\s*['\"](caffe|pytorch)['\"]", {"caffe": True, "pytorch": False}.get),
     ):
         values = [value for value in map(read, re.findall(pattern, text)) if value is not None]
         if any(value != values[0] for value in values):

@@ -92,6 +92,9 @@ def read_checkpoint(path: str | Path, *, foreign: bool = False) -> dict:
         shards = [name for name in left_out if name.endswith(("DTensor", "ShardedTensor"))]
         if shards:
             raise ValueError(f"it holds shards of tensors ({shards[0]}): save the full state dict")
+        packed = [name for name in left_out if name.endswith(("_rebuild_qtensor", "_rebuild_sparse_tensor"))]
+        if packed:
+            raise ValueError(f"it holds quantized or sparse tensors ({packed[0]}): save dense floating-point weights")
         empty = foreign and not tensors_in(content)
     except Exception as error:  # damaged bytes can raise any exception
         raise ValueError(f"cannot read weights from {path}: {_reason(error, path)}") from error
@@ -170,7 +173,7 @@ def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, zipfile.BadZipFile):
         return f"it is damaged: copy or download it again ({text})"
     is_text = start.isascii() and path.suffix != ".safetensors" and not isinstance(error, ValueError)
-    if is_text or text.startswith("invalid load key"):
+    if is_text or text.startswith(("invalid load key", "unregistered extension code")):
         return f"it is no file of torch.save, pickle or safetensors ({_shown(start)})"
     signs = ("truncated", "ran out of input")
     signs += ("incomplete metadata", "header too small", "invalid header length")  # of safetensors

@@ -21,10 +21,9 @@ def kind_of(state: Mapping[str, Any]) -> ResNetKind:
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     flat = next((n for n, shape in shapes.items() if ".norm." not in n and (len(shape) != 4 or 0 in shape)), None)
     if flat:
-        raise ValueError(
-            f"{flat} is {shapes[flat]}, but convolutions have 4 dimensions: this looks like one shard of a model "
-            "(FSDP, ZeRO); save the full state dict"
-        )
+        shard = "this looks like one shard of a model (FSDP, ZeRO); save the full state dict"
+        what = "a network for volumes or videos does not fit" if len(shapes[flat]) > 4 else shard
+        raise ValueError(f"{flat} is {shapes[flat]}, but convolutions have 4 dimensions: {what}")
     stem, first, second = (shapes[f"{n}.weight"] for n in ("stem.conv1", "res2.0.conv1", "res2.0.conv2"))
     if stem[1:] != (3, 7, 7):
         raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 from densesiam_d2.checkpoint.kinds import kind_of
 from densesiam_d2.checkpoint.names import ResNetKind, from_torchvision
 from densesiam_d2.checkpoint.namings import Network, networks_in
-from densesiam_d2.checkpoint.tensors import as_array, bare_name, refuse_quantized, tensors_in
+from densesiam_d2.checkpoint.tensors import as_array, bare_name, refuse_negative_variances, refuse_quantized, tensors_in
 from densesiam_d2.text_lines import listed
 
 __all__ = ["Found", "equal", "exported", "recognise"]
@@ -127,6 +127,7 @@ def recognise(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Found
             f"{broken[0]} holds NaN or infinite values ({len(broken)} of {len(taken)} tensors do): the training "
             "diverged; give a checkpoint from before"
         )
+    refuse_negative_variances({name: value for name, value in tensors.items() if name in taken})
     layout = f"{method}{network.naming} names {_where(network)}"
     logger.info("recognised %s: %s, %d backbone tensors", layout, kind.name, len(state))
     if fpn:

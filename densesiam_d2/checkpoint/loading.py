@@ -260,7 +260,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 for names in (backbone_names(self.model), found.state)
             )
             if wanted and not given and found.torchvision:  # detectron2's FrozenBN would take means of 0
-                raise ValueError("its norms have no running statistics (group norm): set MODEL.RESNETS.NORM GN")
+                raise ValueError(
+                    "its norms have no running statistics: set MODEL.RESNETS.NORM GN for group norm; weights of batch "
+                    "norm were saved without their buffers: save the state_dict()"
+                )
         except ValueError as error:
             self._complain(f"MODEL.WEIGHTS {self._weights_path}: {error}")
             return as_it_is

@@ -11,7 +11,7 @@ from torch import nn
 from densesiam_d2.checkpoint.export import TORCHVISION_METADATA, is_ours, known_metadata
 from densesiam_d2.checkpoint.layouts import equal, exported, recognise
 from densesiam_d2.checkpoint.names import further_blocks, to_torchvision
-from densesiam_d2.checkpoint.tensors import as_array, refuse_quantized, tensors_in
+from densesiam_d2.checkpoint.tensors import as_array, refuse_negative_variances, refuse_quantized, tensors_in
 from densesiam_d2.text_lines import listed
 
 __all__ = ["named_backbone", "under_own_names"]
@@ -85,6 +85,7 @@ def under_own_names(
 def _check(state: Mapping[str, Any], backbone: nn.Module) -> None:
     """Raise ValueError for tensors of another shape, whole numbers, and numbers that are not finite."""
     refuse_quantized(state)
+    refuse_negative_variances(state)
     for name, own in backbone.state_dict().items():
         value = state.get(name, own)
         if tuple(value.shape) != tuple(own.shape):

@@ -8,7 +8,7 @@ import torch
 
 from densesiam_d2.checkpoint.unpickling import Placeholder
 
-__all__ = ["as_array", "bare_name", "is_tensor", "refuse_quantized", "tensors_in"]
+__all__ = ["as_array", "bare_name", "is_tensor", "refuse_negative_variances", "refuse_quantized", "tensors_in"]
 
 # Parts of names that come from wrapping or storing a network (DDP, torch.compile, FSDP, activation checkpointing,
 # DeepSpeed, a whole module in a pickle), not from the network itself.
@@ -37,6 +37,13 @@ def refuse_quantized(tensors: Mapping[str, torch.Tensor | np.ndarray]) -> None:
             raise ValueError(
                 f"{name} is {value.dtype}, so the network is quantized: give weights in floating-point numbers"
             )
+
+
+def refuse_negative_variances(tensors: Mapping[str, torch.Tensor | np.ndarray]) -> None:
+    """Raise ValueError if the running variance of a batch norm is negative."""
+    for name, value in tensors.items():
+        if name.endswith("running_var") and as_array(value).min(initial=0.0) < 0:
+            raise ValueError(f"{name} holds negative variances: the file is damaged; give another")
 
 
 def bare_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -142,8 +143,8 @@ def read_classes(label_root: Path, file: Path | None = None) -> list[str] | None
 
     Raises:
         FileNotFoundError: ``file`` does not exist.
-        ValueError: the file is not UTF-8, is empty, has an empty line before its end, names more than 255 classes, or
-            names a class twice.
+        ValueError: the file is not UTF-8, is empty, is a table, JSON or YAML, has an empty line before its end, names
+            more than 255 classes, or names a class twice.
     """
     if file is None:
         file = next((f for f in (label_root / "classes.txt", label_root.parent / "classes.txt") if f.is_file()), None)
@@ -156,6 +157,8 @@ def read_classes(label_root: Path, file: Path | None = None) -> list[str] | None
         names.pop()
     if not names:
         raise ValueError(f"{file} names no class; write one name a line, the first for pixel value 0")
+    if re.match(r"[#{\[]|.*:$|(names?|id|label|class)[,;\t]", names[0], re.IGNORECASE):
+        raise ValueError(f"{file}: line 1 is {names[0][:60]!r}, no class; write one name a line and nothing else")
     if "" in names:
         raise ValueError(f"{file}: line {names.index('') + 1} is empty; the line number is the pixel value, so name it")
     if len(names) > 255:

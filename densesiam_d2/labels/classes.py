@@ -1,5 +1,6 @@
 """Class names of a model and of a test set."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from densesiam_d2.text_lines import listed
@@ -22,6 +23,9 @@ def class_order(model_classes: Sequence[str], test_classes: Sequence[str]) -> li
         return None
     if sorted(model_classes) != sorted(test_classes):
         only = [[n for n in a if n not in b] for a, b in ((model_classes, test_classes), (test_classes, model_classes))]
+        alike = [{unicodedata.normalize("NFKC", name).strip() for name in names} for names in only]
+        if alike[0] == alike[1]:  # for a reader; spaces or forms of Unicode differ
+            only = [list(map(ascii, names)) for names in only]
         raise ValueError(
             f"{len(model_classes)} classes in training, {len(test_classes)} in the test set; only in training: "
             f"{listed(only[0])}; only in the test set: {listed(only[1])}"

@@ -112,7 +112,10 @@ def _load(path: Path, tally: Tally) -> dict[str, Any]:
     for key in LISTS:
         if not isinstance(content.get(key), list):
             only_these = key == "annotations" and key not in content and "json" not in tally
-            tally.note("no-annotations" if only_these else "json", f"there is no list {key!r}; the keys are {keys}")
+            text = f"there is no list {key!r}; the keys are {keys}"
+            if key in content:
+                text = f"{key!r} is a {type(content[key]).__name__}, not a list"
+            tally.note("no-annotations" if only_these else "json", text)
             content[key] = []
     if any("segments_info" in entry for entry in content["annotations"][:1] if isinstance(entry, Mapping)):
         tally.note("json", "this is a panoptic file: name the file of instances (of COCO, instances_*.json)")
@@ -154,6 +157,9 @@ def _images(entries: list, tally: Tally) -> dict[Any, dict]:
             )
             sizes = [0, 0]
         images[identity] = {**entry, "id": identity, "width": int(sizes[0]), "height": int(sizes[1])}
+    for identity in images:
+        if isinstance(identity, int) and not -(2**63) <= identity < 2**63:
+            tally.note("image-id-large", f"{identity}: {images[identity]['file_name']}")
     kinds = Counter(type(identity).__name__ for identity in images)
     if len(kinds) > 1:
         tally.note("image-id-mixed", ", ".join(f"{count} of type {kind}" for kind, count in kinds.items()))
@@ -208,6 +214,8 @@ def _annotations(
         image = images[entry["image_id"]]
         if not image["width"]:  # not known, which is already a finding
             continue
+        if _is_rotated(entry):
+            tally.note("box-rotated", name)
         annotation = {**entry, "iscrowd": _crowd(entry, name, tally)}
         if masks is not False and not _clean_mask(annotation, name, image, masks is True, tally):
             if masks and _clean_box(annotation, name, image, Tally(COCO_KINDS, "")):
@@ -228,6 +236,13 @@ def _annotations(
             del annotation["keypoints"]
         kept.append(annotation)
     return kept, maskless
+
+
+def _is_rotated(entry: Mapping) -> bool:
+    """Tell whether CVAT wrote a rotated rectangle: its box as if it were upright, and the degrees as an attribute."""
+    attributes = entry.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, Mapping) else None
+    return not entry.get("segmentation") and is_finite(rotation) and rotation % 360 != 0
 
 
 def _are_keypoints(values: Any) -> bool:
@@ -284,7 +299,7 @@ def _crowd(entry: Mapping, name: str, tally: Tally) -> int:
 def _clean_mask(annotation: dict, name: str, image: dict, needed: bool, tally: Tally) -> bool:
     """Check the mask and remove unusable polygons; return whether any mask remains."""
     segmentation, size = annotation.pop("segmentation", None), (image["height"], image["width"])
-    if not segmentation:
+    if not segmentation or segmentation == [[]]:
         if needed:
             tally.note("mask-missing", name)
         return False
@@ -320,12 +335,12 @@ def _covers_no_pixel(polygons: list[list[float]], size: tuple[int, int]) -> bool
 def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
     """Check the box, clip it, or take it from the mask; return whether it is usable."""
     box, width, height = annotation.get("bbox"), image["width"], image["height"]
-    if not box:
-        bounds = mask_bounds(annotation.get("segmentation"), (image["height"], image["width"]))
-        if bounds is None:
-            tally.note("box-type", f"{name}: bbox {box!r}")
-            return False
-        tally.note("box-missing", name)
+    bounds = mask_bounds(annotation.get("segmentation"), (height, width))
+    if not box and bounds is None:
+        tally.note("box-type", f"{name}: bbox {box!r}")
+        return False
+    if bounds is not None and (not box or _is_no_box(box)):
+        tally.note("box-missing", f"{name}: bbox {str(box)[:80]}" if box else name)
         box = [bounds[0], bounds[1], bounds[2] - bounds[0], bounds[3] - bounds[1]]
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         tally.note("box-type", f"{name}: bbox {str(box)[:80]}")
@@ -350,6 +365,12 @@ def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
         x0, y0 = max(x, 0.0), max(y, 0.0)
         annotation["bbox"] = [x0, y0, min(x + w, width) - x0, min(y + h, height) - y0]
     return True
+
+
+def _is_no_box(box: Any) -> bool:
+    """Tell whether a box is four numbers, but has no width or height, or is not finite."""
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+    return numbers and not (all(map(is_finite, box)) and min(box[2:]) > 0)
 
 
 def _area(annotation: Mapping, image: Mapping) -> float:

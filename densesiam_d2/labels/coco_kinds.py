@@ -17,6 +17,10 @@ COCO_KINDS = {
         "warning",
         "images with the file_name of another one: {n}; each is read with its own annotations only: merge them",
     ),
+    "image-id-large": (
+        "error",
+        "image ids of 2 ** 63 and above, which pycocotools confuses: {n}; write smaller ones, or strings",
+    ),
     "image-id-mixed": ("error", "some image ids are numbers, others are strings; use one type"),
     "image-id-type": (
         "error",
@@ -46,7 +50,7 @@ COCO_KINDS = {
         "boxes that several annotations of one image and category have: {n}; was the file joined with itself?",
     ),
     "annotation-twice": ("repaired", "annotations repeated with the same id, box and mask, read once: {n}"),
-    "box-missing": ("repaired", "annotations without bbox, which is taken from the mask: {n}"),
+    "box-missing": ("repaired", "annotations without a usable bbox, which is taken from the mask: {n}"),
     "box-type": ("error", "annotations whose bbox is not four numbers (x, y, width, height): {n}; correct them"),
     "boxes-xyxy": (
         "error",
@@ -68,6 +72,10 @@ COCO_KINDS = {
     "box-empty": ("repaired", "boxes without width or height, annotation left out: {n}"),
     "box-outside": ("repaired", "boxes outside their image, annotation left out: {n}"),
     "box-clipped": ("repaired", "boxes that reach over the border of their image by more than a pixel, clipped: {n}"),
+    "box-rotated": (
+        "warning",
+        "rotated rectangles of CVAT, whose boxes are read as if they stood upright: {n}; export polygons or masks",
+    ),
     "box-mask": (
         "warning",
         "boxes that have less than a quarter in common with the mask of their own annotation: {n}; polygons may be of "

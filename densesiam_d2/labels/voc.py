@@ -67,6 +67,8 @@ def read_voc_xml(path: str | Path) -> dict:
         name = (element.findtext("name") or "").strip()
         if not name:
             raise ValueError(f"{path}: an <object> has no <name>")
+        if len(element.findall("bndbox")) > 1:
+            raise ValueError(f"{path}: the <object> {name} has more than one <bndbox>; give each its own <object>")
         bbox = [_number(element, f"bndbox/{corner}", path) for corner in _CORNERS]
         difficult = (element.findtext("difficult") or "").strip() and _number(element, "difficult", path)
         objects.append({"name": name, "bbox": bbox, "difficult": int(difficult or 0)})

@@ -185,6 +185,14 @@ def _tar(path):
         archive.addfile(tarfile.TarInfo("weights.pth"))
 
 
+def _quantized(path):
+    torch.save({"w": torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)}, path)
+
+
+def _sparse(path):
+    torch.save({"w": torch.eye(4).to_sparse()}, path)
+
+
 def _cut_off(path, new_format=True):
     torch.save({"w": torch.ones(10000)}, path, _use_new_zipfile_serialization=new_format)
     path.write_bytes(path.read_bytes()[:-2000])
@@ -205,6 +213,9 @@ NO_WEIGHTS = {
         _torchscript,
         r"it is a TorchScript archive, which holds code: save its state_dict\(\) and give that",
     ),
+    "quantized": (_quantized, r"it holds quantized or sparse tensors \(.*_rebuild_qtensor\): save dense"),
+    "sparse": (_sparse, r"it holds quantized or sparse tensors \(.*_rebuild_sparse_tensor\): save dense"),
+    "Flax": (b"\x82\xa6params\x81\xa4conv", r"it is no file of torch\.save"),
     "zip": (_zip, r"it is a zip archive, but not of torch\.save: give the file in it"),
     "tar": (_tar, "it is a tar archive: unpack it"),
     "cut off": (_cut_off, "it is cut off: copy or download it again"),
@@ -217,7 +228,7 @@ NO_WEIGHTS = {
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_what_is_no_weight_file_is_said_in_one_line(tmp_path, name, suffix):
     content, message = NO_WEIGHTS[name]
-    if suffix == "safetensors" and (callable(content) or name in ("answer of a server", "yaml")):
+    if suffix == "safetensors" and (callable(content) or name in ("answer of a server", "yaml", "Flax")):
         pytest.skip("the library of the format says that it is none")
     path = tmp_path / f"weights.{suffix}"
     content(path) if callable(content) else path.write_bytes(content)

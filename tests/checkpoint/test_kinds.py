@@ -23,6 +23,12 @@ def test_one_shard_of_a_network_is_refused(shape):
         recognise(state)
 
 
+def test_a_network_for_volumes_is_refused():
+    state = {**RESNET18, "conv1.weight": torch.zeros(64, 3, 7, 7, 7)}
+    with pytest.raises(ValueError, match=r"stem\.conv1\.weight is .*: a network for volumes or videos does not fit"):
+        recognise(state)
+
+
 # By hand from torchvision/models/resnet.py: width_per_group of wide ResNets is 64 * 2, of ResNeXt the d of its name.
 KINDS = {
     "resnet34": ("ResNet-34", (1, 64), ""),

@@ -170,6 +170,10 @@ bbox_coder = dict(target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2
             "style='pytorch', data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395])",
             ("BGR", [103.53, 116.28, 123.675], [57.375, 57.12, 58.395], False),
         ),
+        (  # JSON
+            '"style": "caffe", "mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "bgr_to_rgb": false',
+            ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], True),
+        ),
         ({"style": "caffe", "to_rgb": False}, ("BGR", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True)),
     ],
 )
@@ -244,6 +248,12 @@ def test_what_diverged_is_refused(value):
     broken["layer3.0.conv1.weight"][5, 4, 1, 2] = value
     with pytest.raises(ValueError, match=r"net\.layer3\.0\.conv1\.weight holds NaN or infinite values \(1 of 100 "):
         recognise({"net": prefixed("module.", broken)})
+
+
+def test_negative_variances_are_refused():
+    broken = {**ONLINE, "bn1.running_var": -ONLINE["bn1.running_var"] - 1}
+    with pytest.raises(ValueError, match=r"^bn1\.running_var holds negative variances"):
+        recognise(broken)
 
 
 def test_quantized_weights_are_refused():

@@ -217,7 +217,7 @@ def test_group_norm_does_not_become_batch_norm(tmp_path):
     torch.save(network.state_dict(), tmp_path / "gn.pth")
     cfg = fpn_cfg(18)
     cfg.MODEL.RESNETS.NORM = "FrozenBN"
-    with pytest.raises(ValueError, match=r"no running statistics \(group norm\): set MODEL\.RESNETS\.NORM GN"):
+    with pytest.raises(ValueError, match=r"no running statistics: set MODEL\.RESNETS\.NORM GN"):
         checkpointer(build_model(cfg)).resume_or_load(str(tmp_path / "gn.pth"), resume=False)
     cfg.MODEL.RESNETS.NORM = "GN"
     checkpointer(build_model(cfg)).resume_or_load(str(tmp_path / "gn.pth"), resume=False)

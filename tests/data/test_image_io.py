@@ -252,6 +252,22 @@ def test_labels_keep_their_numbers(tmp_path):
     np.testing.assert_array_equal(read_label(write(tmp_path / "bits.png", bits)), [[0, 0], [1, 1]])
 
 
+def test_labels_with_an_orientation_are_refused(tmp_path):
+    """Pixels of the image are turned, and programs differ in whether they turn a label map."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "l.png", exif=exif)
+    with pytest.raises(ValueError, match=r"l\.png: a label map must be stored upright"):
+        read_label(tmp_path / "l.png")
+
+
+def test_signed_numbers_of_8_bits_are_refused(tmp_path):
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "s.tif", tiffinfo={339: 2})
+    for read in (read_image, read_label):
+        with pytest.raises(ValueError, match=r"s\.tif: signed integer pixels have no known range"):
+            read(tmp_path / "s.tif")
+
+
 @pytest.mark.parametrize(("bits", "values"), [(1, [0, 1]), (2, [0, 1, 2, 3]), (4, [0, 1, 7, 15]), (8, [0, 3, 85, 255])])
 def test_labels_of_few_bits_keep_their_numbers(tmp_path, bits, values):
     size = -(-len(values) * bits // 8)  # bytes

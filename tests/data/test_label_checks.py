@@ -209,6 +209,11 @@ VOC_FAULTS = {
         "xml-unreadable",
         "<bndbox> are in no <object> directly below <annotation>",
     ),
+    "two boxes": (
+        lambda root: replace(first_xml(root), "</bndbox>", "</bndbox><bndbox></bndbox>"),
+        "xml-unreadable",
+        "has more than one <bndbox>",
+    ),
     "no box": (lambda root: replace(first_xml(root), "bndbox", "box"), "xml-unreadable", "bndbox/xmin"),
     "columns": (lambda root: add_column(root / "ImageSets/Main/trainval.txt"), "split", "line 1"),
     "empty split": (lambda root: (root / "ImageSets/Main/trainval.txt").write_text("\n"), "split", "names no image"),

@@ -79,3 +79,14 @@ def test_more_classes_than_a_label_map_can_hold(tmp_path):
     (tmp_path / "classes.txt").write_text("".join(f"{i}\n" for i in range(256)))
     with pytest.raises(ValueError, match=r"classes\.txt names 256 classes; label maps hold 255"):
         read_classes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["# label:color_rgb:parts:actions\nsky\n", "names:\n  0: sky\n", '{"0": "sky"}\n', "name,r,g,b\nsky,1,2,3\n"],
+)
+def test_class_names_of_another_kind_of_file_are_refused(text, tmp_path):
+    """Their first line would be the class 0, and all others would move by one."""
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"classes\.txt: line 1 is .*, no class; write one name a line"):
+        read_classes(tmp_path)

@@ -30,6 +30,7 @@ def test_order():
             ["a"],
             "2 classes in training, 1 in the test set; only in training: b; only in the test set: none",
         ),
+        (["sea", "café "], ["sea", "café"], r"2 .*only in training: 'caf\\xe9 '; only in the test set: 'caf\\xe9'"),
         (["a", "b", "a"], ["a", "a", "b"], "the order differs, but classes go by name, and several are called a"),
     ],
 )

@@ -92,6 +92,10 @@ ODDITIES = {
         lambda c: (c["images"][1].update(id="2"), [a.update(image_id="2") for a in c["annotations"][2:4]]),
         {"image-id-mixed": ("error", 1)},
     ),
+    "image id of 64 bits without a sign": (
+        lambda c: (c["images"][1].update(id=2**63), [a.update(image_id=2**63) for a in c["annotations"][2:4]]),
+        {"image-id-large": ("error", 1)},
+    ),
     "RLE without a pixel": (
         set_one("segmentation", {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}),
         {"mask-no-pixel": ("warning", 1), "box-mask": ("warning", 1), "area-other": ("warning", 1)},
@@ -155,9 +159,9 @@ ODDITIES = {
     "bbox missing": (set_one("bbox", None), {"box-missing": ("repaired", 1)}),
     "bbox of three": (set_one("bbox", [1, 2, 3]), {"box-type": ("error", 1)}),
     "bbox of words": (set_one("bbox", ["a", 1, 2, 3]), {"box-type": ("error", 1)}),
-    "bbox NaN": (set_one("bbox", [NAN, 0, 1, 1]), {"box-not-finite": ("repaired", 1)}),
-    "bbox negative": (set_one("bbox", [50, 40, -40, -30]), {"box-negative": ("repaired", 1)}),
-    "bbox empty": (set_one("bbox", [50, 40, 0, 30]), {"box-empty": ("repaired", 1)}),
+    "bbox NaN": (set_one("bbox", [NAN, 0, 1, 1]), {"box-missing": ("repaired", 1)}),
+    "bbox negative": (set_one("bbox", [50, 40, -40, -30]), {"box-missing": ("repaired", 1)}),
+    "bbox empty": (set_one("bbox", [50, 40, 0, 30]), {"box-missing": ("repaired", 1)}),
     "bbox outside": (set_one("bbox", [5000, 5000, 10, 10]), {"box-outside": ("repaired", 1)}),
     "bbox over the border": (set_one("bbox", [55, 20, 80, 90]), {"box-clipped": ("repaired", 1)}),
     "bbox smaller than its mask": (set_one("bbox", [55, 20, 15, 20]), {"box-mask": ("warning", 1)}),  # IoU 3/14
@@ -174,6 +178,7 @@ ODDITIES = {
     "segmentation missing": (lambda c: c["annotations"][3].pop("segmentation"), {"mask-missing": ("error", 1)}),
     "segmentation null": (set_one("segmentation", None), {"mask-missing": ("error", 1)}),
     "segmentation empty": (set_one("segmentation", []), {"mask-missing": ("error", 1)}),
+    "segmentation of one empty polygon": (set_one("segmentation", [[]]), {"mask-missing": ("error", 1)}),
     "segmentation a string": (set_one("segmentation", "mask.png"), {"mask-type": ("error", 1)}),
     "coordinate NaN": (set_one("segmentation", [[NAN, 20, 90, 20, 90, 60]]), {"mask-nan": ("error", 1)}),
     "coordinate infinite": (set_one("segmentation", [[math.inf, 20, 90, 20, 90, 60]]), {"mask-nan": ("error", 1)}),
@@ -190,7 +195,7 @@ ODDITIES = {
         ),
         {
             "image-size": ("error", 1),
-            "box-not-finite": ("repaired", 1),
+            "box-missing": ("repaired", 1),
             "area": ("repaired", 1),
             "mask-nan": ("error", 1),
         },
@@ -284,6 +289,26 @@ ODDITIES = {
 }
 
 
+BOXES = {  # without masks, from which boxes could be taken
+    "bbox NaN": (set_one("bbox", [NAN, 0, 1, 1]), {"box-not-finite": ("repaired", 1)}),
+    "bbox negative": (set_one("bbox", [50, 40, -40, -30]), {"box-negative": ("repaired", 1)}),
+    "bbox empty": (set_one("bbox", [50, 40, 0, 30]), {"box-empty": ("repaired", 1)}),
+    "rotated rectangle of CVAT": (set_one("attributes", {"rotation": 45.0}), {"box-rotated": ("warning", 1)}),
+    "upright rectangle of CVAT": (set_one("attributes", {"rotation": 0.0}), {}),
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_oddity_of_a_box_is_found(name, tmp_path):
+    change, expected = BOXES[name]
+    content = coco()
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    change(content)
+    _, found = look(content, tmp_path, masks=False)
+    assert found == expected
+
+
 @pytest.mark.parametrize("name", ODDITIES)
 def test_oddity_is_found(name, tmp_path):
     change, expected = ODDITIES[name]
@@ -294,7 +319,7 @@ def test_oddity_is_found(name, tmp_path):
 
 
 def test_every_kind_is_tried():
-    tried = {kind for _, expected in ODDITIES.values() for kind in expected}
+    tried = {kind for _, expected in (*ODDITIES.values(), *BOXES.values()) for kind in expected}
     assert set(COCO_KINDS) - tried == {"annotation-entry"}  # below
 
 
@@ -323,6 +348,7 @@ def test_no_coco_file(text, tmp_path):
             r"this is a panoptic file: name the file of instances",
         ),
         ('{"info": {}}', r"no list 'annotations'; the keys are info\)"),
+        ('{"images": {}, "categories": [], "annotations": []}', r"'images' is a dict, not a list"),
         ("\x1f\x8b\x08", r"this is gzip: unpack it"),
     ],
 )

@@ -43,9 +43,9 @@ def test_errors_and_repairs(tmp_path, capsys):
     assert status == 1
     assert {kind: (f["level"], f["count"]) for kind, f in findings.items()} == {
         "mask-missing": ("error", 1),
-        "box-empty": ("repaired", 20),
+        "box-missing": ("repaired", 20),  # taken from the masks
     }
-    assert len(findings["box-empty"]["examples"]) == 20  # all of them, where a message has three
+    assert len(findings["box-missing"]["examples"]) == 20  # all of them, where a message has three
     assert "error: " in capsys.readouterr().out
     assert check(tmp_path, name, "--boxes")[0] == 0
     assert check(tmp_path, name, "--accept", "mask-missing")[0] == 0
