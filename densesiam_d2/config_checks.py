@@ -165,8 +165,13 @@ def _evaluation(cfg: CfgNode) -> list[str]:
 
 
 def _combinations(cfg: CfgNode) -> list[str]:
-    problems = []
-    test, resnets, ssl = cfg.TEST, cfg.MODEL.RESNETS, cfg.INPUT.SSL
+    """Find values that are right by themselves, but not together."""
+    method = _views(cfg) if trains_on_views(cfg) else _labelled(cfg)
+    return _input_and_backbone(cfg) + _pseudo_labels(cfg) + method + _test(cfg) + _solver(cfg)
+
+
+def _input_and_backbone(cfg: CfgNode) -> list[str]:
+    problems, resnets, ssl = [], cfg.MODEL.RESNETS, cfg.INPUT.SSL
     if ssl.CROP_SCALE_OF != "pixels" and _holds(lambda v: max(v, default=0) > 1, ssl.CROP_SCALE):
         problems.append(f"INPUT.SSL.CROP_SCALE is {ssl.CROP_SCALE!r}; fractions of the {ssl.CROP_SCALE_OF} are <= 1")
     sizes, maps = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.RPN.IN_FEATURES
@@ -192,6 +197,11 @@ def _combinations(cfg: CfgNode) -> list[str]:
             f"MODEL.FPN.IN_FEATURES has {unknown[0]!r}, which is not among MODEL.RESNETS.OUT_FEATURES "
             f"{list(resnets.OUT_FEATURES)}"
         )
+    return problems
+
+
+def _pseudo_labels(cfg: CfgNode) -> list[str]:
+    problems = []
     name, pseudo_label = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.PSEUDO_LABEL
     for key, is_set, unused in (
         ("MERGE_FROM", pseudo_label.MERGE_FROM > 0, 0),
@@ -203,39 +213,46 @@ def _combinations(cfg: CfgNode) -> list[str]:
                 f"MODEL.SEM_SEG_HEAD.PSEUDO_LABEL.{key} is {pseudo_label[key]!r}; only DenseSiamSegmentor reads it: "
                 f"set {unused!r} with {name}"
             )
-    if not trains_on_views(cfg):
-        bare = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith(UNLABELLED_PREFIXES)]
-        if bare:
-            problems.append(f"DATASETS has {bare[0]!r}, without labels; {name} needs labels")
-    if trains_on_views(cfg):
-        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-            problems.append(
-                f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, which needs annotations; pretraining "
-                "has 'TrainingSampler' only"
-            )
-        if cfg.INPUT.FORMAT != "RGB":
-            problems.append(
-                f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; views are RGB: set 'RGB', also in PIXEL_MEAN and PIXEL_STD"
-            )
-        if list(ssl.VIEWS) == ["crop", "same"] and ssl.SAME_FLIP:
-            problems.append(
-                'INPUT.SSL.SAME_FLIP is True; with VIEWS ["crop", "same"] only view 2 is flipped: set False'
-            )
-        if ssl.COLOR_ON_DEVICE and (ssl.COLOR_FIRST or ssl.PATCH_GRID):
-            key = "COLOR_FIRST" if ssl.COLOR_FIRST else "PATCH_GRID"
-            problems.append(
-                f"INPUT.SSL.COLOR_ON_DEVICE is True; {key} needs the changed colours in the worker: set one of them off"
-            )
-        if ssl.PATCH_GRID and ssl.PATCH_GRID * ssl.PATCH_SIZE > ssl.VIEW_SIZE:
-            problems.append(
-                f"INPUT.SSL.PATCH_SIZE is {ssl.PATCH_SIZE}; {ssl.PATCH_GRID} patches side by side do not fit into "
-                f"VIEW_SIZE {ssl.VIEW_SIZE}"
-            )
-        if not cfg.MODEL.SSL.NORM:
-            problems.append("MODEL.SSL.NORM is ''; the heads need a norm, such as 'SyncBN'")
-        if cfg.TEST.PRECISE_BN.ENABLED:
-            problems.append("TEST.PRECISE_BN.ENABLED is True; pretraining keeps its own batch statistics: set False")
-        problems += META_ARCH_REGISTRY.get(name).problems(cfg)
+    return problems
+
+
+def _labelled(cfg: CfgNode) -> list[str]:
+    bare = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith(UNLABELLED_PREFIXES)]
+    return [f"DATASETS has {bare[0]!r}, without labels; {cfg.MODEL.META_ARCHITECTURE} needs labels"] if bare else []
+
+
+def _views(cfg: CfgNode) -> list[str]:
+    problems, ssl = [], cfg.INPUT.SSL
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        problems.append(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, which needs annotations; pretraining "
+            "has 'TrainingSampler' only"
+        )
+    if cfg.INPUT.FORMAT != "RGB":
+        problems.append(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; views are RGB: set 'RGB', also in PIXEL_MEAN and PIXEL_STD"
+        )
+    if list(ssl.VIEWS) == ["crop", "same"] and ssl.SAME_FLIP:
+        problems.append('INPUT.SSL.SAME_FLIP is True; with VIEWS ["crop", "same"] only view 2 is flipped: set False')
+    if ssl.COLOR_ON_DEVICE and (ssl.COLOR_FIRST or ssl.PATCH_GRID):
+        key = "COLOR_FIRST" if ssl.COLOR_FIRST else "PATCH_GRID"
+        problems.append(
+            f"INPUT.SSL.COLOR_ON_DEVICE is True; {key} needs the changed colours in the worker: set one of them off"
+        )
+    if ssl.PATCH_GRID and ssl.PATCH_GRID * ssl.PATCH_SIZE > ssl.VIEW_SIZE:
+        problems.append(
+            f"INPUT.SSL.PATCH_SIZE is {ssl.PATCH_SIZE}; {ssl.PATCH_GRID} patches side by side do not fit into "
+            f"VIEW_SIZE {ssl.VIEW_SIZE}"
+        )
+    if not cfg.MODEL.SSL.NORM:
+        problems.append("MODEL.SSL.NORM is ''; the heads need a norm, such as 'SyncBN'")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        problems.append("TEST.PRECISE_BN.ENABLED is True; pretraining keeps its own batch statistics: set False")
+    return problems + META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).problems(cfg)
+
+
+def _test(cfg: CfgNode) -> list[str]:
+    problems, test, name = [], cfg.TEST, cfg.MODEL.META_ARCHITECTURE
     if model_output(cfg) == "features" and cfg.DATASETS.TEST:
         problems.append(
             f"DATASETS.TEST is {cfg.DATASETS.TEST}; {name} predicts nothing to score: set it to "
@@ -262,7 +279,11 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems.append(f"TEST.SLIDE_WINDOW is {test.SLIDE_WINDOW}; only SlidingSemanticSegmentor reads it: set 0")
     if test.SLIDE_WINDOW and not 0 < test.SLIDE_STRIDE <= test.SLIDE_WINDOW:
         problems.append(f"TEST.SLIDE_STRIDE is {test.SLIDE_STRIDE}; it must be 1 to SLIDE_WINDOW, {test.SLIDE_WINDOW}")
-    solver = cfg.SOLVER
+    return problems
+
+
+def _solver(cfg: CfgNode) -> list[str]:
+    problems, solver = [], cfg.SOLVER
     fractions = [step for step in solver.STEPS if _holds(lambda v: 0 < v < 1, step)]
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.EPOCHS > 0 and len(fractions) < len(solver.STEPS):
         problems.append(f"SOLVER.STEPS is {solver.STEPS}; with SOLVER.EPOCHS they are shares of training in (0, 1)")
@@ -274,8 +295,8 @@ def _combinations(cfg: CfgNode) -> list[str]:
         problems.append(f"SOLVER.NESTEROV is True; {solver.OPTIMIZER} has no such momentum")
     if solver.NESTEROV and not solver.MOMENTUM:
         problems.append("SOLVER.NESTEROV is True; it needs SOLVER.MOMENTUM above 0")
-    if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
-        problems.append(f"SOLVER.BASE_LR_END is {cfg.SOLVER.BASE_LR_END}, above BASE_LR {cfg.SOLVER.BASE_LR}")
+    if solver.BASE_LR_END > solver.BASE_LR:
+        problems.append(f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}, above BASE_LR {solver.BASE_LR}")
     return problems
 
 
