@@ -150,13 +150,17 @@ class ClusteringHook(HookBase):
                         kmeans.fit(together, points.shape[1])
             due = number == num or (number >= first and time.monotonic() - saved > self.save_seconds)
             if due and comm.is_main_process():
-                state = {"batches": number, "kmeans": [kmeans.state_dict() for kmeans in found.values()]}
-                with atomic_write(path) as file:
-                    buffers = dict(model.named_buffers())
-                    torch.save({"fingerprint": self._fingerprint, "buffers": buffers, **state}, file)
+                self._save(path, number, list(found.values()))
                 saved = time.monotonic()
         for (view, i), kmeans in found.items():
             clusterings[i].weight[view].copy_(kmeans.centroids)
+
+    def _save(self, path: Path, num_batches: int, found: list[MiniBatchKMeans]) -> None:
+        """Save the clusterings of a number of batches, from which :meth:`_cluster` goes on."""
+        state = {"batches": num_batches, "kmeans": [kmeans.state_dict() for kmeans in found]}
+        buffers = dict(self._model.named_buffers())
+        with atomic_write(path) as file:
+            torch.save({"fingerprint": self._fingerprint, "buffers": buffers, **state}, file)
 
     def _label(self) -> None:
         """Label the positions of this process, in evaluation mode."""

@@ -95,34 +95,12 @@ def _check(args: argparse.Namespace) -> bool:
     """Run all checks, write the files, and tell whether nothing is wrong."""
     if args.workers < 1 or not 0 < args.timeout < math.inf:
         raise ValueError(f"--workers {args.workers} and --timeout {args.timeout} must be positive and finite")
-    outputs = {}
-    for option in ("--report", "--list", "--write-manifest"):
-        if path := getattr(args, option.strip("-").replace("-", "_")):
-            check_output_file(option, path)
-            if (other := outputs.setdefault(path.resolve(), option)) != option:
-                raise ValueError(f"{other} and {option} both name {path}: give two files")
+    _check_outputs(args)
     with_checksums = bool(args.manifest or args.write_manifest)
     if with_checksums and len(args.sources) > 1:
         raise ValueError("paths in a manifest are relative to one folder: give one source")
     manifest = _read_manifest(args.manifest) if args.manifest else None
-    skipped, records, labels = Counter(), {}, []
-    for source in args.sources:
-        register_path_datasets([source])
-        metadata = MetadataCatalog.get(source) if source in DatasetCatalog else None
-        if metadata and metadata.get("image_roots") and not metadata.get("sem_seg_root"):  # ImageNet, and such
-            found = _absolute(record["file_name"] for record in DatasetCatalog.get(source))
-            root = _common_folder(found)
-        elif metadata and not source.startswith(UNLABELLED_PREFIXES):
-            labels.append(_look_at_labels(source, args))
-            found = _absolute(labels[-1].images)
-            root = metadata.get("image_root") or _common_folder(found)
-        else:
-            root, found = _find_images(source, skipped)
-        for record in found:
-            key = record["file_name"], record.get("file_part")  # tar files may hold a name twice
-            if key in records:
-                skipped["named again"] += 1
-            records[key] = record
+    root, records, labels, skipped = _gather(args)
     paths = [path for path, _ in records]
     if with_checksums and (twice := [path for path, number in Counter(paths).items() if number > 1]):
         raise ValueError(f"{twice[0]} stands twice in its tar file; a manifest cannot tell such images apart")
@@ -154,6 +132,44 @@ def _check(args: argparse.Namespace) -> bool:
     differences = report.get("manifest", {"missing": [], "changed": []})
     wrong_labels = any(labelled.findings.of("error") for labelled in labels)
     return not (report["unreadable"] or differences["missing"] or differences["changed"] or wrong_labels)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Check that the files to write can be written, and differ."""
+    outputs = {}
+    for option in ("--report", "--list", "--write-manifest"):
+        if path := getattr(args, option.strip("-").replace("-", "_")):
+            check_output_file(option, path)
+            if (other := outputs.setdefault(path.resolve(), option)) != option:
+                raise ValueError(f"{other} and {option} both name {path}: give two files")
+
+
+def _gather(args: argparse.Namespace) -> tuple[str, dict[tuple, dict], list[LabelledSet], Counter]:
+    """Find the images of all sources, and check the labels of those that have some.
+
+    Returns:
+        The folder of the last source's images, for a manifest; (file name, part of a tar file) -> record of each image;
+        the sets with labels; how many files were skipped, by ending.
+    """
+    skipped, records, labels = Counter(), {}, []
+    for source in args.sources:
+        register_path_datasets([source])
+        metadata = MetadataCatalog.get(source) if source in DatasetCatalog else None
+        if metadata and metadata.get("image_roots") and not metadata.get("sem_seg_root"):  # ImageNet, and such
+            found = _absolute(record["file_name"] for record in DatasetCatalog.get(source))
+            root = _common_folder(found)
+        elif metadata and not source.startswith(UNLABELLED_PREFIXES):
+            labels.append(_look_at_labels(source, args))
+            found = _absolute(labels[-1].images)
+            root = metadata.get("image_root") or _common_folder(found)
+        else:
+            root, found = _find_images(source, skipped)
+        for record in found:
+            key = record["file_name"], record.get("file_part")  # tar files may hold a name twice
+            if key in records:
+                skipped["named again"] += 1
+            records[key] = record
+    return root, records, labels, skipped
 
 
 def _absolute(paths: Iterable[str]) -> list[dict]:
