@@ -29,7 +29,7 @@ from densesiam_d2.checkpoint.layouts import exported, recognise
 from densesiam_d2.checkpoint.names import further_blocks
 from densesiam_d2.checkpoint.own_names import named_backbone, under_own_names
 from densesiam_d2.checkpoint.resuming import TAG, newest_valid, own_checkpoints
-from densesiam_d2.checkpoint.tensors import bare_name, is_tensor, refuse_quantized
+from densesiam_d2.checkpoint.tensors import as_array, bare_name, is_tensor, refuse_quantized
 from densesiam_d2.text_lines import listed
 
 __all__ = ["CheckedCheckpointer", "WeightsError"]
@@ -281,7 +281,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
             return super()._load_model(checkpoint)
         state = {name: tuple(value.shape) for name, value in checkpoint["model"].items()}
         metadata = checkpoint.get("metadata")
-        self._check_metadata(metadata or {})
+        self._check_metadata(_statistics_of_images(checkpoint["model"]) | dict(metadata or {}))
         if checkpoint.get("matching_heuristics") and hasattr(self.model, "exports"):
             self._match_backbone(checkpoint)
         try:
@@ -358,6 +358,12 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if self._strict:
             raise WeightsError(f"{message} (MODEL.WEIGHTS_STRICT False makes this a warning)")
         logger.warning(message)
+
+
+def _statistics_of_images(state: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the mean and deviation of images that models of early versions of detectron2 saved with their weights."""
+    found = {name: as_array(state[name]).ravel().tolist() for name in ("pixel_mean", "pixel_std") if name in state}
+    return {name: values for name, values in found.items() if len(values) == 3}
 
 
 def _is_caffe2(content: Mapping[str, Any]) -> bool:

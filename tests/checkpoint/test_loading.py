@@ -398,6 +398,19 @@ def test_a_deeper_network_is_refused_although_it_fills_everything(tmp_path):
         checkpointer(fpn_detector(18, seed=1)).resume_or_load(str(path), resume=False)
 
 
+@pytest.mark.parametrize("array", [torch.tensor, np.array])
+def test_statistics_of_images_beside_the_weights_are_compared(array, tmp_path, logged):
+    """As models of early versions of detectron2 saved them: blue, green, red."""
+    model, path = fpn_detector(18, seed=1), tmp_path / "old.pth"
+    mean = array([[[103.53]], [[116.28]], [[123.675]]])
+    torch.save({"model": {**model.state_dict(), "pixel_mean": mean}}, path)
+    with pytest.raises(WeightsError, match=r"pixel_mean is \[103\.5\d*, .* but MODEL\.PIXEL_MEAN is \[123\.675"):
+        checkpointer(model, fpn_cfg(18)).resume_or_load(str(path), resume=False)
+    cfg = fpn_cfg(18)
+    cfg.MODEL.PIXEL_MEAN = [103.53, 116.28, 123.675]
+    checkpointer(model, cfg).resume_or_load(str(path), resume=False)
+
+
 def test_weights_that_say_nothing_of_their_images_are_told(tmp_path, logged):
     path = tmp_path / "zoo.pkl"
     model = fpn_detector(18, seed=1)
