@@ -48,7 +48,8 @@ def test_sets_that_detectron2_registered_are_repaired_too(tmp_path):
         DatasetCatalog.get("theirs")
     adopt_coco("theirs")
     annotations = [a for record in DatasetCatalog.get("theirs") for a in record["annotations"]]
-    assert len(annotations) == 5 and annotations[0]["iscrowd"] == 0
+    assert annotations[0]["bbox"] == [10, 10, 40, 30]  # from its mask
+    assert len(annotations) == 6 and annotations[1]["iscrowd"] == 0
 
 
 def test_other_peoples_loaders_are_left_alone():
