@@ -158,7 +158,7 @@ def _images(entries: list, tally: Tally) -> dict[Any, dict]:
             sizes = [0, 0]
         images[identity] = {**entry, "id": identity, "width": int(sizes[0]), "height": int(sizes[1])}
     for identity in images:
-        if isinstance(identity, int) and not -(2**63) <= identity < 2**63:
+        if isinstance(identity, int) and 2**63 <= identity < 2**64:  # NumPy makes float64 of them and smaller ones
             tally.note("image-id-large", f"{identity}: {images[identity]['file_name']}")
     kinds = Counter(type(identity).__name__ for identity in images)
     if len(kinds) > 1:
@@ -335,13 +335,11 @@ def _covers_no_pixel(polygons: list[list[float]], size: tuple[int, int]) -> bool
 def _clean_box(annotation: dict, name: str, image: dict, tally: Tally) -> bool:
     """Check the box, clip it, or take it from the mask; return whether it is usable."""
     box, width, height = annotation.get("bbox"), image["width"], image["height"]
-    bounds = mask_bounds(annotation.get("segmentation"), (height, width))
-    if not box and bounds is None:
-        tally.note("box-type", f"{name}: bbox {box!r}")
-        return False
-    if bounds is not None and (not box or _is_no_box(box)):
-        tally.note("box-missing", f"{name}: bbox {str(box)[:80]}" if box else name)
-        box = [bounds[0], bounds[1], bounds[2] - bounds[0], bounds[3] - bounds[1]]
+    if not box or _is_no_box(box):
+        bounds = mask_bounds(annotation.get("segmentation"), (height, width))
+        if bounds is not None:
+            tally.note("box-missing", f"{name}: bbox {str(box)[:80]}" if box else name)
+            box = [bounds[0], bounds[1], bounds[2] - bounds[0], bounds[3] - bounds[1]]
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         tally.note("box-type", f"{name}: bbox {str(box)[:80]}")
         return False

@@ -19,7 +19,7 @@ COCO_KINDS = {
     ),
     "image-id-large": (
         "error",
-        "image ids of 2 ** 63 and above, which pycocotools confuses: {n}; write smaller ones, or strings",
+        "image ids from 2 ** 63 to 2 ** 64 - 1, which pycocotools confuses: {n}; write smaller ones, or strings",
     ),
     "image-id-mixed": ("error", "some image ids are numbers, others are strings; use one type"),
     "image-id-type": (
