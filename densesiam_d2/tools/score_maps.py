@@ -126,7 +126,8 @@ def main(argv: list[str] | None = None) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     register_path_datasets([args.dataset])
     metadata = MetadataCatalog.get(args.dataset)
-    if args.dataset not in DatasetCatalog or metadata.get("evaluator_type") not in LABEL_MAP_KINDS:
+    with_maps = metadata.get("sem_seg_root") or metadata.get("evaluator_type") in LABEL_MAP_KINDS
+    if args.dataset not in DatasetCatalog or not with_maps:
         raise ValueError(f"--dataset {args.dataset} is no data set with label maps")
     scores = score_maps(args.maps, args.dataset, args.output)
     print("  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
